@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from mlops.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FORMS = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
 MISTAKES = (
     sqlite3.InterfaceError,
@@ -79,11 +79,19 @@ feedback = Table(
     Column("audit", Boolean, nullable=False),  # the row was drawn for a label
     Column("times", Integer, nullable=False, default=1),  # how often this label was given for this row
     Column("reviewed", Double),  # when an administrator decided; Unix seconds
-    Column("used_run_id", Text),  # the training that used it, and the version that came out
-    Column("used_version", Text),
+    Column("used_run_id", Text),  # the training that used it; of an accepted label: that has claimed it
+    Column("used_version", Text),  # the version that came out
+    Column("token", Text),  # the name of the token that it came with; null: the server was open
     Index("feedback_of_prediction", "prediction_id", "row"),
     Index("feedback_in_state", "state", "id"),
     sqlite_autoincrement=True,  # an id is never given twice: trainings record them
+)
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("until", Double, nullable=False),  # Unix seconds, by the clock of the database
 )
 # Floating point numbers do not shrink; PostgreSQL would try.
 sa.event.listen(
@@ -236,6 +244,8 @@ class Database:
                     if not sa.inspect(connection).has_table("schema_version"):
                         self._create(connection)
                     found = connection.execute(sa.select(schema_version.c.version)).scalar_one()
+                    if found == 1:
+                        found = self._upgrade(connection)
                 if found != SCHEMA_VERSION:
                     raise StoreError(f"its tables are of version {found}, this code knows {SCHEMA_VERSION}")
                 self._ready = True
@@ -247,13 +257,34 @@ class Database:
     def _create(self, connection: sa.Connection) -> None:
         if self.is_sqlite:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7238041950)")
+        self._take_turns(connection)
         if not sa.inspect(connection).has_table("schema_version"):
             metadata.create_all(connection)
             connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
         connection.commit()
+
+    def _upgrade(self, connection: sa.Connection) -> int:
+        """From version 1, which had no tokens and no leases."""
+        connection.rollback()
+        self._take_turns(connection)
+        found = connection.execute(sa.select(schema_version.c.version)).scalar_one()
+        if found == 1:
+            connection.exec_driver_sql("ALTER TABLE feedback ADD COLUMN token TEXT")
+            leases.create(connection)
+            connection.execute(sa.update(schema_version).values(version=SCHEMA_VERSION))
+        connection.commit()
+        return SCHEMA_VERSION
+
+    def _take_turns(self, connection: sa.Connection) -> None:
+        """Begin a transaction that no other process changes the tables beside."""
+        lock = "BEGIN IMMEDIATE" if self.is_sqlite else "SELECT pg_advisory_xact_lock(7238041950)"
+        connection.exec_driver_sql(lock)
+
+    def now(self, connection: sa.Connection) -> float:
+        """Unix seconds by the one clock that all who share this database see."""
+        if self.is_sqlite:
+            return time.time()
+        return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
 
     def excess(self, connection: sa.Connection, limit: float) -> float:
         """Bytes by which the predictions are above `limit`, 0 below it; room that deleted rows left does not count."""

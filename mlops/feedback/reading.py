@@ -15,6 +15,9 @@ import sqlalchemy as sa
 from mlops.feedback.database import feedback, layouts, predictions
 
 CHUNK = 5_000  # predictions
+GIVEN = (
+    "source", "token", "state", "used_run_id", "used_version", "is_correction", "audit", "audit_share", "sample",
+)  # fmt: skip
 ABOUT_LABEL = ["label", "label_state", "is_correction"]
 
 decode = msgspec.json.Decoder().decode
@@ -24,13 +27,13 @@ decode = msgspec.json.Decoder().decode
 class Labelled:
     """n labels with what they belong to; the three share their index.
 
-    `about`: feedback_id, prediction_id, time (of the label, UTC), source, is_correction, audit, audit_share, sample,
-    prediction, model_version.
+    `about`: feedback_id, prediction_id, time (of the label, UTC), source, token, state, used_run_id, used_version,
+    is_correction, audit, audit_share, sample, prediction, model_version.
     """
 
     inputs: pd.DataFrame  # (n, d) as the model's signature names them; redacted columns are missing values
     labels: pd.Series  # (n,)
-    about: pd.DataFrame  # (n, 10)
+    about: pd.DataFrame  # (n, 14)
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,16 @@ def inputs_of_row(prediction: Mapping[Any, Any], row: int) -> dict[str, Any]:
     return dict(zip(columns, decode(prediction["inputs"])[row], strict=True))
 
 
-def accepted(connection: sa.Connection, name: str) -> Labelled:
-    """See Store.accepted."""
+def labelled(connection: sa.Connection, name: str, states: Sequence[str]) -> Labelled:
+    """See Store.labelled."""
     fields = [
         feedback.c.id.label("feedback_id"), feedback.c.prediction_id.label("request"), feedback.c.row, feedback.c.time,
-        feedback.c.source, feedback.c.is_correction, feedback.c.audit, feedback.c.label, predictions.c.audit_share,
-        predictions.c.sample, predictions.c.model_version, predictions.c.n_rows, predictions.c.layout,
+        feedback.c.source, feedback.c.token, feedback.c.state, feedback.c.used_run_id, feedback.c.used_version,
+        feedback.c.is_correction, feedback.c.audit, feedback.c.label, predictions.c.audit_share, predictions.c.sample,
+        predictions.c.model_version, predictions.c.n_rows, predictions.c.layout,
     ]  # fmt: skip
     query = sa.select(*fields).join_from(feedback, predictions).order_by(feedback.c.id)
-    mine = (predictions.c.registered_model_name == name) & (feedback.c.state == "accepted")
+    mine = (predictions.c.registered_model_name == name) & feedback.c.state.in_(states)
     found = connection.execute(query.where(mine)).all()
     rows_of = defaultdict(list)  # request -> [(position, row)]
     for position, one in enumerate(found):
@@ -90,10 +94,7 @@ def accepted(connection: sa.Connection, name: str) -> Labelled:
             "feedback_id": [one.feedback_id for one in found],
             "prediction_id": [one.request if one.n_rows == 1 else f"{one.request}.{one.row}" for one in found],
             "time": pd.to_datetime([one.time for one in found], unit="s", utc=True),
-            **{
-                key: [getattr(one, key) for one in found]
-                for key in ("source", "is_correction", "audit", "audit_share", "sample")
-            },
+            **{key: [getattr(one, key) for one in found] for key in GIVEN},
             "prediction": pd.Series(predicted, dtype=None if found else object),
             "model_version": [one.model_version for one in found],
         }

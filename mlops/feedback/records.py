@@ -33,6 +33,7 @@ class Feedback(NamedTuple):
     label: Any  # text, number or boolean
     source: str | None = None
     comment: str | None = None
+    token: str | None = None  # the name of the token that it came with; whoever gives it cannot choose this
 
 
 class Outcome(NamedTuple):

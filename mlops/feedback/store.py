@@ -152,7 +152,7 @@ class Store:
         else:
             connection.execute(
                 sa.insert(feedback).values(
-                    prediction_id=request, row=index, label=text, source=clean(item.source), comment=clean(item.comment),
+                    prediction_id=request, row=index, label=text, source=clean(item.source), comment=clean(item.comment), token=clean(item.token),
                     given=None if dumps(item.label) == text else dumps(item.label), time=time.time(), state=state,
                     reason=reason, is_correction=not same(label, outputs[index]), audit=index in audit,
                 )
@@ -268,8 +268,12 @@ class Store:
 
     def accepted(self, name: str) -> reading.Labelled:
         """The accepted labels of a registered model that no training used yet, in the order in which they came."""
+        return self.labelled(name, "accepted")
+
+    def labelled(self, name: str, *states: str) -> reading.Labelled:
+        """The labels of a registered model in these states, in the order in which they came."""
         with self.database.read() as connection:
-            return reading.accepted(connection, name)
+            return reading.labelled(connection, name, states)
 
     def window(self, name: str, since: float, until: float) -> reading.Window:
         """The predictions of a registered model from `since` to before `until` (Unix seconds), in order of time."""

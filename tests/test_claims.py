@@ -1,0 +1,140 @@
+"""Turns, and claims on labels: the same on SQLite and on PostgreSQL, between real processes."""
+
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from conftest import ROOT, environment
+from postgres import Postgres, postgres_server
+from test_feedback import give, predict
+
+from mlops.errors import UserError
+from mlops.feedback import Store
+from mlops.feedback.claims import Lease, claim, claims, give_back, turn, use
+from mlops.feedback.database import leases
+
+NAME = "digits"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/feedback.db"
+    return request.getfixturevalue("postgres").create()
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    made = Store(url, timeout=3)
+    yield made
+    made.close()
+
+
+HOLD = """
+import sys, time
+from mlops.feedback import Store
+from mlops.feedback.claims import turn
+with turn(Store(sys.argv[1]), "digits", 2) as lease:
+    print(lease if isinstance(lease, str) else "mine", flush=True)
+    sys.stdin.read()
+"""
+
+
+def other(url: str) -> subprocess.Popen[str]:
+    """A process that takes the turn and keeps it until its input ends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, url], cwd=ROOT, env=environment(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_one_process_at_a_time(store: Store, url: str):
+    process = other(url)
+    assert process.stdout.readline() == "mine\n"
+    time.sleep(2.5)  # longer than the lease lasts without being renewed
+    with turn(store, "digits") as lease:
+        assert isinstance(lease, str) and str(process.pid) in lease
+    with turn(store, "another") as lease:
+        assert isinstance(lease, Lease)
+    process.communicate("")
+    with turn(store, "digits") as lease:
+        assert isinstance(lease, Lease)
+
+
+def test_nobody_waits_for_a_process_that_was_killed(store: Store, url: str):
+    process = other(url)
+    assert process.stdout.readline() == "mine\n"
+    process.kill()
+    process.wait()
+    with turn(store, "digits") as lease:
+        assert isinstance(lease, Lease)
+
+
+def test_a_process_of_another_machine_is_waited_for_until_its_lease_ends(store: Store):
+    with store.database.write(durable=True) as connection:
+        until = store.database.now(connection) + 0.6
+        connection.execute(leases.insert().values(name="digits", holder="far machine 1 ab", until=until))
+    with turn(store, "digits") as lease:
+        assert lease == "process 1 on far"
+    time.sleep(0.7)
+    with turn(store, "digits") as lease:
+        assert isinstance(lease, Lease)
+
+
+def test_who_lost_the_turn_changes_nothing(store: Store):
+    (row,) = predict(store, [1])
+    give(store, row, 2)
+    (ident,) = store.accepted(NAME).about["feedback_id"]
+    with turn(store, "digits") as lease:
+        assert claim(lease, [ident], "run") == [ident]
+        with store.database.write(durable=True) as connection:  # as if this machine had slept
+            connection.execute(sa.update(leases).values(holder="far machine 1 ab"))
+        with pytest.raises(UserError, match="took its turn"):
+            use(lease, "run", "2")
+    assert store.accepted(NAME).about["feedback_id"].tolist() == [ident]
+
+
+def test_claims_become_use_or_are_given_back(store: Store):
+    rows = predict(store, [1, 2, 3])
+    for row in rows:
+        give(store, row, 0)
+    first, second, third = store.accepted(NAME).about["feedback_id"]
+    with turn(store, "digits") as lease:
+        assert claim(lease, [first, second], "one") == [first, second]
+        assert claim(lease, [first, third], "two") == [third]  # what is claimed is nobody else's
+        assert sorted(claims(store, NAME)) == ["one", "two"] and claims(store, "another") == []
+        give_back(lease, "two")
+        store.review(rows[1], accept=False)  # an administrator may still say no
+        use(lease, "one", "7")
+    about = store.labelled(NAME, "accepted", "used", "rejected").about.set_index("feedback_id")
+    assert about["state"].to_dict() == {first: "used", second: "rejected", third: "accepted"}
+    assert about.loc[first, ["used_run_id", "used_version"]].tolist() == ["one", "7"]
+    assert about["used_run_id"].isna().to_dict() == {first: False, second: False, third: True}
+    assert claims(store, NAME) == []
+
+
+def test_tables_of_the_first_version_are_brought_up_to_date(tmp_path: Path):
+    path = tmp_path / "feedback.db"
+    before = Store(f"sqlite:///{path}")
+    (row,) = predict(before, [1])
+    give(before, row, 2)
+    before.close()
+    with sqlite3.connect(path) as connection:
+        connection.executescript(
+            "ALTER TABLE feedback DROP COLUMN token; DROP TABLE leases; UPDATE schema_version SET version = 1"
+        )
+    store = Store(f"sqlite:///{path}")
+    assert store.accepted(NAME).about["token"].isna().tolist() == [True]
+    with turn(store, "digits") as lease:
+        assert isinstance(lease, Lease)
