@@ -28,6 +28,15 @@ def hash_rows(frame: pd.DataFrame) -> np.ndarray:
     return rows
 
 
+def hash_present(frame: pd.DataFrame) -> np.ndarray:
+    """(n,) uint64: as `hash_rows`, but of the values that are there: a column that comes later, empty, changes nothing."""
+    rows = np.zeros(len(frame), np.uint64)
+    for column in sorted(frame.columns):
+        name = int.from_bytes(hashlib.blake2b(str(column).encode(), digest_size=8).digest())
+        rows = np.where(frame[column].isna(), rows, _mix(rows ^ _bits(frame[column]) ^ np.uint64(name)))
+    return rows
+
+
 def hash_split(rows: np.ndarray, *, val: float, test: float, seed: int) -> np.ndarray:
     """(n,) of "train", "val" and "test" for (n,) hashes, each on its own.
 
