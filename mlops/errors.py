@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message names the key, the value that came, what is allowed and the mend. A mistake of the program itself is an
     `assert` instead and keeps its traceback.
     """
+
+
+class StoreError(Exception):
+    """The feedback store cannot take or give anything now (locked, full, gone); nothing was changed."""

@@ -5,8 +5,9 @@ hand (R2 of a constant target, ROC AUC of a single class) is left out, never NaN
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,6 +89,15 @@ def _score_numbers(truth: np.ndarray, answer: np.ndarray) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
+def score_parts(learner: Any, parts: Mapping[str, tuple[pd.DataFrame, pd.Series]]) -> dict[str, float]:
+    """`score` of a learner on each part, its name before each metric: {"train": (X, y)} gives train_accuracy and more."""
+    found: dict[str, float] = {}
+    for part, (X, y) in parts.items():
+        scores = score(y, learner.predict(X), learner.predict_proba(X), learner.classes, learner.task)
+        found |= {f"{part}_{name}": value for name, value in scores.items()}
+    return found
+
+
 def baseline(y_train: ArrayLike, y_test: ArrayLike, task: str) -> dict[str, float]:
     """Metrics on `y_test` of always answering the majority class, or the mean, of `y_train`."""
     train = pd.Series(np.asarray(y_train))
@@ -117,6 +127,22 @@ def by_slice(
             table.append({"column": column, "value": name, "n": len(rows), **metrics})
     by, ascending = ("rmse", False) if task == "regression" else ("accuracy", True)
     return pd.DataFrame(table).sort_values(by, ascending=ascending, ignore_index=True)
+
+
+def worse_slices(
+    champion: np.ndarray, challenger: np.ndarray, groups: pd.DataFrame, *, level: float = 0.95
+) -> list[dict[str, Any]]:
+    """The slices of `by_slice` on which the challenger's `losses` (n,) are proved to be the larger ones, worst first.
+
+    One level for all slices together (Bonferroni), so that looking at many raises no more false alarms than at one.
+    """
+    slices = [(column, name, rows) for column, values in groups.items() for name, rows in _slices(values).items()]
+    found = []
+    for column, name, rows in slices:
+        compared = paired_test(champion[rows], challenger[rows], level=1 - (1 - level) / len(slices))
+        if compared.high < 0:
+            found.append({"column": column, "value": name, "n": compared.n, "gain": compared.gain})
+    return sorted(found, key=lambda one: one["gain"])
 
 
 def _slices(values: pd.Series) -> dict[str, np.ndarray]:

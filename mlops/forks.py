@@ -7,6 +7,7 @@ database or HTTP connection must not be shared across a fork. Where fork is not 
 """
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import pkgutil
@@ -14,8 +15,15 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
+
+import mlflow
+from mlflow.entities import Run
+from omegaconf import DictConfig
+
+from mlops import launch, lineage
 
 FORK = sys.platform == "linux"
 
@@ -51,6 +59,21 @@ class Forks:
             self._pipe.poll(30)
             raise
 
+    def run_step(self, step: str, cfg: DictConfig, parent: Run, preload: Sequence[str] = ()) -> Run:
+        """Run a step as a child of a run; its finished run. SystemExit with the step's exit code where it fails."""
+        run_id = lineage.create_child(step, cfg, parent)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                arguments = launch.save_for(cfg, folder)
+                code = self.run(f"steps.{step}", arguments, lineage.environment(run_id, parent), preload)
+        finally:
+            lineage.fail(run_id)  # whatever ended the step, its run does not stay RUNNING
+        if code:
+            caller = parent.data.tags.get("step", "main")
+            print(f"{caller}: {step} ended with exit code {code}, see run {run_id}", flush=True)
+            raise SystemExit(code)
+        return mlflow.get_run(run_id)
+
     def close(self) -> None:
         if FORK:
             self._pipe.close()
@@ -58,6 +81,7 @@ class Forks:
 
 
 def _serve(pipe: Connection, theirs: Connection) -> None:
+    _end_with_parent()
     theirs.close()  # or the end of the pipeline's process would never be seen here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the step itself, as it is in the same group
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -82,7 +106,14 @@ def _serve(pipe: Connection, theirs: Connection) -> None:
             return
 
 
+def _end_with_parent() -> None:
+    """SIGTERM for this process when the one that forked it is killed: nobody would wait for what it does."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
 def _step(module: str, arguments: list[str], env: dict[str, str]) -> None:
+    _end_with_parent()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(env)
     sys.argv = [module, *arguments]

@@ -26,11 +26,15 @@ def check_gate(
     test: str = "auto",
     margin: float = 0.02,
     level: float = 0.95,
+    strict: bool = False,
+    least_audit: int = 30,
     floors: Limits | None = None,
     ceilings: Limits | None = None,
     **_: Any,
 ) -> None:
     """Raise UserError for settings that no model could be judged by: worth a call before an hour of training."""
+    if not (_is_number(least_audit) and least_audit >= 1):
+        raise UserError(f"gate.least_audit={least_audit}: expected a number of rows, at least 1")
     for key, value, allowed in (("rule", rule, ("paired", "point")), ("test", test, ("auto", "bootstrap", "mcnemar"))):
         if value not in allowed:
             raise UserError(f"gate.{key}={value}: expected {' or '.join(allowed)}")
@@ -53,8 +57,11 @@ def decide(
     task: str,
     baseline: Mapping[str, float],
     comparison: Comparison | None = None,
+    audit: Comparison | int | None = None,
     rule: str = "paired",
     margin: float = 0.02,
+    strict: bool = False,
+    least_audit: int = 30,
     floors: Limits | None = None,
     ceilings: Limits | None = None,
 ) -> Verdict:
@@ -65,8 +72,10 @@ def decide(
        REJECT.
     3. rule "paired": a proved gain is PROMOTE; a loss that is proved, or larger than `margin`, is REJECT; all else HOLD.
        rule "point": the better number wins, however small the difference and the sample; HOLD only when equal.
+    4. With `audit`, the comparison on labelled requests (or their number, where they are too few to compare), it is
+       these that must prove the gain, and the test rows that must not lose: see `_on_two_sets`.
     """
-    check_gate(rule=rule, margin=margin, floors=floors, ceilings=ceilings)
+    check_gate(rule=rule, margin=margin, least_audit=least_audit, floors=floors, ceilings=ceilings)
     checks = [_check("floor", metric, limit, metrics) for metric, limit in _set(floors)]
     checks += [_check("ceiling", metric, limit, metrics) for metric, limit in _set(ceilings)]
     missed = [check for check in checks if not check["passed"]]
@@ -75,6 +84,9 @@ def decide(
         return Verdict("REJECT", "; ".join(texts), checks)
     if comparison is None:
         return Verdict(*_first(metrics, baseline, task), checks)
+    if audit is not None:
+        two = _on_two_sets(comparison, audit, PRIMARY[task], rule, margin, strict, least_audit)
+        return Verdict(*two, checks)
     return Verdict(*_against_champion(comparison, PRIMARY[task], rule, margin), checks)
 
 
@@ -100,11 +112,7 @@ def _first(metrics: Mapping[str, float], baseline: Mapping[str, float], task: st
 
 
 def _against_champion(c: Comparison, metric: str, rule: str, margin: float) -> tuple[str, str]:
-    size, low, high = (c.gain, c.low, c.high) if c.gain >= 0 else (-c.gain, -c.high, -c.low)
-    numbers = (
-        f"{metric} {'gain' if c.gain >= 0 else 'loss'} {size:.4g} [{low:.4g}, {high:.4g}] "
-        f"on {c.n:,} rows ({c.wins:,} won, {c.negative_flips:,} lost)"
-    )
+    numbers = _numbers(c, metric)
     if c.wins + c.negative_flips == 0:
         return "HOLD", f"both models do equally well on each of {c.n:,} rows"
     if rule == "point":
@@ -116,6 +124,55 @@ def _against_champion(c: Comparison, metric: str, rule: str, margin: float) -> t
         return "REJECT", f"{numbers} is beyond the margin {margin:.4g}"
     rows = rows_needed(c)
     return "HOLD", f"{numbers} is not proved" + (f"; about {rows:,} rows would decide it" if rows else "")
+
+
+def _on_two_sets(
+    old: Comparison,
+    new: Comparison | int,
+    metric: str,
+    rule: str,
+    margin: float,
+    strict: bool,
+    least_audit: int,
+) -> tuple[str, str]:
+    """The test rows are what the model did well, the audit rows what is asked of it now.
+
+    REJECT: a loss on the audit rows that is proved or beyond the margin, or one on the test rows beyond the margin.
+    PROMOTE: a proved gain on the audit rows, and with `strict` proof that the test rows lose less than the margin.
+    HOLD: all between, and fewer than `least_audit` audit rows. rule "point" takes the better number for proof.
+    """
+    lost = _numbers(old, metric, "test rows")
+    if old.gain < -margin:
+        return "REJECT", f"{lost} is beyond the margin {margin:.4g}"
+    n = new if isinstance(new, int) else new.n
+    if isinstance(new, int) or n < least_audit:
+        more = 2 * (least_audit - n)
+        return "HOLD", f"{n} audit rows can judge, {least_audit} must: label about {more} more, half of them train"
+    won = _numbers(new, metric, "audit rows")
+    kept = f"{lost} is within the margin {margin:.4g}" if old.gain < 0 else lost
+    if new.high < 0 or new.gain < -margin:
+        return "REJECT", f"{won} is {'proved' if new.high < 0 else f'beyond the margin {margin:.4g}'}"
+    if rule == "point":
+        decision = "PROMOTE" if new.gain > 0 else "REJECT" if new.gain < 0 else "HOLD"
+        return decision, f"{won}; gate.rule=point takes the better number; {kept}"
+    if new.low <= 0:
+        needed = rows_needed(new) if new.gain else None
+        decides = f"; about {2 * max(needed - n, 1):,} more audit labels would decide it" if needed else ""
+        return "HOLD", f"{won} is not proved{decides}; {kept}"
+    if strict and old.low <= -margin:
+        return (
+            "HOLD",
+            f"{won} is proved; {lost} is not proved to be within the margin {margin:.4g}, which strict asks for",
+        )
+    return "PROMOTE", f"{won} is proved at {new.level:.4g}; {kept}"
+
+
+def _numbers(c: Comparison, metric: str, rows: str = "rows") -> str:
+    size, low, high = (c.gain, c.low, c.high) if c.gain >= 0 else (-c.gain, -c.high, -c.low)
+    return (
+        f"{metric} {'gain' if c.gain >= 0 else 'loss'} {size:.4g} [{low:.4g}, {high:.4g}] "
+        f"on {c.n:,} {rows} ({c.wins:,} won, {c.negative_flips:,} lost)"
+    )
 
 
 def rows_needed(comparison: Comparison, power: float = 0.8) -> int | None:

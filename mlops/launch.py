@@ -28,7 +28,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mlops.errors import UserError
+from mlops.errors import StoreError, UserError
 
 __all__ = ["CONF", "instantiate", "keys_of", "part_of", "plain", "save_for", "step", "to_overrides"]
 
@@ -47,7 +47,8 @@ class Terminated(SystemExit):
 def step(config_name: str, run: bool = True) -> Callable[[Callable[[DictConfig], Any]], Callable[[], NoReturn]]:
     """Make a function of the configuration into the command `python -m steps.<name>`; run=False opens no MLflow run.
 
-    Exit codes: 0; 2 after a UserError, which prints one line; 1 after any other exception, which keeps its traceback;
+    Exit codes: 0; 2 after a UserError, which prints one line; 1 after any other exception, which keeps its traceback but for a
+    feedback store that is away;
     130 and 143 after Ctrl-C and SIGTERM. The MLflow run ends FINISHED, FAILED or KILLED accordingly.
     """
 
@@ -64,6 +65,9 @@ def step(config_name: str, run: bool = True) -> Callable[[Callable[[DictConfig],
             except UserError as error:
                 print(f"{config_name}: {error}", file=sys.stderr)
                 code = 2
+            except StoreError as error:
+                print(f"{config_name}: the feedback store does not work: {error}", file=sys.stderr)
+                code = 1
             except Exception:
                 traceback.print_exc()
                 code = 1

@@ -64,10 +64,10 @@ def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
     elif experiment and mlflow.active_run() is None:
         mlflow.set_experiment(experiment)
     name = None if os.environ.get("MLFLOW_RUN_ID") else step  # else it has one
-    run = mlflow.start_run(nested=mlflow.active_run() is not None, run_name=name)
+    tags = {"step": step, **git_tags(), **({} if cfg is None else _identity(step, cfg))}
+    run = mlflow.start_run(nested=mlflow.active_run() is not None, run_name=name, tags=tags)
     status = "FAILED"
     try:
-        mlflow.set_tags({"step": step, **git_tags(), **({} if cfg is None else _identity(step, cfg))})
         if "-sweep" in step:
             mlflow.set_tag(MLFLOW_RUN_NAME, step)
         if cfg is not None:
@@ -188,11 +188,9 @@ def flatten(cfg: DictConfig) -> dict[str, str]:
 
 
 def _identity(step: str, cfg: DictConfig) -> dict[str, str]:
-    return {"config_hash": config_hash(cfg), "fingerprint": fingerprint(step, cfg), **_upstream(cfg)}
-
-
-def _upstream(cfg: DictConfig) -> dict[str, str]:
-    return {"source_run_id": cfg.run_id} if cfg.get("run_id") else {}
+    about = {"source_run_id": cfg.get("run_id"), "registered_model_name": cfg.get("registered_model_name")}
+    about |= {"config_hash": config_hash(cfg), "fingerprint": fingerprint(step, cfg)}
+    return {key: value for key, value in about.items() if value}
 
 
 def config_hash(cfg: DictConfig) -> str:
@@ -285,7 +283,7 @@ def model_uri_of(run_id: str | None, model_uri: str | None) -> str:
         raise UserError(
             f"run_id={run_id or 'null'} and model_uri={model_uri or 'null'}: give exactly one, such as -P run_id=ID"
         )
-    return logged_model_uri(require_run(run_id, ("train",))) if run_id else str(model_uri)
+    return logged_model_uri(require_run(run_id, ("train", "retrain"))) if run_id else str(model_uri)
 
 
 def how_to_look(page: str) -> str:

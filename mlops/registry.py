@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from mlops.errors import UserError
+from mlops.gate import Verdict
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 ABSENT = (
@@ -89,16 +90,26 @@ def is_current(name: str | None, tags: Mapping[str, str]) -> bool:
     return tags.get("model_version") == "none" or by_number(name, tags.get("model_version", "")) is not None
 
 
+def rejected_versions(name: str) -> list[str]:
+    """The versions that the gate rejected."""
+    versions = MlflowClient().search_model_versions(f"name = '{name}'")
+    return [number_of(one) for one in versions if one.tags.get("gate.verdict") == "REJECT"]
+
+
 def find_version(name: str, model_uri: str) -> ModelVersion | None:
     """The version that already holds a logged model (`models:/m-...`), so that no model is registered twice."""
     versions = MlflowClient().search_model_versions(f"name = '{name}'")
     return next((version for version in versions if version.source == model_uri), None)
 
 
-def register(name: str, model_uri: str) -> ModelVersion:
-    """Make a logged model a version with alias `challenger`. UserError where the registry refuses the name."""
+def register(name: str, model_uri: str, tags: Mapping[str, object] | None = None) -> ModelVersion:
+    """Make a logged model a version with alias `challenger`. UserError where the registry refuses the name.
+
+    A version is there with its `tags` or not at all; one that is there already is left as it is.
+    """
+    texts = {key: str(value)[:5000] for key, value in (tags or {}).items()}
     try:
-        version = find_version(name, model_uri) or mlflow.register_model(model_uri, name)
+        version = find_version(name, model_uri) or mlflow.register_model(model_uri, name, tags=texts)
         MlflowClient().set_registered_model_alias(name, CHALLENGER, version.version)
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
@@ -107,11 +118,42 @@ def register(name: str, model_uri: str) -> ModelVersion:
     return version
 
 
+def check_champion(name: str, expected: str) -> None:
+    """UserError where another version became champion since `expected` was read."""
+    found = number_of(champion_of(name))
+    if found != expected:
+        raise UserError(
+            f"champion of {name} moved from {expected} to {found} meanwhile: nothing is changed; start again"
+        )
+
+
 def tag(version: ModelVersion, tags: Mapping[str, object]) -> None:
     """Write tags on a model version, as text."""
     client = MlflowClient()
     for key, value in tags.items():
         client.set_model_version_tag(version.name, version.version, key, str(value)[:5000])
+
+
+def verdict_tags(verdict: Verdict, champion: str, run_id: str) -> dict[str, str]:
+    """What a version and its evaluation say of the gate's verdict; `champion` is the number of its rival."""
+    tags = {"gate.verdict": verdict.decision, "gate.reason": verdict.reason, "gate.champion": champion}
+    return {**tags, "evaluate_run_id": run_id}
+
+
+def settle(version: ModelVersion, verdict: Verdict, *, expected: str, run_id: str) -> bool:
+    """Write a verdict on a version and promote it if it says so; whether it is the champion now.
+
+    UserError where the champion is no longer the one it was compared with: the verdict then is HOLD.
+    """
+    tag(version, verdict_tags(verdict, expected, run_id))
+    if verdict.decision != "PROMOTE":
+        return False
+    try:
+        promote(version, expected=expected, reason=verdict.reason)
+    except UserError as error:
+        tag(version, {"gate.verdict": "HOLD", "gate.reason": error})
+        raise
+    return True
 
 
 def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
@@ -122,20 +164,16 @@ def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
     """
     client, name = MlflowClient(), version.name
     with _turn(name):
-        found = number_of(champion_of(name))
-        if found != expected:
-            raise UserError(
-                f"champion of {name} moved from {expected} to {found} meanwhile: nothing is changed; evaluate again"
-            )
-        if found == number_of(version):
+        check_champion(name, expected)
+        if expected == number_of(version):
             return
-        if found != "none":  # first, so that a stop between the two leaves the champion where it was
-            client.set_registered_model_alias(name, PREVIOUS, found)
+        if expected != "none":  # first, so that a stop between the two leaves the champion where it was
+            client.set_registered_model_alias(name, PREVIOUS, expected)
         client.set_registered_model_alias(name, CHAMPION, version.version)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     tag(
         version,
-        {"promoted_at": now, "promoted_by": getpass.getuser(), "promoted_from": found, "promotion_reason": reason},
+        {"promoted_at": now, "promoted_by": getpass.getuser(), "promoted_from": expected, "promotion_reason": reason},
     )
 
 

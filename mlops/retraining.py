@@ -5,6 +5,7 @@ label (audit rows) are split by a hash of their inputs, for good: one half train
 What people chose to report is where the model is wrong, so it trains and never judges.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +24,11 @@ TAKEN = ""
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What a retraining trains on: the replayed part of the data, then the labelled rows, each with its columns."""
+    """What a retraining trains on, as pairs of X and y: replayed rows of the data first, then labelled ones."""
 
-    X: pd.DataFrame
-    y: pd.Series
-    X_val: pd.DataFrame
-    y_val: pd.Series
-    n_replayed: int  # rows of X from the data; those after it are labelled ones
+    train: tuple[pd.DataFrame, pd.Series]
+    val: tuple[pd.DataFrame, pd.Series]
+    n_replayed: int  # rows of `train` that come from the data
 
 
 def for_gate(labelled: Labelled) -> np.ndarray:
@@ -38,6 +37,11 @@ def for_gate(labelled: Labelled) -> np.ndarray:
         return np.zeros(0, bool)
     half = hash_split(hash_present(labelled.inputs), val=0.25, test=0.5, seed=GATE_SEED) == "test"
     return half & labelled.about["audit"].to_numpy(bool)
+
+
+def has_new(labelled: Labelled) -> bool:
+    """Whether there is an accepted label that may train."""
+    return bool(((labelled.about["state"] == "accepted").to_numpy() & ~for_gate(labelled)).any())
 
 
 def givers(labelled: Labelled) -> pd.Series:
@@ -86,6 +90,44 @@ def select(
     return pd.Series(left, dtype=object)
 
 
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What a retraining trains on: the labels by their positions, and how it begins."""
+
+    new: np.ndarray  # positions of labels that no training used yet
+    replayed: np.ndarray  # positions of labels that earlier ones used
+    init: str
+    left_out: dict[str, int]  # why, and how many of the accepted labels
+
+
+def choose(
+    labelled: Labelled,
+    dataset: Dataset,
+    *,
+    classes: Sequence | None,
+    init: str,
+    new_classes: str,
+    giver_share: float | None,
+    reach: float | None,
+    rejected: Collection[str],
+) -> Choice:
+    """Apply `select`, and decide about labels of a class that the model lacks: UserError, or training from scratch."""
+    accepted = (labelled.about["state"] == "accepted").to_numpy()
+    limits: dict[str, Any] = {"giver_share": giver_share, "reach": reach, "rejected": rejected}
+    left = select(labelled, dataset, classes=classes, **limits).to_numpy()
+    if (unknown := (left == "class") & accepted).any():
+        if new_classes == "error":
+            counts = ", ".join(f"{label!r} ({n})" for label, n in Counter(labelled.labels[unknown]).most_common(5))
+            raise UserError(
+                f"retrain.new_classes=error: {unknown.sum()} accepted labels are no classes of the champion: {counts}: "
+                "reject them, or use retrain.new_classes=scratch to learn them from scratch"
+            )
+        init, left = "scratch", select(labelled, dataset, classes=None, **limits).to_numpy()
+    left_out = dict(Counter(left[accepted & (left != TAKEN)].tolist()))
+    taken = left == TAKEN
+    return Choice(np.flatnonzero(taken & accepted), np.flatnonzero(taken & ~accepted), init, left_out)
+
+
 def within_reach(labelled: Labelled, dataset: Dataset, reach: float | None) -> np.ndarray:
     """(n,) bool: no number, the label of a regression included, is further out of the train part's range than `reach`."""
     inside = np.ones(len(labelled.labels), bool)
@@ -107,8 +149,8 @@ def within_reach(labelled: Labelled, dataset: Dataset, reach: float | None) -> n
 def make_rows(
     dataset: Dataset,
     labelled: Labelled,
-    *,
     fractions: dict[str, Any],
+    *,
     replay_limit: int | None = None,
     seed: int = 0,
 ) -> Rows:
@@ -123,7 +165,7 @@ def make_rows(
         kept = _sample(y, replay_limit, dataset.task, seed)
         X, y = X.iloc[kept], y.iloc[kept]
     if labelled.labels.empty:
-        return Rows(X, y, X_val, y_val, len(X))
+        return Rows((X, y), (X_val, y_val), len(X))
     inputs, labels = like(labelled.inputs, X), pd.Series(labelled.labels.tolist(), name=y.name, dtype=y.dtype)
     validates = hash_split(hash_present(inputs), **fractions) == "val"
 
@@ -131,8 +173,8 @@ def make_rows(
         return pd.concat([table, rows], ignore_index=True)
 
     return Rows(
-        join(X, inputs[~validates]), join(y, labels[~validates]),
-        join(X_val, inputs[validates]), join(y_val, labels[validates]), len(X),
+        (join(X, inputs[~validates]), join(y, labels[~validates])),
+        (join(X_val, inputs[validates]), join(y_val, labels[validates])), len(X),
     )  # fmt: skip
 
 
@@ -147,10 +189,10 @@ def gate_rows(labelled: Labelled, dataset: Dataset) -> Labelled:
 
 
 def take(labelled: Labelled, rows: np.ndarray) -> Labelled:
-    """The labels where `rows` (n,) bool says so."""
+    """The labels at these positions, or where `rows` (n,) bool says so."""
 
     def part(table: Any) -> Any:
-        return table[rows].reset_index(drop=True)
+        return table.iloc[rows].reset_index(drop=True)
 
     return Labelled(part(labelled.inputs), part(labelled.labels), part(labelled.about))
 

@@ -1,10 +1,10 @@
 """evaluate: score a model on the test part, compare it with the champion, decide, register, promote.
 
     mlflow run . -e evaluate --env-manager local -P run_id=<id of a train run>
-    python -m steps.evaluate model_uri=models:/alacarte/3 gate.dry_run=true
+    python -m steps.evaluate model_uri=models:/alacarte/3 feedback=default gate.dry_run=true
 
 Leaves behind a run with test_ metrics, plots and gate.json; a model version with alias `challenger`; and the alias
-`champion` on it when the verdict is PROMOTE.
+`champion` on it when the verdict is PROMOTE. With a feedback store, labelled requests are the second set that judges.
 """
 
 from dataclasses import asdict
@@ -13,8 +13,10 @@ import mlflow
 from omegaconf import DictConfig
 
 from mlops import evaluation, launch, learners, lineage, registry
+from mlops.comparing import compare
 from mlops.datasets import as_mlflow, load_data, recorded
 from mlops.errors import UserError
+from mlops.feedback import Store
 from mlops.gate import Verdict, check_gate, decide
 from mlops.plots import plots
 from mlops.tables import nearest
@@ -41,56 +43,55 @@ def main(cfg: DictConfig) -> None:
     scores = evaluation.score(y, predicted, proba, learner.classes, dataset.task)
     constant = evaluation.baseline(dataset.part("train")[1], y, dataset.task)
 
-    # The champion answers the same rows. A model is not compared with itself.
+    # The champion answers the same rows, and the labelled requests if any. A model is not compared with itself.
     champion = registry.champion_of(name) if name else None
     rival = registry.locate(f"models:/{name}/{champion.version}") if champion else None
     itself = rival is not None and rival.is_same(model)
-    answers = comparison = refusal = None
+    found = refusal = None
     if itself:
         refusal = f"this model is the champion, version {registry.number_of(champion)}"
     elif rival is not None:
+        store = Store(cfg.feedback.url) if cfg.get("feedback") and cfg.feedback.url else None
+        labelled = store.labelled(name, "accepted", "used") if store else None
         try:
-            answers = learners.answers(rival.path, X, y, dataset.task)
+            found = compare(rival.path, learner, dataset, labelled, gate)
         except UserError as error:
             refusal = f"champion version {registry.number_of(champion)} cannot be compared: {error}"
-    if answers is not None:
-        before, after = (evaluation.losses(y, either, dataset.task) for either in (answers, predicted))
-        comparison = evaluation.paired_test(before, after, test=gate["test"], level=gate["level"])
     verdict = Verdict("HOLD", refusal, []) if refusal else decide(
-        scores, task=dataset.task, baseline=constant, comparison=comparison,
-        rule=gate["rule"], margin=gate["margin"], floors=gate["floors"], ceilings=gate["ceilings"],
+        scores, task=dataset.task, baseline=constant, comparison=found.test if found else None,
+        audit=found.audit if found else None,
+        **{key: gate[key] for key in ("rule", "margin", "strict", "least_audit", "floors", "ceilings")},
     )  # fmt: skip
 
     lineage.log_scores(scores, "test", as_mlflow(dataset, "test", predicted), model.model_id)
-    for file, figure in plots(y, predicted, proba, learner.classes, dataset.task, answers).items():
+    if found:
+        mlflow.log_metrics({f"audit_{metric}": value for metric, value in found.report.get("metrics", {}).items()})
+    for file, figure in plots(
+        y, predicted, proba, learner.classes, dataset.task, found.answers if found else None
+    ).items():
         mlflow.log_figure(figure, file)
     if slices:
         table = evaluation.by_slice(y, predicted, proba, learner.classes, dataset.task, X[slices])
         mlflow.log_table(table, "slices.json")
+    for alarm in found.worse_slices if found else []:
+        print("evaluate: worse than the champion where {column} is {value}: {gain:+.3f} on {n} rows".format(**alarm))
 
     # The verdict is on record before the alias moves.
     version = champion if itself else None
     if name and not itself and not gate["dry_run"]:
-        uri = (
-            model.uri if model.model_id else learner.log("model", example=X.head(5), metadata=model.metadata).model_uri
-        )
-        version = registry.register(name, uri)
+        logged = model if model.model_id else learner.log("model", example=X.head(5), metadata=model.metadata)
+        version = registry.register(name, f"models:/{logged.model_id}")
     versions = {"challenger": registry.number_of(version), "champion": registry.number_of(champion)}
     report = {
         "verdict": verdict.decision, "reason": verdict.reason, "versions": versions, "metrics": scores, "baseline": constant,
-        "comparison": asdict(comparison) if comparison else None, "checks": verdict.checks, "gate": gate,
+        "comparison": asdict(found.test) if found else None, "audit": found.report if found else {},
+        "worse_slices": found.worse_slices if found else [], "checks": verdict.checks, "gate": gate,
     }  # fmt: skip
     mlflow.log_dict(report, "gate.json")
-    tags = {"gate.verdict": verdict.decision, "gate.reason": verdict.reason, "gate.champion": versions["champion"]}
-    if version and not itself:
-        registry.tag(version, {**tags, "evaluate_run_id": lineage.active_run().info.run_id})
-        if verdict.decision == "PROMOTE":
-            try:
-                registry.promote(version, expected=versions["champion"], reason=verdict.reason)
-            except UserError as error:  # it was not compared with the champion there is now
-                registry.tag(version, {"gate.verdict": "HOLD", "gate.reason": error})
-                raise
-            champion = version
+    run_id = lineage.active_run().info.run_id
+    if version and not itself and registry.settle(version, verdict, expected=versions["champion"], run_id=run_id):
+        champion = version
+    tags = registry.verdict_tags(verdict, versions["champion"], run_id)
     mlflow.set_tags({**tags, "model_version": versions["challenger"], "champion_after": registry.number_of(champion)})
     print(f"evaluate: {verdict.decision}, {verdict.reason}")
 

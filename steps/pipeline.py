@@ -6,7 +6,6 @@
 Leaves behind the parent run and what its steps leave behind; hands on the run ids, the model version and the verdict.
 """
 
-import tempfile
 from urllib.parse import quote
 
 import mlflow
@@ -19,22 +18,6 @@ from mlops.gate import check_gate
 
 # What both steps need, loaded once. torch is not here: a step that needs it imports it.
 PRELOAD = ["mlflow.sklearn", "mlops.datasets", "mlops.evaluation", "mlops.learners.sklearn", "mlops.formats:skops_io"]
-
-
-def run_step(step: str, cfg: DictConfig) -> Run:
-    """Run a step as a child of the active run, in a process of its own; return its finished run."""
-    parent = lineage.active_run()
-    run_id = lineage.create_child(step, cfg, parent)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = launch.save_for(cfg, folder)
-            code = forks.run(f"steps.{step}", arguments, lineage.environment(run_id, parent), PRELOAD)
-    finally:
-        lineage.fail(run_id)  # whatever ended the step, its run does not stay RUNNING
-    if code:
-        print(f"main: {step} ended with exit code {code}, see run {run_id}", flush=True)
-        raise SystemExit(code)
-    return mlflow.get_run(run_id)
 
 
 def find_run(step: str, cfg: DictConfig, reuse: bool) -> Run | None:
@@ -68,16 +51,18 @@ def main(cfg: DictConfig) -> None:
     registry.check_name(cfg.registered_model_name)
     train_cfg = launch.part_of(cfg, "train")
     # A folder asked for by save_to is not made by reusing a run.
-    trained = find_run("train", train_cfg, cfg.reuse and not cfg.save_to) or run_step("train", train_cfg)
+    trained = find_run("train", train_cfg, cfg.reuse and not cfg.save_to) or forks.run_step(
+        "train", train_cfg, lineage.active_run(), PRELOAD
+    )
     mlflow.set_tag("train_run_id", trained.info.run_id)
 
     evaluate_cfg = launch.part_of(cfg, "evaluate", run_id=trained.info.run_id, model_uri=None)
     # A verdict holds as long as the champion is the one that it left behind.
-    evaluated = find_run("evaluate", evaluate_cfg, cfg.reuse)
+    evaluated = find_run("evaluate", evaluate_cfg, cfg.reuse and not cfg.get("feedback"))  # labels come all the time
     if evaluated and not registry.is_current(cfg.registered_model_name, evaluated.data.tags):
         print("evaluate: the champion has changed since, so it runs again")
         evaluated = None
-    evaluated = evaluated or run_step("evaluate", evaluate_cfg)
+    evaluated = evaluated or forks.run_step("evaluate", evaluate_cfg, lineage.active_run(), PRELOAD)
     mlflow.set_tag("evaluate_run_id", evaluated.info.run_id)
     mlflow.log_metrics({name: value for name, value in evaluated.data.metrics.items() if name.startswith("test_")})
     show(evaluated, cfg.registered_model_name)

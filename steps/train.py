@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from mlops import launch, lineage
 from mlops.datasets import as_mlflow, load_data
-from mlops.evaluation import score
+from mlops.evaluation import score_parts
 from mlops.formats import make_folder
 
 
@@ -43,10 +43,7 @@ def main(cfg: DictConfig) -> None:
     if folder:
         learner.save(folder, example=X.head(5), metadata=metadata)
 
-    metrics: dict[str, float] = {}
-    for part, rows, truth in (("train", X, y), ("val", X_val, y_val)):
-        scores = score(truth, learner.predict(rows), learner.predict_proba(rows), learner.classes, dataset.task)
-        metrics |= {f"{part}_{name}": value for name, value in scores.items()}
+    metrics = score_parts(learner, {"train": (X, y), "val": (X_val, y_val)})
     mlflow.log_metrics(metrics, model_id=info.model_id)
     mlflow.set_tag("dataset_digest", dataset.digest)
     print("train: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("val_")))

@@ -1,6 +1,6 @@
 """One SQL store of predictions and of what people said about them: SQLite for one machine, PostgreSQL for a team."""
 
-from mlops.feedback.database import StoreError
+from mlops.errors import StoreError
 from mlops.feedback.reading import Labelled, Window
 from mlops.feedback.records import Feedback, Outcome, Prediction, request_id
 from mlops.feedback.store import Store

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from mlops.errors import UserError
-from mlops.feedback.database import StoreError, feedback, leases, predictions
+from mlops.errors import StoreError, UserError
+from mlops.feedback.database import feedback, leases, predictions
 from mlops.feedback.store import Store
 
 AT_ONCE = 500  # labels in one statement

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Boolean, Column, Double, ForeignKey, Index, Integer, LargeBinary, Table, Text
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from mlops.errors import UserError
+from mlops.errors import StoreError, UserError
 
 SCHEMA_VERSION = 2
 FORMS = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
@@ -101,10 +101,6 @@ sa.event.listen(
 )
 
 THREADS = 40  # of a server that may ask at once
-
-
-class StoreError(Exception):
-    """The store cannot take or give anything now (locked, full, gone); nothing was changed."""
 
 
 class Database:

@@ -1,4 +1,4 @@
-"""One interface over the frameworks: fit, predict, save and log, load. One file per framework.
+"""One interface over the frameworks: fit, update, predict, save and log, load. One file per framework.
 
 features.py turns a table into numbers and is part of every saved model.
 """
@@ -6,20 +6,33 @@ features.py turns a table into numbers and is part of every saved model.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from mlops import formats
 from mlops.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from mlflow.models import Model
     from mlflow.models.model import ModelInfo
 
-OnEpoch = Callable[[int, dict[str, float]], None]
+OnEpoch = Callable[[int, dict[str, float]], object]
+INITS = ("warm", "shrink_perturb", "scratch")  # how a retraining begins
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a retraining did."""
+
+    init: str  # the one asked for, or what this family can do in its place
+    epochs: int  # passes over the rows; of boosted trees, iterations
+    visits: int  # rows x epochs: what it cost, whatever the machine
+    note: str | None = None  # why it is not what was asked for
 
 
 class Learner(Protocol):
@@ -27,6 +40,10 @@ class Learner(Protocol):
     """ "classification" or "regression", from fit."""
     classes: list | None
     """The labels in the order of predict_proba's columns, as plain str, int or bool; None for regression."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the rows that the last training from scratch took; 1 where there are none. Saved with the model."""
 
     def fit(
         self,
@@ -42,6 +59,28 @@ class Learner(Protocol):
         """Train on X, y; X_val, y_val are for early stopping. on_epoch(epoch, metrics) follows a learner with epochs.
 
         Raises UserError for a column that is no number, bool, date or text, and for a model that cannot do `task`.
+        """
+
+    def update(
+        self,
+        X: pd.DataFrame,
+        y: pd.Series,
+        X_val: pd.DataFrame,
+        y_val: pd.Series,
+        *,
+        init: str,
+        share: float,
+        shrink: float,
+        seed: int,
+        on_epoch: OnEpoch | None = None,
+    ) -> Update:
+        """Train on from what this model knows, for `share` of its `epochs`, with its preprocessing and classes frozen.
+
+        init "warm": from its weights. "shrink_perturb": from `shrink` of them and 1 - `shrink` of a fresh
+        initialisation (after Ash and Adams, On warm-starting neural network training, 2020). "scratch": all anew, with
+        the same settings, all epochs, and the classes of y. A family that cannot begin so begins otherwise and notes it.
+
+        Raises UserError where nothing changed. That each label of y is one of `classes` is the caller's to see to.
         """
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
@@ -86,6 +125,18 @@ def answers(path: str | Path, X: pd.DataFrame, y: pd.Series, task: str) -> np.nd
             f"its classes, such as {learner.classes[0]!r}, are no labels of these rows, such as {y.iloc[0]!r}"
         )
     return learner.predict(X)
+
+
+def outputs(learner: Learner, X: pd.DataFrame) -> np.ndarray:
+    """All that a learner says of X, to tell whether a training changed anything."""
+    proba = learner.predict_proba(X)
+    return learner.predict(X) if proba is None else proba
+
+
+def check_changed(before: np.ndarray, learner: Learner, X: pd.DataFrame) -> None:
+    """UserError where a retraining left every output on X what it was."""
+    if np.array_equal(before, outputs(learner, X)):
+        raise UserError("retraining changed nothing: raise retrain.budget or model.lr, or use retrain.init=scratch")
 
 
 def with_answers(learner: Learner, example: pd.DataFrame, metadata: dict[str, Any]) -> dict[str, Any]:

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, clone, is_classifier, is_regressor
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.pipeline import Pipeline
 
 from mlops import formats
 from mlops.errors import UserError
-from mlops.learners import OnEpoch, features, log_model, with_answers
+from mlops.learners import OnEpoch, Update, check_changed, features, log_model, outputs, with_answers
 
 if TYPE_CHECKING:
     from mlflow.models import Model
     from mlflow.models.model import ModelInfo
+
+BOOSTED = HistGradientBoostingClassifier, HistGradientBoostingRegressor
+LEAST_L2 = 10  # below it, boosting on confident mistakes breaks what the trees before had learned
 
 
 class SklearnLearner:
@@ -66,7 +71,75 @@ class SklearnLearner:
                 estimator.fit(preprocess.transform(X), features.labels(y))
         except ValueError as error:  # a setting out of its range, or data this estimator does not take
             raise UserError(f"model: {type(estimator).__name__}: {' '.join(str(error).split())}") from error
+        _stepped(estimator).scratch_epochs_ = _epochs(
+            _stepped(estimator)
+        )  # kept: warm starts change what it is read from
         self._set(Pipeline([("preprocess", preprocess), ("model", estimator)]))
+
+    @property
+    def epochs(self) -> int:
+        return _epochs(_stepped(self._parts()[1]))
+
+    def update(
+        self,
+        X: pd.DataFrame,
+        y: pd.Series,
+        X_val: pd.DataFrame,
+        y_val: pd.Series,
+        *,
+        init: str,
+        share: float,
+        shrink: float,
+        seed: int,
+        on_epoch: OnEpoch | None = None,
+    ) -> Update:
+        """Gradient descent goes on with partial_fit, boosting adds trees; every other estimator starts from scratch.
+
+        shrink_perturb is for networks in torch: here it is warm.
+        """
+        preprocess, estimator = self._parts()
+        stepped = _stepped(estimator)
+        note = None if init == "scratch" else _why_not_on(stepped)
+        if note or init == "scratch":
+            epochs = self._start_over(X, y, X_val, y_val, seed)
+            return Update("scratch", epochs, epochs * len(X), note)
+        if init == "shrink_perturb":
+            note = f"shrink_perturb is for networks in torch: {type(stepped).__name__} starts warm"
+        assert self.classes is None or set(y.tolist()) <= set(self.classes), "labels of unknown classes are kept out"
+        whole = self.classes is None or set(y.tolist()) == set(self.classes)
+        assert whole or not isinstance(stepped, BOOSTED), (
+            "boosting would take the classes of these rows for all there are"
+        )
+        epochs, before = max(1, int(share * self.epochs)), outputs(self, X)
+        with features.rows_fit(), features.threads_for(X):
+            inputs = preprocess.transform(X) if preprocess is not None else X
+            targets = features.labels(y)
+            if isinstance(estimator, TransformedTargetRegressor):
+                targets = estimator.transformer_.transform(targets.reshape(-1, 1)).ravel()
+            if isinstance(stepped, BOOSTED):
+                stepped.set_params(warm_start=True, max_iter=stepped.n_iter_ + epochs).fit(inputs, targets)
+            else:
+                _descend(stepped, inputs, targets, epochs, seed, on_epoch)
+        assert self.classes == (self.model.classes_.tolist() if self.classes is not None else None)
+        check_changed(before, self, X)
+        return Update("warm", epochs, epochs * len(X), note)
+
+    def _start_over(self, X: pd.DataFrame, y: pd.Series, X_val: pd.DataFrame, y_val: pd.Series, seed: int) -> int:
+        epochs, fresh = self.epochs, clone(self._parts()[1])
+        if isinstance(fresh, BOOSTED):
+            fresh.set_params(warm_start=False, max_iter=epochs)
+        if isinstance(self.model, Pipeline) and list(self.model.named_steps) == ["preprocess", "model"]:
+            anew = SklearnLearner(fresh)
+            anew.fit(X, y, X_val, y_val, task=self.task, seed=seed)
+            self._set(anew.model)
+        else:
+            with features.rows_fit():
+                self._set(clone(self.model).fit(X, features.labels(y)))
+        return self.epochs
+
+    def _parts(self) -> tuple[Any, Any]:
+        """What comes before the estimator, None for nothing, and the estimator."""
+        return (self.model[:-1], self.model[-1]) if isinstance(self.model, Pipeline) else (None, self.model)
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         with features.rows_fit():
@@ -134,3 +207,36 @@ def _for_task(estimator: BaseEstimator | None, task: str) -> BaseEstimator:
             f"model.estimator={name} does not do data.task={task}; choose an estimator for {task}, or set data.task={other}"
         )
     return estimator
+
+
+def _stepped(estimator: Any) -> Any:
+    """The estimator that is trained on: of one that transforms its target, the one inside."""
+    return estimator.regressor_ if isinstance(estimator, TransformedTargetRegressor) else estimator
+
+
+def _epochs(stepped: Any) -> int:
+    found = getattr(stepped, "scratch_epochs_", None) or getattr(stepped, "n_iter_", None)
+    return int(np.max(found)) if found is not None else 1
+
+
+def _why_not_on(stepped: Any) -> str | None:
+    """Why an estimator cannot be trained on, in a sentence; None where it can."""
+    name = type(stepped).__name__
+    if isinstance(stepped, BOOSTED):
+        if stepped.l2_regularization < LEAST_L2:
+            return f"{name} starts from scratch: it can go on from model.l2_regularization={LEAST_L2} up"
+        return None
+    if not hasattr(stepped, "partial_fit") or not hasattr(stepped, "n_iter_"):
+        return f"{name} starts from scratch: it cannot be trained on"
+    if getattr(stepped, "early_stopping", False) or getattr(stepped, "class_weight", None) == "balanced":
+        return f"{name} starts from scratch: with early_stopping or class_weight=balanced it cannot be trained on"
+    return None
+
+
+def _descend(stepped: Any, inputs: Any, targets: np.ndarray, epochs: int, seed: int, on_epoch: OnEpoch | None) -> None:
+    draw = np.random.default_rng(seed)
+    for epoch in range(epochs):
+        order = draw.permutation(len(targets))  # partial_fit itself shuffles alike each time
+        stepped.partial_fit(inputs.iloc[order] if isinstance(inputs, pd.DataFrame) else inputs[order], targets[order])
+        if on_epoch and hasattr(stepped, "loss_"):
+            on_epoch(epoch, {"train_loss": float(stepped.loss_)})

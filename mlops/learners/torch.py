@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mlops import formats, torch_pyfunc
 from mlops.errors import UserError
-from mlops.learners import OnEpoch, features, log_model, with_answers
+from mlops.learners import OnEpoch, Update, check_changed, features, log_model, outputs, with_answers
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -106,7 +106,47 @@ class TorchLearner:
             raise UserError(f"model.network: {self.net['network']['_target_']}: {error}") from error
         self.network = network.to(self.device)
         with features.threads_for(X):
-            self._train(inputs, self._targets(y), inputs_val, self._targets(y_val), on_epoch)
+            self.net["epochs"] = self._train(
+                inputs, self._targets(y), inputs_val, self._targets(y_val), self.knobs["max_epochs"], on_epoch
+            )
+
+    @property
+    def epochs(self) -> int:
+        return self.net.get("epochs") or self.knobs["max_epochs"]
+
+    def update(
+        self,
+        X: pd.DataFrame,
+        y: pd.Series,
+        X_val: pd.DataFrame,
+        y_val: pd.Series,
+        *,
+        init: str,
+        share: float,
+        shrink: float,
+        seed: int,
+        on_epoch: OnEpoch | None = None,
+    ) -> Update:
+        """Stops early as fit does, and keeps the best of the epochs it trained."""
+        if init == "scratch":
+            anew = TorchLearner(self.make_network, **self.knobs, device=str(self.device))
+            anew.fit(X, y, X_val, y_val, task=self.task, seed=seed, on_epoch=on_epoch)
+            vars(self).update(vars(anew))
+            return Update(init, self.epochs, self.epochs * len(X))
+        assert self.classes is None or set(y.tolist()) <= set(self.classes), "labels of unknown classes are kept out"
+        torch.manual_seed(seed)
+        before = outputs(self, X)
+        if init == "shrink_perturb":
+            fresh = self.make_network(n_inputs=self.net["n_inputs"], n_outputs=self.net["n_outputs"]).to(self.device)
+            with torch.no_grad():
+                for kept, new in zip(self.network.parameters(), fresh.parameters(), strict=True):
+                    kept.mul_(shrink).add_(new, alpha=1 - shrink)
+        most = max(1, int(share * self.epochs))
+        with features.threads_for(X):
+            parts = self._inputs(X), self._targets(y), self._inputs(X_val), self._targets(y_val)
+            epochs = self._train(*parts, most, on_epoch)
+        check_changed(before, self, X)
+        return Update(init, epochs, epochs * len(X))
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         return torch_pyfunc.predictions(self._outputs(self._inputs(X)).cpu().numpy(), self.net)
@@ -182,12 +222,14 @@ class TorchLearner:
         targets: torch.Tensor,
         inputs_val: torch.Tensor,
         targets_val: torch.Tensor,
+        max_epochs: int,
         on_epoch: OnEpoch | None,
-    ) -> None:
+    ) -> int:
+        """Keep the weights of the best epoch; how many were trained."""
         knobs, network = self.knobs, self.network
         optimizer = torch.optim.AdamW(network.parameters(), lr=knobs["lr"], weight_decay=knobs["weight_decay"])
         best_loss, best_epoch, best_weights = math.inf, 0, network.state_dict()
-        epochs = range(knobs["max_epochs"])
+        epochs, epoch = range(max_epochs), 0
         with tqdm(epochs, desc=f"training on {self.device}", unit="epoch", mininterval=0.5) as bar:
             for epoch in bar:
                 metrics = {
@@ -205,6 +247,7 @@ class TorchLearner:
                 elif epoch - best_epoch >= knobs["patience"]:
                     break
         network.load_state_dict(best_weights)
+        return epoch + 1
 
     def _epoch(self, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, targets: torch.Tensor) -> float:
         """One pass over the rows in random order; the mean loss on the way."""
