@@ -55,8 +55,8 @@ def select(
     dataset: Dataset,
     *,
     classes: Sequence | None,
-    giver_share: float | None = None,
-    reach: float | None = None,
+    giver_share: float,
+    reach: float,
     rejected: Collection[str] = (),
 ) -> pd.Series:
     """(n,) why a label is left out, "" for those that train. `labelled` holds accepted and used labels.
@@ -82,11 +82,10 @@ def select(
         ("class", ~fits),
     ):
         left[rows & (left == TAKEN)] = reason
-    if giver_share is not None:
-        most = max(1, int(giver_share * (dataset.split == "train").sum()))
-        new = pd.Series(np.flatnonzero((left == TAKEN) & ~used)[::-1])  # the newest first
-        place = new.groupby(givers(labelled).to_numpy()[new]).cumcount()
-        left[new[place >= most]] = "share"
+    most = max(1, int(giver_share * (dataset.split == "train").sum()))
+    new = pd.Series(np.flatnonzero((left == TAKEN) & ~used)[::-1])  # the newest first
+    place = new.groupby(givers(labelled).to_numpy()[new]).cumcount()
+    left[new[place >= most]] = "share"
     return pd.Series(left, dtype=object)
 
 
@@ -107,8 +106,8 @@ def choose(
     classes: Sequence | None,
     init: str,
     new_classes: str,
-    giver_share: float | None,
-    reach: float | None,
+    giver_share: float,
+    reach: float,
     rejected: Collection[str],
 ) -> Choice:
     """Apply `select`, and decide about labels of a class that the model lacks: UserError, or training from scratch."""
@@ -128,11 +127,9 @@ def choose(
     return Choice(np.flatnonzero(taken & accepted), np.flatnonzero(taken & ~accepted), init, left_out)
 
 
-def within_reach(labelled: Labelled, dataset: Dataset, reach: float | None) -> np.ndarray:
+def within_reach(labelled: Labelled, dataset: Dataset, reach: float) -> np.ndarray:
     """(n,) bool: no number, the label of a regression included, is further out of the train part's range than `reach`."""
     inside = np.ones(len(labelled.labels), bool)
-    if reach is None:
-        return inside
     X, y = dataset.part("train")
     rows = like(labelled.inputs, X)
     pairs = [(X[name], rows[name]) for name in X if X[name].dtype.kind in "if"]
@@ -212,13 +209,14 @@ def check_settings(*, budget: float, init: str, inits: Sequence[str], shrink: fl
         raise UserError(f"retrain.init={init}: allowed are {', '.join(inits)}")
     if more["new_classes"] not in ("error", "scratch"):
         raise UserError(f"retrain.new_classes={more['new_classes']}: allowed are error and scratch")
-    for key, value in (("budget", budget), ("shrink", shrink), ("giver_share", more["giver_share"])):
-        if value is not None and not (isinstance(value, int | float) and 0 < value <= 1):
+    for key, value in (("budget", budget), ("shrink", shrink)):
+        if not (isinstance(value, int | float) and 0 < value <= 1):
             raise UserError(f"retrain.{key}={value}: allowed are numbers above 0 and up to 1")
-    for key, least in (("replay_limit", 1), ("reach", 0), ("least_labels", 1)):
+    for key in ("giver_share", "reach", "replay_limit", "least_labels"):
         value = more[key]
-        if value is not None and not (isinstance(value, int | float) and value >= least):
-            raise UserError(f"retrain.{key}={value}: allowed are numbers from {least} on, and null")
+        whole = key in ("replay_limit", "least_labels")
+        if value is not None and not (isinstance(value, int if whole else int | float) and value > 0):
+            raise UserError(f"retrain.{key}={value}: allowed are {'whole ' if whole else ''}numbers above 0")
 
 
 def _as_type(values: pd.Series, dtype: Any) -> pd.Series:

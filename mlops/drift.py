@@ -1,0 +1,208 @@
+"""Has what is asked, answered and said changed since training? Pure functions of tables; no MLflow and no store.
+
+A change counts when it is large and not by chance: an effect size above a threshold and a test below a level that all
+tests of a window share (Holm, 1979). Either alone misleads: in a large window everything is significant, in a small
+one everything looks large.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+BINS = 10
+MOST_VALUES = 50  # of a column that is compared value by value; rarer ones share a bin
+COLUMNS = ["column", "kind", "psi", "statistic", "p_value", "missing", "missing_before", "out_of_range", "drifted"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    retrain: bool
+    reason: str  # one sentence with the numbers
+
+
+def compare_columns(reference: pd.DataFrame, window: pd.DataFrame) -> pd.DataFrame:
+    """A row for each column of `reference` (m rows) against `window` (n rows), the largest PSI first.
+
+    `psi` is the population stability index over ten bins of equal content (or one for each value of a column with few, or
+    of text) and one for missing values, less the (bins - 1) (1/n + 1/m) that chance alone gives (Yurdakul and Naranjo,
+    Statistical properties of the population stability index, 2020); below 0 it is 0. `statistic` and `p_value` are of the
+    two-sample Kolmogorov-Smirnov test for numbers and dates, of the chi-squared test for the rest, where missing values
+    are a value. `missing` is the share of them, `out_of_range` that of numbers outside, and of values not among, those
+    of the reference. A column without any value in the window was not stored and is not compared: `kind` is "absent".
+    """
+    rows = [{"column": name, **compare_column(reference[name], window[name])} for name in reference]
+    return pd.DataFrame(rows, columns=COLUMNS[:-1]).sort_values("psi", ascending=False, ignore_index=True)
+
+
+def compare_column(before: pd.Series, after: pd.Series) -> dict[str, Any]:
+    """See compare_columns."""
+    missing = {"missing": float(after.isna().mean()), "missing_before": float(before.isna().mean())}
+    if after.isna().all() and not before.isna().all():
+        return {"kind": "absent", "psi": 0.0, "statistic": 0.0, "p_value": 1.0, "out_of_range": 0.0, **missing}
+    numbers = _is_number(before)
+    if numbers:
+        before, after = _as_float(before), _as_float(after)
+    known, asked = before.dropna(), after.dropna()
+    few = known.nunique() <= BINS
+    if numbers:
+        outside = (asked < known.min()) | (asked > known.max()) if len(known) else asked.notna()
+    else:
+        known, asked = known.astype(str), asked.astype(str)
+        outside = ~asked.isin(known.unique())
+    bins = (
+        _value_bins(known) if few or not numbers else np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1]))
+    )
+    counted = _count(known, bins, numbers and not few), _count(asked, bins, numbers and not few)
+    tables = [np.append(counts, len(column) - len(there)) for counts, column, there in
+              zip(counted, (before, after), (known, asked), strict=True)]  # fmt: skip
+    statistic, p_value = chi_squared(*tables)
+    if numbers and not few and len(asked):
+        from scipy.stats import ks_2samp  # late, as elsewhere: half a second
+
+        moved = ks_2samp(known, asked, method="asymp")
+        _, lost = chi_squared(*(np.array([len(there), len(column) - len(there)]) for there, column in
+                                ((known, before), (asked, after))))  # fmt: skip
+        statistic, p_value = float(moved.statistic), min(1.0, 2 * min(float(moved.pvalue), lost))
+    kind = "numbers" if numbers and not few else "values"
+    out = float(outside.sum()) / max(len(after), 1)
+    return {
+        "kind": kind,
+        "psi": psi(*tables),
+        "statistic": statistic,
+        "p_value": p_value,
+        "out_of_range": out,
+        **missing,
+    }
+
+
+def psi(before: np.ndarray, after: np.ndarray) -> float:
+    """Population stability index of two (bins,) counts, less what chance gives; see compare_columns."""
+    used = before + after > 0
+    before, after = before[used], after[used]
+    m, n = before.sum(), after.sum()
+    if not m or not n:
+        return 0.0
+    # Half a row in each bin, so that an empty one is no infinite change.
+    p, q = ((counts + 0.5) / (counts.sum() + 0.5 * counts.size) for counts in (before, after))
+    return max(0.0, float(((q - p) * np.log(q / p)).sum() - (used.sum() - 1) * (1 / n + 1 / m)))
+
+
+def chi_squared(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Statistic and p-value of homogeneity for two (bins,) counts; bins too rare for the test are joined."""
+    from scipy.stats import chi2_contingency
+
+    n, m = after.sum(), before.sum()
+    rare = (before + after) * min(n, m) < 5 * (n + m)  # an expected count below five
+    table = np.array([np.append(counts[~rare], counts[rare].sum()) for counts in (before, after)])
+    table = table[:, table.sum(axis=0) > 0]
+    if table.shape[1] < 2 or not n or not m:
+        return 0.0, 1.0
+    found = chi2_contingency(table, correction=False)
+    return float(found.statistic), float(found.pvalue)
+
+
+def holm(p_values: Sequence[float], level: float) -> np.ndarray:
+    """(k,) bool: which of k tests stand at one `level` for all of them together."""
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(values)
+    below = values[order] <= level / np.arange(values.size, 0, -1)
+    stands = np.zeros(values.size, bool)
+    stands[order[: values.size if below.all() else int(np.argmin(below))]] = True
+    return stands
+
+
+def mark(columns: pd.DataFrame, level: float, least_psi: float) -> pd.DataFrame:
+    """Add `drifted`: what moved by at least `least_psi`, and not by chance."""
+    return columns.assign(drifted=holm(columns["p_value"].tolist(), level) & (columns["psi"] >= least_psi))
+
+
+def interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Of a share, exact (Clopper and Pearson, 1934)."""
+    from scipy.stats import binomtest
+
+    if not n:
+        return 0.0, 1.0
+    found = binomtest(right, n).proportion_ci(level)
+    return float(found.low), float(found.high)
+
+
+def measure(about: pd.DataFrame, task: str) -> dict[str, float]:
+    """Metrics of a window's predictions, from its `about` (n rows, at least one) as the feedback store gives it."""
+    given = about["label"].notna()
+    wrong = about.loc[given, "is_correction"].astype(bool)
+    found = {
+        "rows": float(len(about)),
+        "labels": float(given.sum()),
+        "reported_mistake_rate": float(wrong.sum() / len(about)),
+        "latency_p50_ms": float(about["latency_ms"].median()),
+        "latency_p95_ms": float(about["latency_ms"].quantile(0.95)),
+    }
+    if about["confidence"].notna().any():
+        found["confidence_mean"] = float(about["confidence"].mean())
+    audit = about[given & about["audit"]]
+    found["audit_labels"] = float(len(audit))
+    if len(audit) and task == "classification":
+        right = int((~audit["is_correction"].astype(bool)).sum())
+        low, high = interval(right, len(audit))
+        found |= {"audit_accuracy": right / len(audit), "audit_accuracy_low": low, "audit_accuracy_high": high}
+    elif len(audit):
+        errors = audit["label"].astype(float) - audit["prediction"].astype(float)
+        found["audit_rmse"] = float(np.sqrt((errors**2).mean()))
+        draws = np.random.default_rng(0).choice(errors.to_numpy() ** 2, (2000, len(errors)))
+        low, high = np.sqrt(np.quantile(draws.mean(axis=1), [0.025, 0.975]))
+        found |= {"audit_rmse_low": float(low), "audit_rmse_high": float(high)}
+    return found
+
+
+def decide(
+    marked: pd.DataFrame, metrics: Mapping[str, float], expected: Mapping[str, float], *, margin: float, labels: int
+) -> Decision:
+    """Retrain or not, and why. `expected` holds accuracy or rmse of the champion on its test part.
+
+    Yes for drift of columns, predictions or confidence; for audit labels that prove an accuracy more than `margin`
+    below what is expected (or an rmse that much, in shares of it, above); for `labels` new labels.
+    """
+    reasons = []
+    if "audit_accuracy" in metrics and metrics["audit_accuracy_high"] < expected["accuracy"] - margin:
+        reasons.append(
+            f"accuracy {metrics['audit_accuracy']:.3f} on {metrics['audit_labels']:.0f} audit labels is proved below "
+            f"the {expected['accuracy']:.3f} of the test part"
+        )
+    if "audit_rmse" in metrics and metrics["audit_rmse_low"] > expected["rmse"] * (1 + margin):
+        reasons.append(f"rmse {metrics['audit_rmse']:.4g} on audit labels is proved above {expected['rmse']:.4g}")
+    moved = marked[marked["drifted"]]
+    if len(moved):
+        names = ", ".join(f"{one.column} (PSI {one.psi:.2f})" for one in moved.head(3).itertuples())
+        reasons.append(f"{len(moved)} of {len(marked)} distributions moved: {names}{' ...' if len(moved) > 3 else ''}")
+    if metrics["new_labels"] >= labels:
+        reasons.append(f"{metrics['new_labels']:.0f} new labels")
+    if reasons:
+        return Decision(True, "; ".join(reasons))
+    return Decision(False, f"nothing moved in {metrics['rows']:.0f} rows, {metrics['new_labels']:.0f} new labels")
+
+
+def _is_number(column: pd.Series) -> bool:
+    if pd.api.types.is_bool_dtype(column.dtype) or isinstance(column.dtype, pd.CategoricalDtype):
+        return False
+    return pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_datetime64_any_dtype(column.dtype)
+
+
+def _as_float(column: pd.Series) -> pd.Series:
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return column.astype("int64").astype("float64").where(column.notna())
+    return pd.to_numeric(column, errors="coerce").astype("float64")
+
+
+def _value_bins(known: pd.Series) -> np.ndarray:
+    return known.value_counts().index[:MOST_VALUES].to_numpy()
+
+
+def _count(column: pd.Series, bins: np.ndarray, between: bool) -> np.ndarray:
+    """Rows in each bin: between the edges `bins`, or one for each value of `bins` and one for all others."""
+    if between:
+        return np.bincount(np.searchsorted(bins, column.to_numpy(), side="left"), minlength=len(bins) + 1)
+    codes = pd.Index(bins).get_indexer(pd.Index(column))
+    return np.bincount(np.where(codes < 0, len(bins), codes), minlength=len(bins) + 1)

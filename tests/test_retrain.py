@@ -1,0 +1,270 @@
+"""`retrain` as a user calls it: from a champion and a feedback store to the next champion, whatever comes between."""
+
+import json
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import ROOT, Project, copy_project
+from mlflow import MlflowClient
+from reports import report
+
+from mlops.feedback import Store
+from mlops.feedback.claims import Lease, turn
+from mlops.retraining import for_gate
+from project.data import load_digits
+
+DIGITS = list(range(10))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with one trained model, which each test makes the champion of a name of its own."""
+    project = Project(copy_project(tmp_path_factory.mktemp("project")), "")
+    project.uri = f"sqlite:///{project.root}/mlflow.db"
+    project.step("train", "model=sklearn_sgd")
+    return project
+
+
+class Case:
+    """One registered model with its champion and its store."""
+
+    def __init__(self, project: Project, name: str, folder: Path) -> None:
+        self.project, self.name, self.url = project, name, f"sqlite:///{folder}/feedback.db"
+        mlflow.set_tracking_uri(project.uri)
+        self.client, self.store = MlflowClient(project.uri), Store(self.url)
+        run = project.runs("tags.step = 'train'")[-1]
+        self.source = f"models:/{run.outputs.model_outputs[0].model_id}"
+        self.client.create_registered_model(name)
+        self.client.set_registered_model_alias(name, "champion", self.register())
+        self.model = mlflow.sklearn.load_model(self.source)
+
+    def register(self) -> str:
+        return str(self.client.create_model_version(self.name, self.source).version)
+
+    def report(self, n: int, seed: int, audit: float = 0.5, wrong: bool = False, **more: object) -> None:
+        """n requests of digits turned by 25 degrees; mistakes are reported, a share is labelled at random."""
+        rows = load_digits(rotate=25).sample(n, random_state=seed)
+        X, y, draw = rows.drop(columns="digit"), rows["digit"].to_numpy(), np.random.default_rng(seed)
+        predicted = self.model.predict(X)
+        labels = (y + 1) % 10 if wrong else y
+        more = {"audit": draw.random(n) < audit, "mistakes": predicted != y, "classes": DIGITS} | more
+        report(self.store, self.name, X, labels, predicted, **more)
+
+    def run(self, *arguments: str, kill: tuple[str, str] | None = None, code: int | None = 0, **env: str):
+        more = (
+            "retrain.giver_share=10",
+            "retrain.reach=1000",
+            f"registered_model_name={self.name}",
+            f"feedback.url={self.url}",
+            *arguments,
+        )
+        if kill is None:
+            return self.project.step("retrain", *more, code=code, **env)
+        script = str(ROOT / "tests" / "interrupted.py")
+        return self.project.run(sys.executable, script, *kill, "retrain", *more, code=code, **env)
+
+    def champion(self) -> str:
+        return str(self.client.get_model_version_by_alias(self.name, "champion").version)
+
+    def states(self) -> dict[str, int]:
+        labelled = self.store.labelled(self.name, "accepted", "used")
+        states = labelled.about["state"].mask(for_gate(labelled), "gate")
+        return states.value_counts().to_dict()
+
+    def runs(self, step: str) -> list:
+        return self.project.runs(f"tags.step = '{step}' and tags.registered_model_name = '{self.name}'")
+
+
+@pytest.fixture
+def case(trained: Project, tmp_path: Path, request: pytest.FixtureRequest) -> Case:
+    return Case(trained, request.node.name.removeprefix("test_").partition("[")[0], tmp_path)
+
+
+def test_from_labels_to_the_next_champion(case: Case):
+    case.report(400, seed=1)
+    before = case.states()
+    done = case.run("reason=because")
+    assert case.champion() == "2" and "PROMOTE" in done.stdout
+    (run,) = case.runs("retrain")
+    assert done.stdout.splitlines()[-1] == f"run_id={run.info.run_id}"
+    assert run.info.status == "FINISHED" and run.data.tags["reason"] == "because"
+    assert case.states() == {"used": before["accepted"], "gate": before["gate"]}
+
+    # Version -> run -> parent version -> the exact labels.
+    version = case.client.get_model_version(case.name, "2")
+    assert version.tags["retrain_run_id"] == run.info.run_id and version.tags["parent_version"] == "1"
+    used = case.store.labelled(case.name, "used").about
+    assert set(used["used_run_id"]) == {run.info.run_id} and set(used["used_version"]) == {"2"}
+    feedback = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/feedback.json"))
+    assert feedback["new"] == sorted(used["feedback_id"])
+    metrics = run.data.metrics
+    assert metrics["new_labels"] == before["accepted"] and metrics["sample_visits"] % metrics["epochs"] == 0
+
+    # The gate judged by the other half of the audit rows.
+    (evaluated,) = case.runs("evaluate")
+    gate = json.loads(mlflow.artifacts.load_text(f"{evaluated.info.artifact_uri}/gate.json"))
+    assert gate["audit"]["n"] == before["gate"] and not set(gate["audit"]["feedback_ids"]) & set(feedback["new"])
+    assert evaluated.data.metrics["audit_accuracy"] > evaluated.data.metrics["audit_champion_accuracy"]
+    assert evaluated.data.tags["mlflow.parentRunId"] == run.info.run_id
+
+    # Nothing new: no run, exit code 0. Another round starts from version 2 and replays the labels of the first.
+    assert "nothing to do" in case.run().stdout and len(case.runs("retrain")) == 1
+    case.report(200, seed=2)
+    assert "from version 2" in case.run().stdout
+    again = json.loads(mlflow.artifacts.load_text(f"{case.runs('retrain')[0].info.artifact_uri}/feedback.json"))
+    assert set(feedback["new"]) <= set(again["replayed"]) and not set(feedback["new"]) & set(again["new"])
+
+
+def test_mistakes_alone_judge_nothing(case: Case):
+    case.report(150, seed=1, audit=0)
+    done = case.run()
+    assert "HOLD" in done.stdout and "0 audit rows can judge" in done.stdout and case.champion() == "1"
+
+
+def test_a_dry_run_leaves_registry_and_labels_alone(case: Case):
+    case.report(200, seed=1)
+    before = case.states()
+    assert "PROMOTE" in case.run("gate.dry_run=true").stdout
+    assert case.champion() == "1" and case.states() == before
+    assert len(case.client.search_model_versions(f"name = '{case.name}'")) == 1
+
+
+def test_a_champion_that_moved_meanwhile_stays(case: Case):
+    case.report(200, seed=1)
+    before, other = case.states(), case.register()
+    place = "mlops.learners.sklearn:SklearnLearner.update"
+    done = case.run(kill=(place, "move"), code=2, MOVE_TO=f"{case.name}/{other}")
+    assert f"moved from 1 to {other}" in done.stderr and len(done.stderr.strip().splitlines()[-1]) < 200
+    assert case.champion() == other and case.states() == before
+    assert len(case.client.search_model_versions(f"name = '{case.name}'")) == 2
+    assert {run.info.status for run in case.runs("retrain")} == {"FAILED"}
+    assert f"from version {other}" in case.run().stdout
+    assert "accepted" not in case.states()
+
+
+def test_one_retraining_at_a_time(case: Case):
+    case.report(100, seed=1)
+    with turn(case.store, f"retrain {case.name}") as lease:
+        assert isinstance(lease, Lease)
+        done = case.run()
+        assert "nothing to do" in done.stdout and "retrains" in done.stdout and not case.runs("retrain")
+
+
+POINTS = [
+    ("mlops.lineage:log_config", "after"),  # a run is open and has claimed nothing
+    ("mlops.feedback.claims:claim", "after"),
+    ("mlops.learners.sklearn:SklearnLearner.update", "after"),
+    ("mlops.learners.sklearn:SklearnLearner.log", "after"),
+    ("mlflow:register_model", "before"),
+    ("mlflow:register_model", "after"),  # a version without an alias, of labels that are not marked
+    ("mlops.registry:register", "after"),
+    ("mlops.feedback.claims:use", "after"),
+    ("mlops.registry:verdict_tags", "before"),  # from here on it is evaluate that dies
+    ("mlflow:MlflowClient.set_registered_model_alias", "alias=previous_champion"),
+]
+
+
+def test_killed_anywhere_and_started_again(case: Case):
+    """Each call meets what the one killed before it left, and the last one is let through."""
+    for i, point in enumerate(POINTS):
+        case.report(60, seed=10 + i)
+        done = case.run(kill=point, code=None)
+        assert done.returncode in (-9, 137), (point, done.returncode, done.stdout, done.stderr)
+    case.run()
+    assert "nothing to do, 0 new labels" in case.run().stdout
+    assert not [run for run in case.project.runs("attributes.status = 'RUNNING'")]
+    used = case.store.labelled(case.name, "used").about
+    versions = case.client.search_model_versions(f"name = '{case.name}'")
+    seen: set[int] = set()
+    for version in versions:
+        if run_id := version.tags.get("retrain_run_id"):
+            run = case.client.get_run(run_id)
+            assert run.info.status == "FINISHED"
+            new = set(json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/feedback.json"))["new"])
+            assert new and not new & seen, "a label went into two versions"
+            assert new == set(used["feedback_id"][used["used_version"] == str(version.version)])
+            seen |= new
+    assert seen == set(used["feedback_id"])
+    last = case.client.get_model_version_by_alias(case.name, "challenger")
+    assert last.tags["gate.verdict"] and len(versions) >= 3
+
+
+def test_labels_of_a_new_class(trained: Project, tmp_path: Path):
+    project = Project(trained.root, trained.uri)
+    rows = load_digits().loc[lambda frame: frame["digit"] != 9]
+    rows.to_csv(project.root / "nine.csv", index=False)
+    data = ("data=table", "data.path=nine.csv", "data.target=digit", "registered_model_name=nine")
+    project.step("pipeline", "model=sklearn_sgd", *data)
+    store, mine = (
+        Store(f"sqlite:///{tmp_path}/f.db"),
+        ("registered_model_name=nine", f"feedback.url=sqlite:///{tmp_path}/f.db"),
+    )
+    whole = load_digits(rotate=5)
+    X, y = whole.drop(columns="digit"), whole["digit"].to_numpy()
+    some = np.random.default_rng(0).random(len(X)) < 0.3
+    report(store, "nine", X, y, (y + 1) % 9, classes=DIGITS, audit=some)
+    done = project.step("retrain", *mine, code=2)
+    assert "retrain.new_classes" in done.stderr and "9 (" in done.stderr
+    assert "accepted" in set(store.accepted("nine").about["state"])
+    done = project.step("retrain", *mine, "retrain.new_classes=scratch", "retrain.giver_share=10")
+    mlflow.set_tracking_uri(project.uri)
+    assert 9 in mlflow.sklearn.load_model("models:/nine@challenger").classes_
+    assert "PROMOTE" in done.stdout
+
+    # The data are checked against what the champion was trained on.
+    rows.iloc[:-1].to_csv(project.root / "nine.csv", index=False)
+    report(store, "nine", X + 0.5, y, (y + 1) % 9, classes=DIGITS, audit=some)
+    done = project.step("retrain", *mine, code=2)
+    assert "have changed" in done.stderr and "data=" in done.stderr
+    done = project.step("retrain", *mine, *data[:3], "retrain.budget=0.5")
+    assert "retrain: from version 2" in done.stdout
+
+
+def test_models_of_other_trainings_need_data(trained: Project, tmp_path: Path):
+    rows = load_digits()
+    X, y = rows.drop(columns="digit"), rows["digit"]
+    mlflow.set_tracking_uri(trained.uri)
+    from sklearn.linear_model import SGDClassifier
+
+    model = SGDClassifier(loss="log_loss", random_state=0).fit(X, y)
+    with mlflow.start_run():
+        mlflow.sklearn.log_model(
+            model, name="m", registered_model_name="others", input_example=X[:2], pip_requirements=[]
+        )
+    MlflowClient().set_registered_model_alias("others", "champion", "1")
+    store, mine = (
+        Store(f"sqlite:///{tmp_path}/f.db"),
+        ("registered_model_name=others", f"feedback.url=sqlite:///{tmp_path}/f.db"),
+    )
+    report(store, "others", X + 1, y, (y + 1) % 10, classes=DIGITS, audit=np.arange(len(X)) % 5 == 0)
+    assert "data=" in trained.step("retrain", *mine, code=2).stderr
+    done = trained.step("retrain", *mine, "data=digits")
+    assert "retrain: from version 1" in done.stdout and "evaluate:" in done.stdout
+
+
+def test_mistakes_of_the_user_are_one_line(case: Case):
+    for arguments, words in (
+        (["registered_model_name=nobody"], "nothing to do"),
+        (["retrain.init=hot"], "retrain.init=hot: allowed are warm, shrink_perturb, scratch"),
+        (["retrain.budget=0"], "retrain.budget=0"),
+        (["retrain.replay_limit=0"], "retrain.replay_limit=0"),
+        (["feedback.url=null"], "feedback.url=None"),
+    ):
+        done = case.run(*arguments, code=None)
+        assert words in done.stdout + done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == (0 if words == "nothing to do" else 2)
+    case.report(60, seed=1)
+    case.client.delete_registered_model_alias(case.name, "champion")
+    assert "has no champion" in case.run(code=2).stderr
+
+
+def test_as_an_entry_point_of_mlflow_run(case: Case):
+    case.report(100, seed=1)
+    arguments = [f"registered_model_name={case.name}", f"feedback.url={case.url}", "retrain.init=scratch"]
+    parameters = [word for one in arguments for word in ("-P", one)]
+    for _ in range(2):  # the second time there is nothing to do
+        case.project.run("mlflow", "run", ".", "-e", "retrain", "--env-manager", "local", *parameters)
+    assert not case.project.runs("attributes.status = 'RUNNING'")
