@@ -1,12 +1,14 @@
 """A saved model is loaded and trained on: each family, numeric and mixed tables, both tasks, round after round."""
 
+import copy
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from learning import FAMILIES, fitted, learner, table
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -42,6 +44,8 @@ def test_each_family_goes_on_or_says_why_not(family: str, kind: str, task: str, 
             assert update.init == "scratch" and "cannot be trained on" in update.note
         made = again(made, tmp_path / f"round{round_}", X)
     after = made.predict(both)
+    served = mlflow.pyfunc.load_model(str(tmp_path / "round1")).predict(both)
+    assert np.allclose(served, after, rtol=1e-4) if task == "regression" else served.tolist() == after.tolist()
     if task == "classification":
         assert made.classes == ["high", "low", "mid"] and (after == labels).mean() > 0.6
     else:
@@ -86,6 +90,90 @@ def test_boosting_with_little_regularisation_starts_over() -> None:
     made.fit(X, y, X, y, task="classification", seed=0)
     update = made.update(X, y, X, y, init="warm", **HOW)
     assert update.init == "scratch" and "l2_regularization=10" in update.note
+
+
+def test_boosting_without_a_class_starts_over() -> None:
+    X, y = table("numeric", "classification")
+    made = copy.deepcopy(fitted("sklearn_hgb", "numeric", "classification"))
+    update = made.update(X[y != "low"], y[y != "low"], X, y, init="warm", **HOW)
+    assert update.init == "scratch" and "'low'" in update.note and made.classes == ["high", "mid"]
+
+
+def test_trees_read_new_rows_as_they_read_the_old_ones() -> None:
+    """Bins made of the new rows would move every threshold, and the next trees would mend what is not broken."""
+    draw = np.random.default_rng(0)
+    X = pd.DataFrame(draw.integers(0, 6, (400, 2)).astype("float64"), columns=["a", "b"])
+    finer = pd.concat([pd.DataFrame({"a": draw.uniform(0, 1, 400), "b": draw.uniform(0, 6, 400)}), X[:100]])
+    y = X["a"] + X["b"] > 4.5
+    made = learner("sklearn_hgb", "classification", "model.max_features=1.0", "model.max_iter=40")
+    made.fit(X, y, X, y, task="classification", seed=0)
+    answers = made.predict(finer)
+    update = made.update(finer, pd.Series(answers), X, y, init="warm", **HOW)
+    assert update == learners.Update("warm", 10, 10 * len(finer))
+    assert (made.predict(finer) == answers).all() and (made.predict(X) == y).all()
+    assert (made.model[-1].max_iter, made.model[-1].warm_start) == (40, False) and made.epochs == 40
+
+
+def test_an_average_of_steps_leaves_the_old_ones_behind(tmp_path: Path) -> None:
+    X, y = table("numeric", "regression", rows=600)
+    turned = y - 2 * (y - y.mean())
+    made = learner("sklearn_sgd", "regression")
+    made.fit(X, y, X, y, task="regression", seed=0)
+    for _ in range(2):
+        made.update(X, turned, X, turned, init="warm", **{**HOW, "share": 0.5})
+        assert 1 - ((made.predict(X) - turned) ** 2).mean() / turned.var() > 0.9
+        made = again(made, tmp_path / str(_), X)
+        assert made.model[-1].regressor_.average is True
+
+
+@pytest.mark.parametrize("family", sorted(GOES_ON - {"sklearn_hgb"}))
+def test_a_column_that_wakes_up_is_scaled_anew(family: str) -> None:
+    X, y = table("numeric", "classification", rows=600)
+    X = X.assign(asleep=np.where(np.arange(600) % 200, 0.0, 1.0), date=pd.Timestamp("2020-01-01"))
+    awake = X[400:].assign(asleep=np.arange(200) % 17, date=pd.Timestamp("2024-01-01"))
+    made = learner(family, "classification")
+    made.fit(X[:400], y[:400], X[:400], y[:400], task="classification", seed=0)
+    scales = {
+        kind: pipe[-1].scale_.copy() for kind, pipe, _ in preprocess_of(made).transformers_ if kind != "remainder"
+    }
+    both, labels = pd.concat([X[:400], awake[:100]]), pd.concat([y[:400], y[400:500]])
+    made.update(both, labels, both, labels, init="warm", **HOW)
+    assert (made.predict(awake[100:]) == y[500:]).mean() > 0.7
+    after = {kind: pipe[-1].scale_ for kind, pipe, _ in preprocess_of(made).transformers_ if kind != "remainder"}
+    assert (after["numeric"][:4] == scales["numeric"][:4]).all() and after["numeric"][4] > 4 * scales["numeric"][4]
+    assert after["date"][0] > 4 * scales["date"][0]
+
+
+def preprocess_of(made):
+    return made.preprocess if hasattr(made, "preprocess") else made.model["preprocess"]
+
+
+def test_what_was_saved_without_its_epochs_goes_on(tmp_path: Path) -> None:
+    X, y = table("numeric", "classification")
+    made = again(fitted("torch_mlp", "numeric", "classification"), tmp_path / "torch", X)
+    del made.net["epochs"]
+    made = again(made, tmp_path / "old", X)
+    assert made.update(X, y, X, y, init="warm", **HOW).epochs <= made.knobs["max_epochs"] / 4
+    model = make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", random_state=0)).fit(X, y)
+    formats.save_skops(model, tmp_path / "model.skops")
+    made = SklearnLearner.load(tmp_path)
+    epochs = [made.epochs]
+    for _ in range(2):
+        made.update(X, y, X, y, init="warm", **HOW)
+        epochs.append(made.epochs)
+    assert epochs == [model[-1].n_iter_] * 3
+
+
+@pytest.mark.parametrize("family", ["sklearn_mlp", "torch_mlp"])
+@pytest.mark.parametrize("init", ["warm", "scratch"])
+def test_the_seed_of_an_update_decides_what_is_drawn(family: str, init: str) -> None:
+    X, y = table("numeric", "regression")
+    answers = []
+    for seed in (0, 0, 1):
+        made = copy.deepcopy(fitted(family, "numeric", "regression"))
+        made.update(X, y, X, y, init=init, **{**HOW, "seed": seed})
+        answers.append(made.predict(X))
+    assert np.array_equal(answers[0], answers[1]) and not np.array_equal(answers[0], answers[2])
 
 
 def test_models_of_others_go_on_or_start_over(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ class Learner(Protocol):
     ) -> Update:
         """Train on from what this model knows, for `share` of its `epochs`, with its preprocessing and classes frozen.
 
+        Only the scale of columns that vary far more than they did is made anew (`features.widen`), and not for trees.
         init "warm": from its weights. "shrink_perturb": from `shrink` of them and 1 - `shrink` of a fresh
         initialisation (after Ash and Adams, On warm-starting neural network training, 2020). "scratch": all anew, with
         the same settings, all epochs, and the classes of y. A family that cannot begin so begins otherwise and notes it.

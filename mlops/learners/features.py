@@ -37,6 +37,9 @@ MAX_CATEGORIES = 50
 # Cells of a table below which one thread trains as fast as two: measured with boosted trees and small networks.
 SMALL = 1_000_000
 
+# Standard deviations of training beyond which the spread of a column makes `widen` scale it anew.
+WIDE = 4.0
+
 # What numpy's NaT, the missing date, is as a float.
 NO_DATE = float(np.iinfo(np.int64).min)
 
@@ -52,6 +55,18 @@ def fit_preprocess(X: pd.DataFrame) -> ColumnTransformer:
     preprocess = ColumnTransformer([group for group in groups if group[2]], sparse_threshold=0)
     with rows_fit():
         return preprocess.fit(X)
+
+
+def widen(preprocess: ColumnTransformer, X: pd.DataFrame) -> None:
+    """Scale columns anew that vary far more in X than they did in training; all others stay as they are.
+
+    A pixel that was always blank and now is not comes in at fifty standard deviations: it drowns the other columns, and
+    few steps of a gradient cannot mend that. Where a column hardly varied, hardly anything was learned from its scale.
+    """
+    for kind, pipe, names in preprocess.transformers_:
+        if kind in ("numeric", "date"):
+            spread = pipe.transform(X[names]).std(axis=0)
+            pipe[-1].scale_[spread > WIDE] *= spread[spread > WIDE]
 
 
 def signature(preprocess: ColumnTransformer | None, example: pd.DataFrame, classes: list | None) -> ModelSignature:

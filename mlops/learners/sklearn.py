@@ -59,21 +59,14 @@ class SklearnLearner:
     ) -> None:
         """The validation part is not used: what stops early here splits its own part off X."""
         estimator = clone(_for_task(self.estimators[task], task))
-        unseeded = {
-            key: seed
-            for key, value in estimator.get_params().items()
-            if key.split("__")[-1] == "random_state" and value is None
-        }
-        estimator.set_params(**unseeded)
+        _seed(estimator, seed, unseeded_only=True)
         preprocess = features.fit_preprocess(X)
         try:
             with features.threads_for(X):
                 estimator.fit(preprocess.transform(X), features.labels(y))
         except ValueError as error:  # a setting out of its range, or data this estimator does not take
             raise UserError(f"model: {type(estimator).__name__}: {' '.join(str(error).split())}") from error
-        _stepped(estimator).scratch_epochs_ = _epochs(
-            _stepped(estimator)
-        )  # kept: warm starts change what it is read from
+        _keep_epochs(_stepped(estimator))
         self._set(Pipeline([("preprocess", preprocess), ("model", estimator)]))
 
     @property
@@ -95,29 +88,28 @@ class SklearnLearner:
     ) -> Update:
         """Gradient descent goes on with partial_fit, boosting adds trees; every other estimator starts from scratch.
 
-        shrink_perturb is for networks in torch: here it is warm.
+        shrink_perturb is for networks in torch: here it is warm. The validation part is not used, as in fit.
         """
         preprocess, estimator = self._parts()
         stepped = _stepped(estimator)
-        note = None if init == "scratch" else _why_not_on(stepped)
+        note = None if init == "scratch" else _why_not_on(stepped, y)
         if note or init == "scratch":
             epochs = self._start_over(X, y, X_val, y_val, seed)
             return Update("scratch", epochs, epochs * len(X), note)
         if init == "shrink_perturb":
             note = f"shrink_perturb is for networks in torch: {type(stepped).__name__} starts warm"
         assert self.classes is None or set(y.tolist()) <= set(self.classes), "labels of unknown classes are kept out"
-        whole = self.classes is None or set(y.tolist()) == set(self.classes)
-        assert whole or not isinstance(stepped, BOOSTED), (
-            "boosting would take the classes of these rows for all there are"
-        )
+        _keep_epochs(stepped)
         epochs, before = max(1, int(share * self.epochs)), outputs(self, X)
         with features.rows_fit(), features.threads_for(X):
+            if self._is_ours() and not isinstance(stepped, BOOSTED):  # of trees, the scale is in every threshold
+                features.widen(preprocess["preprocess"], X)
             inputs = preprocess.transform(X) if preprocess is not None else X
             targets = features.labels(y)
             if isinstance(estimator, TransformedTargetRegressor):
                 targets = estimator.transformer_.transform(targets.reshape(-1, 1)).ravel()
             if isinstance(stepped, BOOSTED):
-                stepped.set_params(warm_start=True, max_iter=stepped.n_iter_ + epochs).fit(inputs, targets)
+                epochs = _boost(stepped, inputs, targets, epochs)
             else:
                 _descend(stepped, inputs, targets, epochs, seed, on_epoch)
         assert self.classes == (self.model.classes_.tolist() if self.classes is not None else None)
@@ -125,17 +117,20 @@ class SklearnLearner:
         return Update("warm", epochs, epochs * len(X), note)
 
     def _start_over(self, X: pd.DataFrame, y: pd.Series, X_val: pd.DataFrame, y_val: pd.Series, seed: int) -> int:
-        epochs, fresh = self.epochs, clone(self._parts()[1])
-        if isinstance(fresh, BOOSTED):
-            fresh.set_params(warm_start=False, max_iter=epochs)
-        if isinstance(self.model, Pipeline) and list(self.model.named_steps) == ["preprocess", "model"]:
-            anew = SklearnLearner(fresh)
+        model = clone(self.model)
+        estimator = model[-1] if isinstance(model, Pipeline) else model
+        _seed(estimator, seed)
+        if self._is_ours():
+            anew = SklearnLearner(estimator)
             anew.fit(X, y, X_val, y_val, task=self.task, seed=seed)
             self._set(anew.model)
         else:
             with features.rows_fit():
-                self._set(clone(self.model).fit(X, features.labels(y)))
+                self._set(model.fit(X, features.labels(y)))
         return self.epochs
+
+    def _is_ours(self) -> bool:
+        return isinstance(self.model, Pipeline) and list(self.model.named_steps) == ["preprocess", "model"]
 
     def _parts(self) -> tuple[Any, Any]:
         """What comes before the estimator, None for nothing, and the estimator."""
@@ -160,12 +155,11 @@ class SklearnLearner:
         from mlflow.models import Model
 
         model = mlflow_model or Model()
-        ours = isinstance(self.model, Pipeline) and list(self.model.named_steps) == ["preprocess", "model"]
         mlflow.pyfunc.save_model(
             str(path),
             mlflow_model=model,
             loader_module="mlflow.sklearn",
-            signature=features.signature(self.model["preprocess"] if ours else None, example, self.classes),
+            signature=features.signature(self.model["preprocess"] if self._is_ours() else None, example, self.classes),
             input_example=example,
             pip_requirements=features.requirements("scipy"),
             metadata=with_answers(self, example, metadata),
@@ -214,18 +208,30 @@ def _stepped(estimator: Any) -> Any:
     return estimator.regressor_ if isinstance(estimator, TransformedTargetRegressor) else estimator
 
 
+def _seed(estimator: Any, seed: int, *, unseeded_only: bool = False) -> None:
+    states = {key: value for key, value in estimator.get_params().items() if key.split("__")[-1] == "random_state"}
+    estimator.set_params(**{key: seed for key, value in states.items() if value is None or not unseeded_only})
+
+
 def _epochs(stepped: Any) -> int:
     found = getattr(stepped, "scratch_epochs_", None) or getattr(stepped, "n_iter_", None)
     return int(np.max(found)) if found is not None else 1
 
 
-def _why_not_on(stepped: Any) -> str | None:
-    """Why an estimator cannot be trained on, in a sentence; None where it can."""
+def _keep_epochs(stepped: Any) -> None:
+    """Write down how long a training from scratch is: training on changes n_iter_."""
+    stepped.scratch_epochs_ = _epochs(stepped)
+
+
+def _why_not_on(stepped: Any, y: pd.Series) -> str | None:
+    """Why an estimator cannot be trained on with the labels y, in a sentence; None where it can."""
     name = type(stepped).__name__
     if isinstance(stepped, BOOSTED):
         if stepped.l2_regularization < LEAST_L2:
             return f"{name} starts from scratch: it can go on from model.l2_regularization={LEAST_L2} up"
-        return None
+        # its fit takes the classes of the rows for all there are, and would give their trees to other classes
+        lacking = set(stepped.classes_.tolist()) - set(y.tolist()) if is_classifier(stepped) else None
+        return f"{name} starts from scratch: the rows lack its class {min(lacking)!r}" if lacking else None
     if not hasattr(stepped, "partial_fit") or not hasattr(stepped, "n_iter_"):
         return f"{name} starts from scratch: it cannot be trained on"
     if getattr(stepped, "early_stopping", False) or getattr(stepped, "class_weight", None) == "balanced":
@@ -233,10 +239,36 @@ def _why_not_on(stepped: Any) -> str | None:
     return None
 
 
+def _boost(stepped: Any, inputs: Any, targets: np.ndarray, iterations: int) -> int:
+    """Add up to so many iterations of trees to those that are there; how many it were."""
+    bins, before = stepped._bin_mapper, stepped.n_iter_
+    settings = {"warm_start": stepped.warm_start, "max_iter": stepped.max_iter}
+
+    def bin_as_before(X: np.ndarray, sample_weight: object, is_training_data: bool) -> np.ndarray:
+        stepped._bin_mapper = bins
+        binned = bins.transform(X)
+        return binned if is_training_data else np.ascontiguousarray(binned)
+
+    # scikit-learn (1.9) makes new bins from the new rows, and then reads the trees before by bins that are not theirs:
+    # what the new trees would correct is not what the model answers.
+    stepped._bin_data = bin_as_before
+    try:
+        stepped.set_params(warm_start=True, max_iter=before + iterations).fit(inputs, targets)
+    finally:
+        del stepped._bin_data
+        stepped.set_params(**settings)  # those of a training from scratch
+    return stepped.n_iter_ - before
+
+
 def _descend(stepped: Any, inputs: Any, targets: np.ndarray, epochs: int, seed: int, on_epoch: OnEpoch | None) -> None:
-    draw = np.random.default_rng(seed)
+    draw, average = np.random.default_rng(seed), getattr(stepped, "average", False)
+    if average:  # of the new steps only: with the old ones in it, it would hardly move
+        stepped.average = int(stepped.t_)
+        stepped._average_coef[:], stepped._average_intercept[:] = 0, 0
     for epoch in range(epochs):
         order = draw.permutation(len(targets))  # partial_fit itself shuffles alike each time
         stepped.partial_fit(inputs.iloc[order] if isinstance(inputs, pd.DataFrame) else inputs[order], targets[order])
         if on_epoch and hasattr(stepped, "loss_"):
             on_epoch(epoch, {"train_loss": float(stepped.loss_)})
+    if average:
+        stepped.average = average

@@ -141,6 +141,7 @@ class TorchLearner:
             with torch.no_grad():
                 for kept, new in zip(self.network.parameters(), fresh.parameters(), strict=True):
                     kept.mul_(shrink).add_(new, alpha=1 - shrink)
+        features.widen(self.preprocess, X)
         most = max(1, int(share * self.epochs))
         with features.threads_for(X):
             parts = self._inputs(X), self._targets(y), self._inputs(X_val), self._targets(y_val)
