@@ -134,7 +134,6 @@ def measure(about: pd.DataFrame, task: str) -> dict[str, float]:
     given = about["label"].notna()
     wrong = about.loc[given, "is_correction"].astype(bool)
     found = {
-        "rows": float(len(about)),
         "labels": float(given.sum()),
         "reported_mistake_rate": float(wrong.sum() / len(about)),
         "latency_p50_ms": float(about["latency_ms"].median()),

@@ -39,15 +39,19 @@ class Forks:
             self._process.start()
             theirs.close()
 
-    def run(self, module: str, arguments: Sequence[str], env: Mapping[str, str], preload: Sequence[str]) -> int:
-        """Run `python -m module arguments` with `env` added to the environment; return its exit code as a shell would.
+    def run(
+        self, module: str, arguments: Sequence[str], env: Mapping[str, str | None], preload: Sequence[str] = ()
+    ) -> int:
+        """Run `python -m module arguments`; return its exit code as a shell would.
 
+        `env` is added to the environment, where None takes a variable away.
         `preload` names modules to import, and functions (`module:function`) that import more, once before the fork.
         When this process is stopped meanwhile, the step gets SIGTERM first and is waited for, so that it can close its
         run.
         """
         if not FORK:
-            return subprocess.run([sys.executable, "-m", module, *arguments], env={**os.environ, **env}).returncode
+            whole = {key: value for key, value in {**os.environ, **env}.items() if value is not None}
+            return subprocess.run([sys.executable, "-m", module, *arguments], env=whole).returncode
         self._pipe.send((module, list(arguments), dict(env), list(preload)))
         pid = self._pipe.recv()
         try:
@@ -112,9 +116,13 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _step(module: str, arguments: list[str], env: dict[str, str]) -> None:
+def _step(module: str, arguments: list[str], env: dict[str, str | None]) -> None:
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.update(env)
+    for key, value in env.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

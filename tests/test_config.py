@@ -34,7 +34,13 @@ def test_each_entry_point_has_a_configuration_and_a_script():
 @pytest.mark.parametrize("path", GROUPS, ids=str)
 def test_each_option_composes_and_can_be_made(path: Path):
     group, option = path.parent.name, path.stem
-    config = {"gate": "evaluate", "serve": "serve", "feedback": "serve", "retrain": "retrain"}.get(group, "train")
+    config = {
+        "gate": "evaluate",
+        "serve": "serve",
+        "feedback": "serve",
+        "retrain": "retrain",
+        "monitor": "monitor",
+    }.get(group, "train")
     choice = f"{group}={option}"
     cfg = composed(config, choice, *REQUIRED.get(choice, []))
     OmegaConf.to_container(cfg, resolve=True)

@@ -1,0 +1,100 @@
+"""monitor: look at a window of stored predictions, say whether to retrain and why, and start it if told to.
+
+    mlflow run . -e monitor --env-manager local -P registered_model_name=alacarte
+    python -m steps.monitor monitor.every=60 monitor.act=true
+
+Leaves behind one run a window with drift and quality metrics, plots, report.html and decision.json. Exit code 3 means
+yes, 0 means no; with monitor.act=true a yes ends with the exit code of the retraining.
+"""
+
+import tempfile
+import time
+from dataclasses import asdict
+
+import mlflow
+from omegaconf import DictConfig
+
+from mlops import launch, lineage, registry, report
+from mlops.champion import load_champion
+from mlops.drift import Decision
+from mlops.errors import StoreError, UserError
+from mlops.feedback import Store
+from mlops.forks import Forks
+from mlops.monitoring import check_settings, count_new, look
+
+YES = 3  # exit code
+
+
+@launch.step("monitor", run=False)  # each window is a run of its own
+def main(cfg: DictConfig) -> None:
+    settings, name = launch.plain(cfg.monitor), cfg.registered_model_name
+    check_settings(**settings)
+    registry.check_name(name)
+    if not name or not cfg.feedback.url:
+        raise UserError(f"registered_model_name={name} feedback.url={cfg.feedback.url}: monitor needs both")
+    store = Store(cfg.feedback.url)
+    while True:
+        began = time.monotonic()
+        try:
+            decision, new_labels = look_once(cfg, store)
+        except StoreError as error:
+            if not settings["every"]:
+                raise
+            print(f"monitor: the feedback store does not work: {error}", flush=True)
+            decision, new_labels = Decision(False, str(error)), 0
+        code = YES if decision.retrain else 0
+        if decision.retrain and settings["act"]:
+            code = act(cfg, decision, new_labels)
+        if not settings["every"]:
+            raise SystemExit(code)
+        time.sleep(max(0.0, settings["every"] - (time.monotonic() - began)))
+
+
+def look_once(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
+    """One window, one run: the decision, and how many new labels a retraining would find."""
+    settings, name = launch.plain(cfg.monitor), cfg.registered_model_name
+    champion = load_champion(name, launch.plain(cfg.data) if cfg.get("data") else None)
+    now = time.time()
+    window = store.window(name, now - settings["hours"] * 3600, now)
+    with lineage.start_run("monitor", cfg) as run:
+        labelled, n = store.labelled(name, "accepted", "used"), len(window.about)
+        new = count_new(champion, labelled, launch.plain(cfg.retrain), registry.rejected_versions(name))
+        if n < settings["least_rows"]:
+            decision = Decision(False, f"{n} predictions in {settings['hours']} hours of {settings['least_rows']} due")
+            mlflow.log_metrics({"rows": n, "new_labels": new})
+        else:
+            seen = look(champion, window, labelled, new, settings)
+            decision = seen.decision
+            mlflow.log_metrics(seen.metrics)
+            mlflow.log_table(seen.columns, "drift.json")
+            figures = {"drift.png": report.drift_figure(seen.columns),
+                       "answers.png": report.answers_figure(*seen.answers, champion.dataset.target)}  # fmt: skip
+            for file, figure in figures.items():
+                mlflow.log_figure(figure, file)
+            tables = {"Metrics": seen.metrics_table(), "Who gave labels": seen.givers, "Columns": seen.columns}
+            title = f"{name} version {champion.number}, {n} predictions"
+            mlflow.log_text(report.page(title, decision.retrain, decision.reason, tables, figures), "report.html")
+        answer = "yes" if decision.retrain else "no"
+        mlflow.log_dict(asdict(decision), "decision.json")
+        mlflow.set_tags({"retrain": answer, "reason": decision.reason, "model_version": champion.number})
+        print(f"monitor: retrain {answer}, {decision.reason}\nrun_id={run.info.run_id}", flush=True)
+        return decision, new
+
+
+def act(cfg: DictConfig, decision: Decision, new_labels: int) -> int:
+    """Start retrain and wait for it; its exit code. One at a time is its own affair: it takes a turn in the store."""
+    due = cfg.monitor.labels_with_drift
+    if new_labels < due:
+        print(f"monitor: not retrained, {new_labels} new labels of {due}: ask for labels of audit rows", flush=True)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = launch.save_for(launch.part_of(cfg, "retrain", reason=f"monitor: {decision.reason}"), folder)
+        return forks.run("steps.retrain", arguments, {"MLFLOW_RUN_ID": None})
+
+
+if __name__ == "__main__":
+    forks = Forks()  # before MLflow opens a connection, which a fork must not share
+    try:
+        main()
+    finally:
+        forks.close()

@@ -1,0 +1,116 @@
+"""Drift is found where it is, not where it is not, and says so of each kind of column."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlops import drift
+from mlops.drift import compare_column, compare_columns, decide, holm, interval, mark, measure, psi
+from project.data import load_digits
+
+
+def moved(before: pd.DataFrame, after: pd.DataFrame) -> bool:
+    return bool(mark(compare_columns(before, after), 0.05, 0.1)["drifted"].any())
+
+
+def test_digits_turned_are_found_within_100_rows_and_unturned_ones_raise_no_alarm():
+    rng = np.random.default_rng(0)
+    plain, turned = (load_digits(rotate=angle).drop(columns="digit") for angle in (0, 25))
+    alarms = found = 0
+    for _ in range(40):
+        rows = rng.permutation(len(plain))
+        alarms += moved(plain.iloc[rows[:800]], plain.iloc[rows[800:900]])
+        found += moved(plain.iloc[rows[:800]], turned.iloc[rows[800:900]])
+    assert alarms <= 5 and found >= 38  # at a true rate of .05, six or more alarms come once in 70 times
+
+
+def test_each_kind_of_column():
+    rng = np.random.default_rng(1)
+    n = 2000
+    before = pd.DataFrame(
+        {
+            "number": rng.normal(size=n),
+            "still": rng.normal(size=n),
+            "text": rng.choice(["a", "b"], n),
+            "flag": rng.random(n) < 0.5,
+            "day": pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 100, n), "D"),
+            "count": rng.integers(0, 4, n),
+            "gone": rng.normal(size=n),
+            "hidden": rng.normal(size=n),
+        }
+    )
+    after = before.assign(
+        number=before["number"] + 1,
+        text=rng.choice(["a", "c"], n),
+        flag=rng.random(n) < 0.9,
+        day=before["day"] + pd.Timedelta(days=60),
+        count=rng.integers(2, 6, n),
+        gone=before["gone"].mask(rng.random(n) < 0.4),
+        hidden=np.nan,
+    ).sample(frac=1, random_state=0, ignore_index=True)
+    found = mark(compare_columns(before, after), 0.05, 0.1).set_index("column")
+    assert found["drifted"].to_dict() == {
+        "number": True, "still": False, "text": True, "flag": True, "day": True, "count": True, "gone": True,
+        "hidden": False,
+    }  # fmt: skip
+    assert found.loc["hidden", "kind"] == "absent"
+    assert found.loc["text", "out_of_range"] == pytest.approx(0.5, abs=0.05)
+    assert found.loc["gone", "missing"] == pytest.approx(0.4, abs=0.05)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.one_of(st.floats(allow_nan=True, allow_infinity=False), st.none()), min_size=1, max_size=40),
+       st.lists(st.one_of(st.floats(allow_nan=True, allow_infinity=False), st.none()), min_size=1, max_size=40))  # fmt: skip
+def test_any_numbers_give_numbers(before: list, after: list):
+    found = compare_column(pd.Series(before, dtype="float64"), pd.Series(after, dtype="float64"))
+    assert 0 <= found["p_value"] <= 1 and found["psi"] >= 0 and np.isfinite(found["psi"])
+
+
+def test_psi_of_samples_of_one_distribution_is_about_nothing():
+    rng = np.random.default_rng(0)
+    drawn = [psi(*(rng.multinomial(n, [0.1] * 10) for n in (1000, 200))) for _ in range(200)]
+    assert np.mean(drawn) < 0.03
+
+
+def test_holm_keeps_one_level_for_all():
+    assert holm([0.01, 0.02, 0.03], 0.05).tolist() == [True, True, True]
+    assert holm([0.01, 0.04, 0.03], 0.05).tolist() == [True, False, False]
+    assert holm([0.2], 0.05).tolist() == [False] and holm([], 0.05).tolist() == []
+
+
+def test_the_interval_is_exact():
+    low, high = interval(8, 10)
+    assert (low, high) == pytest.approx((0.4439, 0.9748), abs=1e-4)
+    assert interval(0, 0) == (0.0, 1.0)
+
+
+def about(n: int, wrong: int, audit: bool = True) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "prediction": 1, "label": [0] * wrong + [1] * (n - wrong), "is_correction": [True] * wrong + [False] * (n - wrong),
+            "audit": audit, "confidence": 0.9, "latency_ms": 2.0,
+        }
+    )  # fmt: skip
+
+
+def test_a_decision_needs_a_reason():
+    columns = mark(compare_columns(*(pd.DataFrame({"a": np.arange(500.0)}),) * 2), 0.05, 0.1)
+    expected, more = {"accuracy": 0.95, "rmse": 1.0}, {"rows": 200.0}
+
+    def decided(new: float, **window: object) -> drift.Decision:
+        metrics = measure(about(**window), "classification") | more | {"new_labels": new}
+        return decide(columns, metrics, expected, margin=0.02, labels=100)
+
+    assert not decided(0, n=100, wrong=6).retrain
+    worse = decided(0, n=100, wrong=20)
+    assert worse.retrain and "accuracy 0.800 on 100 audit labels is proved below the 0.950" in worse.reason
+    assert not decided(0, n=100, wrong=20, audit=False).retrain  # what people choose to report proves nothing
+    assert decided(100, n=100, wrong=5).reason == "100 new labels"
+
+
+def test_regression_is_measured_by_its_errors():
+    metrics = measure(about(50, 25), "regression")
+    assert metrics["audit_rmse"] == pytest.approx(np.sqrt(0.5))
+    assert metrics["audit_rmse_low"] < metrics["audit_rmse"] < metrics["audit_rmse_high"]

@@ -1,0 +1,95 @@
+"""`monitor` as a user calls it: real stores, real runs, a loop that retrains by itself."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import Project, environment
+from reports import report
+from test_retrain import DIGITS, Case, trained  # noqa: F401
+
+from project.data import load_digits
+
+
+@pytest.fixture
+def case(trained: Project, tmp_path: Path, request: pytest.FixtureRequest) -> Case:  # noqa: F811
+    return Case(trained, request.node.name.removeprefix("test_"), tmp_path)
+
+
+def monitor(case: Case, *arguments: str, code: int = 0) -> str:
+    more = (f"registered_model_name={case.name}", f"feedback.url={case.url}", *arguments)
+    return case.project.step("monitor", *more, code=code).stdout
+
+
+def test_a_shift_is_seen_and_reported(case: Case):
+    rows = load_digits()
+    X, y = rows.drop(columns="digit"), rows["digit"].to_numpy()
+    report(case.store, case.name, X[:400], y[:400], case.model.predict(X[:400]), classes=DIGITS, age=5 * 3600)
+    case.report(200, seed=1, source="<b>alice</b>", age=60)
+    told = monitor(case, "monitor.hours=1", code=3)
+    assert "retrain yes" in told and "distributions moved" in told and "audit labels is proved below" in told
+    (run,) = case.runs("monitor")
+    assert told.splitlines()[-1] == f"run_id={run.info.run_id}" and run.info.status == "FINISHED"
+    assert run.data.tags["retrain"] == "yes" and run.data.metrics["drift_share"] > 0.2
+    assert run.data.metrics["audit_accuracy"] < 0.6
+    page = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
+    assert "<b>alice</b>" not in page and "&lt;b&gt;alice&lt;/b&gt;" in page and "data:image/png" in page
+    files = {file.path for file in case.client.list_artifacts(run.info.run_id)}
+    assert {"drift.json", "drift.png", "answers.png", "decision.json", "report.html", "config.yaml"} <= files
+    assert json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/decision.json"))["retrain"] is True
+
+
+def test_nothing_is_decided_from_too_few(case: Case):
+    case.report(50, seed=1)
+    assert "retrain no, 50 predictions" in monitor(case)
+    assert "retrain.init" in case.project.step("monitor", "retrain.int=1", code=2).stderr
+    assert "monitor.hours=0" in case.project.step("monitor", "monitor.hours=0", code=2).stderr
+
+
+def test_two_loops_retrain_once(case: Case):
+    """Two monitors look at one store: one of them retrains, the new version is champion, and both end when told to."""
+    case.report(400, seed=1)
+    arguments = [f"registered_model_name={case.name}", f"feedback.url={case.url}", "retrain.giver_share=10"]
+    command = ["python", "-m", "steps.monitor", *arguments, "monitor.every=2", "monitor.act=true"]
+    env = environment(MLFLOW_TRACKING_URI=case.project.uri)
+    loops = [subprocess.Popen(command, cwd=case.project.root, env=env, stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    try:
+        end = time.monotonic() + 120
+        while case.champion() == "1" and time.monotonic() < end:
+            time.sleep(0.5)
+        while len(case.runs("monitor")) < 4 and time.monotonic() < end:
+            time.sleep(0.5)
+    finally:
+        for loop in loops:
+            loop.send_signal(signal.SIGTERM)
+        told = [loop.communicate(timeout=60)[0] for loop in loops]
+    assert [loop.returncode for loop in loops] == [143, 143]
+    assert case.champion() == "2" and len(case.runs("retrain")) == 1
+    assert sum("retrain: from version 1" in one for one in told) == 1
+    assert not case.project.runs("attributes.status = 'RUNNING'")
+    (retrained,) = case.runs("retrain")
+    assert retrained.data.tags["reason"].startswith("monitor: ")
+
+
+def test_poisoned_labels_are_capped_seen_and_held(case: Case):
+    """One giver sends many wrong labels among the right ones of others."""
+    case.report(300, seed=1, token="alice")
+    case.report(250, seed=2, token="mallory", wrong=True, audit=0, mistakes=np.arange(250) < 200)
+    told = monitor(case, code=3)
+    (run,) = case.runs("monitor")
+    page = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
+    assert "mallory" in page and told
+    done = case.run("retrain.giver_share=0.1")
+    (retrained,) = case.runs("retrain")
+    feedback = json.loads(mlflow.artifacts.load_text(f"{retrained.info.artifact_uri}/feedback.json"))
+    assert 0 < feedback["givers"]["mallory"] <= 115 and feedback["left_out"]["share"] >= 80
+    (evaluated,) = case.runs("evaluate")
+    if "PROMOTE" in done.stdout:  # only where the right labels outweigh: then the model is proved to be better
+        assert evaluated.data.metrics["audit_accuracy"] > evaluated.data.metrics["audit_champion_accuracy"]
+    else:
+        assert case.champion() == "1"
