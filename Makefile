@@ -1,13 +1,17 @@
 # make run     train, evaluate, gate and register a model; open the MLflow UI with the command it prints
+# make demo    the whole loop before your eyes: served, wrong, reported, retrained, promoted, swapped
 # make test    every test; make check: style and types
 PYTHON ?= python3
 VENV := .venv
 # `python` in MLproject's commands is the one of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-.PHONY: run test check setup
+.PHONY: run demo test check setup
 
 run: $(VENV)/run.done
 	mlflow run . --env-manager local $(ARGS)
+
+demo: $(VENV)/run.done
+	mlflow run . -e demo --env-manager local $(ARGS)
 
 test: $(VENV)/test.done
 	python -m pytest -n 2 --dist loadfile $(ARGS)

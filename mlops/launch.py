@@ -36,6 +36,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 SWITCHES = {"--multirun", "-m", "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r"}
 OPTIONS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
            "--info", "-i", "--experimental-rerun", "--shell-completion", "-sc"}  # fmt: skip
+ALONE = {"--history": "history=true"}  # keys that mean yes when they come without a value
 FREE_TEXT = {"description"}  # always taken as typed: nobody means a number or a list there
 OPEN = ("model.estimator.",)  # any key may be added under these: the arguments of an estimator that no config names
 
@@ -44,8 +45,12 @@ class Terminated(SystemExit):
     """SIGTERM arrived; 143 is what a shell reports for it."""
 
 
-def step(config_name: str, run: bool = True) -> Callable[[Callable[[DictConfig], Any]], Callable[[], NoReturn]]:
-    """Make a function of the configuration into the command `python -m steps.<name>`; run=False opens no MLflow run.
+def step(
+    config_name: str, run: bool = True, offline: bool = False
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], NoReturn]]:
+    """Make a function of the configuration into the command `python -m steps.<name>`.
+
+    run=False opens no MLflow run; `offline` is for what starts while the tracking server is away.
 
     Exit codes: 0; 2 after a UserError, which prints one line; 1 after any other exception, which keeps its traceback but for a
     feedback store that is away;
@@ -57,7 +62,7 @@ def step(config_name: str, run: bool = True) -> Callable[[Callable[[DictConfig],
         def main() -> NoReturn:
             signal.signal(signal.SIGTERM, _terminate)
             try:
-                code = _launch(function, config_name, run, sys.argv[1:])
+                code = _launch(function, config_name, run, offline, sys.argv[1:])
             except KeyboardInterrupt:
                 code = 130
             except SystemExit as stop:
@@ -82,7 +87,9 @@ def _terminate(*_: object) -> NoReturn:
     raise Terminated(128 + signal.SIGTERM)
 
 
-def _launch(function: Callable[[DictConfig], Any], config_name: str, tracked: bool, tokens: Sequence[str]) -> int:
+def _launch(
+    function: Callable[[DictConfig], Any], config_name: str, tracked: bool, offline: bool, tokens: Sequence[str]
+) -> int:
     from mlops import lineage  # late: `--help` and `--cfg job` then cost no import of mlflow
 
     failures: list[Exception] = []
@@ -90,6 +97,8 @@ def _launch(function: Callable[[DictConfig], Any], config_name: str, tracked: bo
     def run(cfg: DictConfig) -> None:
         try:
             check(cfg, config_name)
+            if not offline:
+                lineage.check_store()
             with lineage.start_run(config_name, cfg) if tracked else contextlib.nullcontext():
                 function(cfg)
         except Exception as error:  # kept from Hydra, which adds lines of its own; a sweep goes on with its next job
@@ -135,6 +144,7 @@ def to_overrides(tokens: Sequence[str]) -> list[str]:
 
 
 def _split(tokens: list[str]) -> tuple[list[str], list[str]]:
+    """Flags for Hydra, and pairs KEY=VALUE."""
     flags: list[str] = []
     pairs: list[str] = []
     while tokens:
@@ -152,6 +162,9 @@ def _split(tokens: list[str]) -> tuple[list[str], list[str]]:
             if token.startswith("--"):
                 token = token[2:]
                 if "=" not in token:
+                    if name in ALONE and not (tokens and tokens[0].lower() in ("true", "false")):
+                        pairs.append(ALONE[name])
+                        continue
                     if not tokens:
                         raise UserError(f"--{token} has no value: write --{token} VALUE or {token}=VALUE")
                     token = f"{token}={tokens.pop(0)}"

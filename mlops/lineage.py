@@ -57,7 +57,6 @@ def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
     Leaves the tags `step`, `fingerprint`, `config_hash` and git's commit, the configuration as params and as
     `config.yaml`. The run ends FINISHED, FAILED after an exception, KILLED after SIGTERM or Ctrl-C.
     """
-    _check_store()
     experiment = cfg.get("experiment_name") if cfg is not None else None
     if experiment and os.environ.get("MLFLOW_RUN_ID"):
         logger.warning("experiment_name=%s is ignored: this run is in the experiment that started it", experiment)
@@ -82,7 +81,7 @@ def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
         mlflow.end_run(status)
 
 
-def _check_store() -> None:
+def check_store() -> None:
     """Find out within seconds whether there is a tracking server; its own pages, whatever they answer, will do.
 
     Asks as MLflow's client does, through the same proxies and with the name and password in the address, if any. What

@@ -6,8 +6,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from mlops import lineage, registry
 from mlops.feedback.claims import Lease, claims, give_back, use
-
-RUN_TAG = "retrain_run_id"  # of a version, from its first moment on: the retraining that it came from
+from mlops.registry import RUN_TAG
 
 
 def recover(lease: Lease, name: str) -> str | None:

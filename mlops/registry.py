@@ -24,6 +24,7 @@ from mlops.errors import UserError
 from mlops.gate import Verdict
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
+RUN_TAG = "retrain_run_id"  # of a version, from its first moment on: the retraining that it came from
 ABSENT = (
     "RESOURCE_DOES_NOT_EXIST",
     "INVALID_PARAMETER_VALUE",
@@ -175,6 +176,35 @@ def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
         version,
         {"promoted_at": now, "promoted_by": getpass.getuser(), "promoted_from": expected, "promotion_reason": reason},
     )
+
+
+def ancestry(version: ModelVersion) -> list[ModelVersion]:
+    """A version and what it was retrained from, newest first; it ends at one trained from scratch, or deleted since."""
+    line, seen = [version], {number_of(version)}
+    while (parent := line[-1].tags.get("parent_version")) and parent not in seen:  # a tag can be edited into a circle
+        found = by_number(version.name, parent)
+        if found is None:
+            break
+        line.append(found)
+        seen.add(parent)
+    return line
+
+
+def history(version: ModelVersion) -> str:
+    """A table of `ancestry`: version -> run -> parent version -> labels, with verdicts and promotions."""
+    names = {str(number): alias for alias, number in MlflowClient().get_registered_model(version.name).aliases.items()}
+    columns = ["version", "now", "from", "labels", "run_id", "verdict", "promoted", "by"]
+    rows = []
+    for one in ancestry(version):
+        tags, number = one.tags, number_of(one)
+        run_id = tags.get(RUN_TAG) or one.run_id or "-"
+        found = [tags.get(key, "-") for key in ("gate.verdict", "promoted_at", "promoted_by")]
+        origin = [tags.get("parent_version", "scratch"), tags.get("new_labels", "-")]
+        rows.append([number, names.get(number, "-"), *origin, run_id, *found])
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in (columns, *rows)]
+    note = "The labels of a retraining are the artifact feedback.json of its run, and the rows that are used there."
+    return "\n".join([version.name, *(line.rstrip() for line in lines), note])
 
 
 def _turn(name: str) -> FileLock:

@@ -2,26 +2,43 @@
 
     mlflow run . -e promote --env-manager local -P version=previous
     python -m steps.promote version=3 force=true reason="passed the review"
+    python -m steps.promote --history
 
-Leaves behind the moved aliases, tags on the version that say who, when and why, and a run that records it.
+Leaves behind the moved aliases, tags on the version that say who, when and why, and a run that records it. --history
+changes nothing: it prints what the champion, or `version`, came from.
 """
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from omegaconf import DictConfig
 
-from mlops import launch, registry
+from mlops import launch, lineage, registry
 from mlops.errors import UserError
 
+ALIASES = {"champion": registry.CHAMPION, "previous": registry.PREVIOUS, "challenger": registry.CHALLENGER}
 
-@launch.step("promote")
+
+@launch.step("promote", run=False)  # to read a history is no run
 def main(cfg: DictConfig) -> None:
-    name, wanted = cfg.registered_model_name, str(cfg.version)
+    name, wanted = cfg.registered_model_name, cfg.version
     if not name:
         raise UserError("registered_model_name=null: promote needs the name of a registered model")
-    alias = {"previous": registry.PREVIOUS, "challenger": registry.CHALLENGER}.get(wanted)
-    version = registry.by_alias(name, alias) if alias else registry.by_number(name, wanted)
+    if wanted is None and not cfg.history:
+        raise UserError(f"version is required: add -P version=VALUE, one of {registry.known_versions(name)}")
+    wanted = "champion" if wanted is None else str(wanted)
+    version = registry.by_alias(name, ALIASES[wanted]) if wanted in ALIASES else registry.by_number(name, wanted)
     if version is None:
         raise UserError(f"version={wanted} of {name} does not exist: give {registry.known_versions(name)}")
+    if cfg.history:
+        print(registry.history(version))
+        return
+    with lineage.start_run("promote", cfg):
+        move(cfg, version)
+
+
+def move(cfg: DictConfig, version: ModelVersion) -> None:
+    """Make a version the champion, if it passed the gate or is forced."""
+    name = version.name
     champion = registry.champion_of(name)
     number, before = registry.number_of(version), registry.number_of(champion)
     if number == before:

@@ -85,7 +85,7 @@ def train_on(cfg: DictConfig, lease: Lease) -> str | None:
             give_back(lease, run.info.run_id)
             return run.info.run_id
         registry.check_champion(name, number)
-        tags = {recovery.RUN_TAG: run.info.run_id, "parent_version": number, "new_labels": len(new)}
+        tags = {registry.RUN_TAG: run.info.run_id, "parent_version": number, "new_labels": len(new)}
         version = registry.number_of(registry.register(name, info.model_uri, tags))
         use(lease, run.info.run_id, version)
         mlflow.set_tag("model_version", version)

@@ -18,7 +18,7 @@ from mlops.serving import server
 from mlops.serving.settings import SECRETS, Settings
 
 
-@launch.step("serve", run=False)
+@launch.step("serve", run=False, offline=True)
 def main(cfg: DictConfig) -> None:
     if not cfg.registered_model_name:
         raise UserError("registered_model_name=null: serve needs the name of a registered model")

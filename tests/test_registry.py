@@ -156,6 +156,7 @@ def test_wrong_versions_and_names_are_clear(remote: Project, champion: str):
         in remote.step("promote", "version=99", "registered_model_name=moving", code=2).stderr
     )
     assert "has no version" in remote.step("promote", "version=1", "registered_model_name=nobody", code=2).stderr
+    assert "version is required" in remote.step("promote", *FAST[1:], code=2).stderr
 
 
 def test_names_that_no_registry_takes_are_refused_before_training():
@@ -169,5 +170,6 @@ def test_the_last_line_hands_on_the_run_id_on_a_server_too(remote: Project):
     last = remote.step("train", *FAST).stdout.splitlines()[-1]
     assert last.startswith("run_id=")
     remote.step("evaluate", last, "gate.dry_run=true", *FAST[1:])
-    gone = remote.step("train", *FAST, code=2, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    assert "MLFLOW_TRACKING_URI" in gone.stderr and len(gone.stderr.strip().splitlines()) == 1
+    for step in ("train", "promote"):  # one that opens a run at once, and one that reads the registry first
+        gone = remote.step(step, FAST[1], code=2, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+        assert "MLFLOW_TRACKING_URI" in gone.stderr and len(gone.stderr.strip().splitlines()) == 1

@@ -1,6 +1,7 @@
 """`retrain` as a user calls it: from a champion and a feedback store to the next champion, whatever comes between."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -103,6 +104,10 @@ def test_from_labels_to_the_next_champion(case: Case):
     metrics = run.data.metrics
     assert metrics["new_labels"] == before["accepted"] and metrics["sample_visits"] % metrics["epochs"] == 0
 
+    before_last, last = _history(case)
+    assert last[:5] == ["2", last[1], "1", str(len(used)), run.info.run_id] and "champion" in last[1]
+    assert before_last[0] == "1" and before_last[2] == "scratch"
+
     # The gate judged by the other half of the audit rows.
     (evaluated,) = case.runs("evaluate")
     gate = json.loads(mlflow.artifacts.load_text(f"{evaluated.info.artifact_uri}/gate.json"))
@@ -118,6 +123,16 @@ def test_from_labels_to_the_next_champion(case: Case):
     assert not set(feedback["new"]) & set(again["new"])
     # All but those whose digit came once more, as a row that judges.
     assert 0 <= len(set(feedback["new"]) - set(again["replayed"])) < 0.1 * len(feedback["new"])
+
+
+def _history(case: Case) -> list[list[str]]:
+    """The rows of `promote --history`, oldest first; reading them opens no run."""
+    runs = len(case.project.runs())
+    told = case.project.run("python", "-m", "steps.promote", "--history", f"registered_model_name={case.name}").stdout
+    assert len(case.project.runs()) == runs
+    name, head, *rows, _ = told.splitlines()
+    assert name == case.name and head.split()[:5] == ["version", "now", "from", "labels", "run_id"]
+    return [re.split(r"  +", row) for row in rows[::-1]]
 
 
 def test_mistakes_alone_judge_nothing(case: Case):

@@ -1,0 +1,101 @@
+"""demo: the whole loop before your eyes, with simulated people: served, wrong, reported, retrained, promoted, swapped.
+
+    mlflow run . -e demo --env-manager local
+    python -m steps.demo demo.degrees=15 demo.per_second=60
+
+Leaves behind a run with demo.png (accuracy over requests, versions, the swap), accuracies and failed requests, and what
+train, serve, monitor, retrain and evaluate leave behind, each a process of its own. Exit code 1: a request failed, or
+no better version came.
+"""
+
+import tempfile
+import time
+from functools import partial
+from urllib.parse import quote
+
+import mlflow
+from mlflow.entities import Run
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from mlops import launch, lineage, registry
+from mlops.children import started
+from mlops.errors import UserError
+from mlops.forks import Forks
+from mlops.simulation import MARKS, WINDOW, Traffic, accuracy_figure
+from project.data import load_digits
+
+
+@launch.step("demo")
+def main(cfg: DictConfig) -> None:
+    run, name = lineage.active_run(), cfg.registered_model_name
+    registry.check_name(name)
+    before = registry.champion_of(name) if name else None
+    if not name or (before and "demo" not in registry.ancestry(before)[-1].tags):
+        raise UserError(f"registered_model_name={name}: the demo moves its champion, so it takes a name of its own")
+    trained = forks.run_step("train", launch.part_of(cfg, "train"), run)
+    make_champion(name, registry.number_of(before), trained)
+
+    traffic = Traffic(cfg.data.target, cfg.demo.per_second, cfg.demo.reports, cfg.demo.people, cfg.seed)
+    marks: list[tuple[int, str]] = []
+    with tempfile.TemporaryDirectory() as folder, tqdm(unit=" requests", mininterval=1) as bar:
+        cfg.feedback.url = cfg.feedback.url or f"sqlite:///{folder}/feedback.db"
+
+        def tell(line: str) -> None:
+            if line.startswith(("monitor: retrain yes", "monitor: not", "retrain:", "evaluate:")):
+                bar.write(line)
+                marks.extend((len(traffic.asked), mark) for start, mark in MARKS.items() if line.startswith(start))
+
+        def progress() -> None:
+            bar.update()
+            last = f"{traffic.accuracy(last=WINDOW):.2f}"
+            bar.set_postfix(version=traffic.version, accuracy=last, labels=traffic.labels, refresh=False)
+
+        with started("serve", launch.part_of(cfg, "serve"), run, tell) as server:
+            traffic.url = server.wait_for("serve: http").split()[1]
+            traffic.wait_until_ready()
+            with started("monitor", launch.part_of(cfg, "monitor", data=None), run, tell) as monitor:
+                later = load_digits(start=cfg.data.stop)
+                traffic.send("other writers", later, lambda sent: sent == cfg.demo.requests, progress)
+                turned = load_digits(rotate=cfg.demo.degrees).sample(frac=1, random_state=cfg.seed)
+                since, end = len(monitor.lines), time.monotonic() + cfg.demo.patience
+                done = partial(monitor.has_said, "evaluate: PROMOTE", "run_id=", since=since)  # what retrain says last
+                traffic.send("turned", turned[::2], lambda _: done() or time.monotonic() > end, progress)
+            traffic.send("turned, unseen", turned[1::2], lambda sent: sent == cfg.demo.requests, progress)
+    show(cfg, traffic, marks)
+
+
+def make_champion(name: str, before: str, trained: Run) -> None:
+    """Register what was just trained and let it be the champion, as at the beginning of every demo."""
+    model_uri = registry.locate(lineage.logged_model_uri(trained)).uri
+    version = registry.register(name, model_uri, {"demo": "true"})
+    registry.promote(version, expected=before, reason="a demo starts")
+
+
+def show(cfg: DictConfig, traffic: Traffic, marks: list[tuple[int, str]]) -> None:
+    """Log the accuracies and the picture, print the outcome."""
+    first, last = traffic.asked[0].version, traffic.version
+    metrics = {
+        "accuracy_before": traffic.accuracy("other writers", first),
+        "accuracy_turned": traffic.accuracy("turned", first),
+        "accuracy_after": traffic.accuracy("turned, unseen"),
+        "requests": len(traffic.asked),
+        "failed_requests": len(traffic.failures),
+        "labels": traffic.labels,
+    }
+    mlflow.log_metrics(metrics)
+    if traffic.failures:
+        mlflow.log_text("\n".join(traffic.failures), "failures.txt")
+    mlflow.log_figure(accuracy_figure(traffic.asked, marks, cfg.registered_model_name), "demo.png")
+    accuracies = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key.startswith("accuracy"))
+    print(f"demo: {accuracies}; version {first} to {last}, {len(traffic.failures)} failed requests")
+    print(f"demo: {lineage.how_to_look('/#/models/' + quote(cfg.registered_model_name))}")
+    raise SystemExit(bool(traffic.failures or first == last))
+
+
+if __name__ == "__main__":
+    forks = Forks()  # before MLflow opens a connection, which a fork must not share
+    try:
+        main()
+    finally:
+        forks.close()
