@@ -33,8 +33,7 @@ def main(cfg: DictConfig) -> None:
     before = registry.champion_of(name) if name else None
     if not name or (before and "demo" not in registry.ancestry(before)[-1].tags):
         raise UserError(f"registered_model_name={name}: the demo moves its champion, so it takes a name of its own")
-    trained = forks.run_step("train", launch.part_of(cfg, "train"), run)
-    make_champion(name, registry.number_of(before), trained)
+    make_champion(name, registry.number_of(before), forks.run_step("train", launch.part_of(cfg, "train"), run))
 
     traffic = Traffic(cfg.data.target, cfg.demo.per_second, cfg.demo.reports, cfg.demo.people, cfg.seed)
     marks: list[tuple[int, str]] = []
