@@ -149,12 +149,14 @@ def make_rows(
     fractions: dict[str, Any],
     *,
     replay_limit: int | None = None,
+    label_repeats: int = 1,
     seed: int = 0,
 ) -> Rows:
     """Replay and labels as one training set. `labelled` holds what trains; `fractions` is data.split.
 
     A labelled row goes to the validation part by the rule that splits the data, so that training stops at what serves
-    both. `replay_limit` caps the replayed rows and keeps every class in its proportion.
+    both; in the training part it comes `label_repeats` times. `replay_limit` caps the replayed rows and keeps every class
+    in its proportion.
     """
     X, y = dataset.part("train")
     X_val, y_val = dataset.part("val")
@@ -165,12 +167,13 @@ def make_rows(
         return Rows((X, y), (X_val, y_val), len(X))
     inputs, labels = like(labelled.inputs, X), pd.Series(labelled.labels.tolist(), name=y.name, dtype=y.dtype)
     validates = hash_split(hash_present(inputs), **fractions) == "val"
+    trains = np.repeat(np.flatnonzero(~validates), label_repeats)
 
     def join(table: Any, rows: Any) -> Any:
         return pd.concat([table, rows], ignore_index=True)
 
     return Rows(
-        (join(X, inputs[~validates]), join(y, labels[~validates])),
+        (join(X, inputs.iloc[trains]), join(y, labels.iloc[trains])),
         (join(X_val, inputs[validates]), join(y_val, labels[validates])), len(X),
     )  # fmt: skip
 
@@ -212,10 +215,12 @@ def check_settings(*, budget: float, init: str, inits: Sequence[str], shrink: fl
     for key, value in (("budget", budget), ("shrink", shrink)):
         if not (isinstance(value, int | float) and 0 < value <= 1):
             raise UserError(f"retrain.{key}={value}: allowed are numbers above 0 and up to 1")
-    for key in ("giver_share", "reach", "replay_limit", "least_labels"):
+    for key in ("giver_share", "reach", "replay_limit", "least_labels", "label_repeats"):
         value = more[key]
-        whole = key in ("replay_limit", "least_labels")
-        if value is not None and not (isinstance(value, int if whole else int | float) and value > 0):
+        whole = key in ("replay_limit", "least_labels", "label_repeats")
+        if value is None and key == "replay_limit":
+            continue
+        if not (isinstance(value, int if whole else int | float) and value > 0):
             raise UserError(f"retrain.{key}={value}: allowed are {'whole ' if whole else ''}numbers above 0")
 
 

@@ -35,8 +35,7 @@ def main(cfg: DictConfig) -> None:
         if isinstance(lease, str):
             print(f"retrain: nothing to do, {lease} retrains {name} now")
             return
-        run_id = recovery.recover(lease, name) or train_on(cfg, lease)
-        if run_id:
+        if run_id := recovery.recover(lease, name) or train_on(cfg, lease):
             evaluate_cfg = launch.part_of(cfg, "evaluate", run_id=run_id, model_uri=None, data=None)
             forks.run_step("evaluate", evaluate_cfg, mlflow.get_run(run_id))
             print(f"run_id={run_id}")
@@ -63,7 +62,8 @@ def train_on(cfg: DictConfig, lease: Lease) -> str | None:
         claimed = claim(lease, ids[choice.new].tolist(), run.info.run_id)
         new = choice.new[np.isin(ids[choice.new], claimed)]  # a label may just have been rejected
         taken = take(labelled, np.concatenate([choice.replayed, new]))
-        rows = make_rows(dataset, taken, champion.data["split"], replay_limit=settings["replay_limit"], seed=cfg.seed)
+        amounts = {key: settings[key] for key in ("replay_limit", "label_repeats")}
+        rows = make_rows(dataset, taken, champion.data["split"], **amounts, seed=cfg.seed)
         print(f"retrain: from version {number} on {rows.n_replayed} rows of {dataset.name} and {len(new)} new labels")
         mlflow.log_input(as_mlflow(dataset, "train"), context="replay")
         update = learner.update(
@@ -75,8 +75,8 @@ def train_on(cfg: DictConfig, lease: Lease) -> str | None:
         mlflow.set_tags({"reason": cfg.reason, "parent_version": number, "init": update.init})
         report = {"new": sorted(claimed), "replayed": ids[choice.replayed].tolist(), "left_out": choice.left_out}
         mlflow.log_dict(report | {"givers": givers(taken).value_counts().to_dict()}, "feedback.json")
-        X, _ = dataset.part("train")
-        info = learner.log("model", example=X.head(5), metadata=champion.heritage(run.info.run_id))
+        example = dataset.part("train")[0].head(5)
+        info = learner.log("model", example=example, metadata=champion.heritage(run.info.run_id))
         metrics = score_parts(learner, {"train": rows.train, "val": rows.val})
         metrics |= {"sample_visits": update.visits, "epochs": update.epochs, "new_labels": len(new)}
         mlflow.log_metrics(metrics, model_id=info.model_id)

@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline
 
 from mlops import formats
 from mlops.errors import UserError
-from mlops.learners import OnEpoch, Update, check_changed, features, log_model, outputs, with_answers
+from mlops.learners import OnEpoch, Update, check_changed, features, log_model, onward_rate, outputs, with_answers
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -265,10 +265,33 @@ def _descend(stepped: Any, inputs: Any, targets: np.ndarray, epochs: int, seed: 
     if average:  # of the new steps only: with the old ones in it, it would hardly move
         stepped.average = int(stepped.t_)
         stepped._average_coef[:], stepped._average_intercept[:] = 0, 0
-    for epoch in range(epochs):
-        order = draw.permutation(len(targets))  # partial_fit itself shuffles alike each time
-        stepped.partial_fit(inputs.iloc[order] if isinstance(inputs, pd.DataFrame) else inputs[order], targets[order])
-        if on_epoch and hasattr(stepped, "loss_"):
-            on_epoch(epoch, {"train_loss": float(stepped.loss_)})
-    if average:
-        stepped.average = average
+    knob = _constant_rate(stepped)
+    rate = getattr(stepped, knob) if knob else 0.0
+    stepped.__dict__.pop("_optimizer", None)  # a network's, with its rate and the momentum of steps long past
+    try:
+        for epoch in range(epochs):
+            if knob:
+                _set_rate(stepped, knob, rate * onward_rate(epoch, epochs))
+            order = draw.permutation(len(targets))  # partial_fit itself shuffles alike each time
+            rows = inputs.iloc[order] if isinstance(inputs, pd.DataFrame) else inputs[order]
+            stepped.partial_fit(rows, targets[order])
+            if on_epoch and hasattr(stepped, "loss_"):
+                on_epoch(epoch, {"train_loss": float(stepped.loss_)})
+    finally:
+        if knob:
+            _set_rate(stepped, knob, rate)
+        if average:
+            stepped.average = average
+
+
+def _constant_rate(stepped: Any) -> str | None:
+    """The setting that is the rate of each step; None where the steps follow a schedule of their own."""
+    if hasattr(stepped, "learning_rate_init"):
+        return "learning_rate_init" if stepped.solver == "adam" or stepped.learning_rate == "constant" else None
+    return "eta0" if getattr(stepped, "learning_rate", None) == "constant" else None
+
+
+def _set_rate(stepped: Any, knob: str, rate: float) -> None:
+    setattr(stepped, knob, rate)
+    if (optimizer := getattr(stepped, "_optimizer", None)) is not None:  # it has read the setting when it was made
+        optimizer.learning_rate_init = optimizer.learning_rate = rate

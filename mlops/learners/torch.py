@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import pkgutil
 from collections.abc import Callable
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,14 +20,21 @@ from tqdm import tqdm
 
 from mlops import formats, torch_pyfunc
 from mlops.errors import UserError
-from mlops.learners import OnEpoch, Update, check_changed, features, log_model, outputs, with_answers
+from mlops.learners import (
+    OnEpoch,
+    Update,
+    check_changed,
+    features,
+    log_model,
+    networks,
+    onward_rate,
+    outputs,
+    with_answers,
+)
 
 if TYPE_CHECKING:
     from mlflow.models import Model
     from mlflow.models.model import ModelInfo
-
-# Where a network may come from: a saved model names it, and naming it imports its module.
-NETWORKS = ("project.", "mlops.", "torch.nn.")
 
 # What each setting must be, and its least value.
 KNOBS: dict[str, tuple[Any, int]] = {
@@ -91,7 +96,7 @@ class TorchLearner:
         self.classes = np.unique(features.labels(y)).tolist() if task == "classification" else None
         scale = {"mean": float(y.mean()), "scale": float(y.std(ddof=0)) or 1.0} if self.classes is None else None
         self.net = {
-            "network": _describe(self.make_network),
+            "network": networks.describe(self.make_network),
             "n_inputs": inputs.shape[1],
             "n_outputs": len(self.classes or [0]),
             "task": task,
@@ -127,7 +132,10 @@ class TorchLearner:
         seed: int,
         on_epoch: OnEpoch | None = None,
     ) -> Update:
-        """Stops early as fit does, and keeps the best of the epochs it trained."""
+        """All `share` of the epochs at `onward_rate`, and the weights they end in.
+
+        No best epoch is looked for: most validation rows are old ones, and these would choose whatever changed least.
+        """
         if init == "scratch":
             anew = TorchLearner(self.make_network, **self.knobs, device=str(self.device))
             anew.fit(X, y, X_val, y_val, task=self.task, seed=seed, on_epoch=on_epoch)
@@ -145,7 +153,7 @@ class TorchLearner:
         most = max(1, int(share * self.epochs))
         with features.threads_for(X):
             parts = self._inputs(X), self._targets(y), self._inputs(X_val), self._targets(y_val)
-            epochs = self._train(*parts, most, on_epoch)
+            epochs = self._train(*parts, most, on_epoch, onward=True)
         check_changed(before, self, X)
         return Update(init, epochs, epochs * len(X))
 
@@ -170,7 +178,7 @@ class TorchLearner:
         with TemporaryDirectory() as temporary:
             data = Path(temporary) / "network"
             data.mkdir()
-            _export(network, self.net["n_inputs"], data / "model.pt2")
+            networks.export(network, self.net["n_inputs"], data / "model.pt2")
             save_file(network.state_dict(), data / "weights.safetensors")
             (data / "net.json").write_text(json.dumps(self.net, indent=2))
             types = formats.save_skops(self.preprocess, data / "preprocess.skops")
@@ -197,23 +205,13 @@ class TorchLearner:
 
         On the best device here, wherever it was trained.
         """
-        from safetensors.torch import load_file
-
         data = path / "data" / "network"
         net = json.loads((data / "net.json").read_text())
-        target = net["network"]["_target_"]
-        arguments = {key: value for key, value in net["network"].items() if key != "_target_"}
-        learner = cls(partial(_resolve(target), **arguments), **net["learner"])
+        learner = cls(networks.maker(net["network"]), **net["learner"])
         learner.device = _device("auto")
         learner.net, learner.task, learner.classes = net, net["task"], net["classes"]
         learner.preprocess = formats.load_skops(data / "preprocess.skops")
-        try:
-            network = learner.make_network(n_inputs=net["n_inputs"], n_outputs=net["n_outputs"])
-            network.load_state_dict(load_file(data / "weights.safetensors"))
-        except (RuntimeError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            mend = "give a changed network another name"
-            raise UserError(f"{path}: the weights do not fit {target} as it is now: {reason}; {mend}") from error
+        network = networks.rebuild(learner.make_network, net, data / "weights.safetensors")
         learner.network = network.to(learner.device)
         return learner
 
@@ -225,14 +223,17 @@ class TorchLearner:
         targets_val: torch.Tensor,
         max_epochs: int,
         on_epoch: OnEpoch | None,
+        onward: bool = False,
     ) -> int:
-        """Keep the weights of the best epoch; how many were trained."""
+        """Stop early and keep the weights of the best epoch, or `onward` those of the last; how many were trained."""
         knobs, network = self.knobs, self.network
         optimizer = torch.optim.AdamW(network.parameters(), lr=knobs["lr"], weight_decay=knobs["weight_decay"])
         best_loss, best_epoch, best_weights = math.inf, 0, network.state_dict()
         epochs, epoch = range(max_epochs), 0
         with tqdm(epochs, desc=f"training on {self.device}", unit="epoch", mininterval=0.5) as bar:
             for epoch in bar:
+                if onward:
+                    optimizer.param_groups[0]["lr"] = knobs["lr"] * onward_rate(epoch, max_epochs)
                 metrics = {
                     "train_loss": self._epoch(optimizer, inputs, targets),
                     **self._score(inputs_val, targets_val),
@@ -242,12 +243,15 @@ class TorchLearner:
                     on_epoch(epoch, metrics)
                 if not math.isfinite(metrics["train_loss"]):
                     raise UserError(f"model.lr={knobs['lr']}: the loss is not finite in epoch {epoch}; lower it")
+                if onward:
+                    continue
                 if metrics["val_loss"] < best_loss:
                     best_loss, best_epoch = metrics["val_loss"], epoch
                     best_weights = copy.deepcopy(network.state_dict())
                 elif epoch - best_epoch >= knobs["patience"]:
                     break
-        network.load_state_dict(best_weights)
+        if not onward:
+            network.load_state_dict(best_weights)
         return epoch + 1
 
     def _epoch(self, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, targets: torch.Tensor) -> float:
@@ -307,33 +311,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model.device={name}: {reason}; allowed are auto, cpu, and what torch finds here") from error
-
-
-def _describe(network: Callable[..., nn.Module]) -> dict[str, Any]:
-    """The class and the arguments of a functools.partial, as net.json holds them and Hydra writes them."""
-    network = network if isinstance(network, partial) else partial(network)
-    if network.args:
-        raise UserError("model.network: arguments without a name cannot be saved; name them")
-    target = f"{network.func.__module__}.{network.func.__qualname__}"
-    _resolve(target)
-    try:
-        return json.loads(json.dumps({"_target_": target, **network.keywords}))
-    except TypeError as error:
-        raise UserError(f"model.network: {error}; allowed are numbers, text, lists and null") from error
-
-
-def _resolve(target: str) -> type[nn.Module]:
-    try:
-        found = pkgutil.resolve_name(target) if target.startswith(NETWORKS) else None
-    except (ImportError, AttributeError):
-        found = None
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(f"model.network._target_={target}: allowed are nn.Module classes under {', '.join(NETWORKS)}")
-    return found
-
-
-def _export(network: nn.Module, n_inputs: int, file: Path) -> None:
-    # A named dimension, and two rows: torch.export takes a size of 1 for a constant.
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(network, (torch.zeros(2, n_inputs),), dynamic_shapes=({0: batch},))
-    torch.export.save(program, file)
