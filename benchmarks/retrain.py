@@ -1,0 +1,266 @@
+"""How well a retraining learns what is new, keeps what is old, and is judged: Markdown tables for docs/retraining.md.
+
+    python -m benchmarks.retrain              # ten seeds, on one core
+    python -m benchmarks.retrain --quick      # two seeds, to see that it runs
+
+Each arm trains on the same rows, made by the library from the same labels: `scratch` as a first training does, with
+early stopping; `equal budget` so, with no more epochs than `warm` has; `same recipe` from nothing with the epochs and rates of
+`warm`; `warm` as retrain does; `feedback only` without the old rows, at the same number of sample visits. Accuracies are
+in percent, on rows like the requests that nobody labelled (new) and on the test part (old). The settings were chosen on seeds
+below 100, the tables are of seeds from 1000 on.
+"""
+
+import argparse
+import copy
+import os
+import sys
+import time
+import warnings
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+
+from benchmarks.retrain_cases import REGIMES, Case, give_labels, join, make_case
+from benchmarks.retrain_gate import print_simulation
+from mlops import evaluation, gate, retraining
+from mlops.feedback.reading import Labelled
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+FAMILIES = {
+    "torch_mlp": ("rotation", "file order", "table"),
+    "sklearn_mlp": ("rotation", "file order", "table"),
+    "sklearn_sgd": ("rotation", "file order", "table"),
+    "sklearn_hgb": ("table",),
+}
+ROUNDS = 5
+VERDICTS = ("PROMOTE", "HOLD", "REJECT")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one arm and seed."""
+
+    new: float  # accuracy, in percent
+    old: float
+    visits: float  # rows x epochs
+    verdict: str = ""
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    """retrain and gate of conf/; `reach` is off, since pixels that were always blank have no range to be out of."""
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose("retrain", ["retrain.reach=1000", *overrides])
+    return {"retrain": dict(config.retrain), "gate": dict(config.gate)}
+
+
+def first_model(family: str, case: Case, seed: int) -> Any:
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose("train", [f"model={family}", *(["model.device=cpu"] if family.startswith("torch") else [])])
+    made = instantiate(config.model)
+    made.fit(*case.dataset.part("train"), *case.dataset.part("val"), task=case.dataset.task, seed=seed)
+    return made
+
+
+def labels_for_training(labelled: Labelled, case: Case, model: Any, how: dict[str, Any]) -> Labelled:
+    keys = ("init", "new_classes", "giver_share", "reach")
+    chosen = retraining.choose(
+        labelled, case.dataset, classes=model.classes, rejected=[], **{key: how["retrain"][key] for key in keys}
+    )
+    return retraining.take(labelled, np.concatenate([chosen.replayed, chosen.new]))
+
+
+def rows_of(labelled: Labelled, case: Case, how: dict[str, Any], seed: int) -> retraining.Rows:
+    amounts = {key: how["retrain"][key] for key in ("replay_limit", "label_repeats")}
+    return retraining.make_rows(case.dataset, labelled, case.fractions, **amounts, seed=seed)
+
+
+def update(model: Any, rows: retraining.Rows, how: dict[str, Any], seed: int, **more: Any) -> tuple[Any, int]:
+    """A copy of the model, trained on; and the sample visits."""
+    made = copy.deepcopy(model)
+    plan = {"init": "warm", "share": how["retrain"]["budget"], "shrink": how["retrain"]["shrink"], **more}
+    return made, made.update(*rows.train, *rows.val, seed=seed, **plan).visits
+
+
+def with_epochs(model: Any, epochs: int) -> Any:
+    """A copy whose trainings from scratch have no more than so many epochs."""
+    made = copy.deepcopy(model)
+    if hasattr(made, "knobs"):
+        made.knobs["max_epochs"] = epochs
+    else:
+        made.model[-1].max_iter = epochs
+    return made
+
+
+def accuracy(model: Any, part: tuple) -> float:
+    return 100 * evaluation.score(part[1], model.predict(part[0]), None, model.classes, "classification")["accuracy"]
+
+
+def judge(champion: Any, challenger: Any, case: Case, labelled: Labelled, how: dict[str, Any]) -> str:
+    """The gate's verdict by the test part and the labels that only judge."""
+    judging = retraining.gate_rows(labelled, case.dataset)
+    compared = []
+    for X, y in (case.dataset.part("test"), (judging.inputs, judging.labels)):
+        before, after = (evaluation.losses(y, model.predict(X), "classification") for model in (champion, challenger))
+        compared.append(evaluation.paired_test(before, after, test=how["gate"]["test"], level=how["gate"]["level"]))
+    rules = {key: how["gate"][key] for key in ("rule", "margin", "strict", "least_audit")}
+    return gate.decide(
+        {}, task="classification", baseline={}, comparison=compared[0], audit=compared[1], **rules
+    ).decision
+
+
+def once(champion: Any, case: Case, how: dict[str, Any], seed: int, wrong: float = 0.0, control: bool = True) -> dict:
+    """Every arm on the labels of all requests."""
+    X, y = case.requests
+    labelled = give_labels(X, y, champion.predict(X), np.random.default_rng([seed, 7]), 0, wrong)
+    rows = rows_of(labels_for_training(labelled, case, champion, how), case, how, seed)
+    X_all, y_all = rows.train
+    alone = retraining.Rows((X_all[rows.n_replayed :], y_all[rows.n_replayed :]), rows.val, 0)
+    budget = how["retrain"]["budget"]
+    short = with_epochs(champion, max(1, int(budget * champion.epochs)))
+    arms = {
+        "scratch": update(champion, rows, how, seed, init="scratch"),
+        "equal budget": update(short, rows, how, seed, init="scratch"),
+        "warm": update(champion, rows, how, seed),
+    }
+    if hasattr(champion, "knobs"):
+        arms["same recipe"] = update(champion, rows, how, seed, init="shrink_perturb", shrink=0)
+        arms["shrink_perturb"] = update(champion, rows, how, seed, init="shrink_perturb")
+    if control:
+        share = budget * len(X_all) / len(alone.train[0])
+        arms["feedback only"] = update(champion, alone, how, seed, share=share)
+        again = copy.deepcopy(champion)
+        old = retraining.Rows(case.dataset.part("train"), case.dataset.part("val"), 0)
+        arms["old rows, another seed"] = update(again, old, how, seed + 1, init="scratch")
+    test, held = case.dataset.part("test"), case.held
+    found = {"champion": Result(accuracy(champion, held), accuracy(champion, test), 0)}
+    for arm, (model, visits) in arms.items():
+        verdict = judge(champion, model, case, labelled, how)
+        found[arm] = Result(accuracy(model, held), accuracy(model, test), visits, verdict)
+    return found
+
+
+def in_rounds(champion: Any, case: Case, how: dict[str, Any], seed: int) -> list[dict[str, Result]]:
+    """Five retrainings in a row, each from the one before it; beside each, one from scratch on the same rows."""
+    model, labels, found = champion, [], []
+    test, held = case.dataset.part("test"), case.held
+    X, y = case.requests
+    for round_, places in enumerate(np.array_split(np.arange(len(y)), ROUNDS)):
+        X_now, y_now = X.iloc[places], y.iloc[places]
+        draw = np.random.default_rng([seed, 8, round_])
+        labels.append(give_labels(X_now, y_now, model.predict(X_now), draw, int(places[0])))
+        labelled = join(labels)
+        rows = rows_of(labels_for_training(labelled, case, champion, how), case, how, seed)
+        model, visits = update(model, rows, how, seed + round_)
+        for one in labels:
+            one.about.loc[~retraining.for_gate(one), "state"] = "used"
+        fresh, all_visits = update(champion, rows, how, seed + round_, init="scratch")
+        found.append(
+            {
+                "warm": Result(accuracy(model, held), accuracy(model, test), visits),
+                "scratch": Result(accuracy(fresh, held), accuracy(fresh, test), all_visits),
+            }
+        )
+    return found
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def spread(values: Any) -> str:
+    values = np.asarray(values, float)
+    return f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else 0:.1f}"
+
+
+def column(results: list[dict[str, Result]], arm: str, key: str) -> np.ndarray:
+    return np.array([asdict(result[arm])[key] for result in results], dtype=object if key == "verdict" else float)
+
+
+def print_arms(title: str, results: list[dict[str, Result]]) -> None:
+    print(f"\n{title}\n\n| arm | new | old | visits, of scratch | PROMOTE, HOLD, REJECT |\n|---|---|---|---|---|")
+    full = column(results, "scratch", "visits")
+    for arm in results[0]:
+        verdicts = column(results, arm, "verdict").tolist()
+        counts = ", ".join(str(verdicts.count(one)) for one in VERDICTS) if any(verdicts) else ""
+        visits = f"{(column(results, arm, 'visits') / full).mean():.2f}"
+        new, old = (spread(column(results, arm, key)) for key in ("new", "old"))
+        print(f"| {arm} | {new} | {old} | {visits} | {counts} |")
+
+
+def print_targets(cases: dict[tuple[str, str], list[dict[str, Result]]], floor: float = -1.0) -> None:
+    print(
+        "\n| family | regime | warm to scratch, new (≥ -1) | warm to equal budget, new (≥ 2) | warm to champion, old (≥ -2) "
+        "| visits (≤ .25) | missed |\n|---|---|---|---|---|---|---|"
+    )
+    for (family, regime), results in cases.items():
+        new, old = ({arm: column(results, arm, key) for arm in results[0]} for key in ("new", "old"))
+        gaps = [new["warm"] - new["scratch"], new["warm"] - new["equal budget"], old["warm"] - old["champion"]]
+        visits = (column(results, "warm", "visits") / column(results, "scratch", "visits")).mean()
+        missed = [
+            name
+            for name, gap, least in zip(("scratch", "equal budget", "old"), gaps, (floor, 2, -2), strict=True)
+            if gap.mean() < least
+        ]
+        missed += ["visits"] if visits > 0.25 else []
+        texts = " | ".join(spread(gap) for gap in gaps)
+        print(f"| {family} | {regime} | {texts} | {visits:.2f} | {', '.join(missed)} |")
+
+
+def print_rounds(cases: dict[tuple[str, str], list[list[dict[str, Result]]]]) -> None:
+    heads = " | ".join(f"round {i + 1}" for i in range(ROUNDS))
+    print(f"\n| family | regime | warm to scratch | {heads} |\n|---|---|---|{'---|' * ROUNDS}")
+    for (family, regime), seeds in cases.items():
+        for key in ("new", "old"):
+            cells = []
+            for rounds in zip(*seeds, strict=True):
+                cells.append(spread(column(list(rounds), "warm", key) - column(list(rounds), "scratch", key)))
+            print(f"| {family} | {regime} | {key} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=1000, help="the first seed")
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("overrides", nargs="*", help="of conf/retrain and conf/gate, such as retrain.budget=0.1")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    torch.set_num_threads(1)
+    os.environ["TQDM_DISABLE"] = "1"
+    threadpool_limits(1)
+    how, began = settings(*arguments.overrides), time.monotonic()
+    seeds = range(arguments.first, arguments.first + (2 if arguments.quick else arguments.seeds))
+    clean, noisy, rounds = defaultdict(list), defaultdict(list), defaultdict(list)
+    for seed in seeds:
+        for regime in REGIMES:
+            case = make_case(regime, seed)
+            for family in [one for one in arguments.families if regime in FAMILIES[one]]:
+                champion, at = first_model(family, case, seed), (family, regime)
+                clean[at].append(once(champion, case, how, seed))
+                noisy[at].append(once(champion, case, how, seed, wrong=0.1, control=False))
+                rounds[at].append(in_rounds(champion, case, how, seed))
+        print(f"seed {seed}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+    print(f"{len(seeds)} seeds; percent, mean ± standard deviation.\n\n### Targets")
+    print_targets(clean)
+    print("\n### Targets with 10 % wrong labels")
+    print_targets(noisy, floor=0.0)
+    print("\n### Five rounds in a row")
+    print_rounds(rounds)
+    print("\n### All arms")
+    for (family, regime), results in clean.items():
+        print_arms(f"{family}, {REGIMES[regime]}:", results)
+    print("\n### The gate on models of known quality")
+    print_simulation(how["gate"], 200 if arguments.quick else 2000)
+
+
+if __name__ == "__main__":
+    main()
