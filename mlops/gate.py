@@ -11,6 +11,7 @@ from mlops.errors import UserError
 from mlops.evaluation import LOWER_IS_BETTER, PRIMARY, Comparison
 
 Limits = Mapping[str, float | None]  # of metrics, by name; None is no limit
+RARE = 0.05  # share of equal models that may be rejected for what they lose on the audit rows
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def _on_two_sets(
 ) -> tuple[str, str]:
     """The test rows are what the model did well, the audit rows what is asked of it now.
 
-    REJECT: a loss on the audit rows that is proved or beyond the margin, or one on the test rows beyond the margin.
+    REJECT: a loss on the test rows beyond the margin; or one on the audit rows that is proved, or that is beyond the margin
+    and that equal models come to in at most RARE of all cases: of a hundred rows, two or three lost by chance are no news.
     PROMOTE: a proved gain on the audit rows, and with `strict` proof that the test rows lose less than the margin.
     HOLD: all between, and fewer than `least_audit` audit rows. rule "point" takes the better number for proof.
     """
@@ -150,8 +152,10 @@ def _on_two_sets(
         return "HOLD", f"{n} audit rows can judge, {least_audit} must: label about {more} more, half of them train"
     won = _numbers(new, metric, "audit rows")
     kept = f"{lost} is within the margin {margin:.4g}" if old.gain < 0 else lost
-    if new.high < 0 or new.gain < -margin:
-        return "REJECT", f"{won} is {'proved' if new.high < 0 else f'beyond the margin {margin:.4g}'}"
+    beyond = new.gain < -margin and new.p_value <= 2 * RARE  # p counts gains of that size too
+    if new.high < 0 or beyond:
+        rare = f"beyond the margin {margin:.4g}, which equal models rarely are (p = {new.p_value:.2g})"
+        return "REJECT", f"{won} is {'proved' if new.high < 0 else rare}"
     if rule == "point":
         decision = "PROMOTE" if new.gain > 0 else "REJECT" if new.gain < 0 else "HOLD"
         return decision, f"{won}; gate.rule=point takes the better number; {kept}"

@@ -141,6 +141,53 @@ def test_the_rows_that_would_decide_do_so_four_times_in_five():
     assert 0.7 < decisions("mcnemar", rows, 12 / 360, 8 / 360, 300)["PROMOTE"] < 0.88
 
 
+def on_two_sets(old: tuple[int, int], new: tuple[int, int], n: int, **settings):
+    """The verdict where so many of 360 test rows and of n audit rows are won and lost."""
+    pair = [paired_test(*zero_one(rows, *counts)) for rows, counts in ((360, old), (n, new))]
+    return judge(comparison=pair[0], audit=pair[1], **settings)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "decision", "words"),
+    [
+        ((5, 5), (14, 3), "PROMOTE", "audit rows (14 won, 3 lost) is proved"),
+        ((3, 10), (14, 3), "PROMOTE", "is within the margin 0.02"),
+        ((2, 10), (14, 3), "REJECT", "on 360 test rows (2 won, 10 lost) is beyond the margin 0.02"),
+        (
+            (5, 5),
+            (7, 10),
+            "HOLD",
+            "is not proved; about",
+        ),  # three points lost, and of equal models one in three does so
+        ((5, 5), (2, 8), "HOLD", "is not proved; about"),
+        ((5, 5), (2, 9), "REJECT", "beyond the margin 0.02, which equal models rarely are (p = 0.065)"),
+        ((5, 5), (1, 9), "REJECT", "is proved"),
+        ((5, 5), (6, 6), "HOLD", "is not proved"),
+    ],
+)
+def test_the_audit_rows_prove_the_gain_and_the_test_rows_must_not_lose(old, new, decision, words):
+    verdict = on_two_sets(old, new, 100)
+    assert verdict.decision == decision and words in verdict.reason
+
+
+def test_strict_asks_for_proof_on_the_test_rows():
+    assert on_two_sets((3, 10), (14, 3), 100, strict=True).decision == "HOLD"
+    assert on_two_sets((12, 3), (14, 3), 100, strict=True).decision == "PROMOTE"
+    too_few = judge(comparison=COMPARISON, audit=12)
+    assert too_few.decision == "HOLD" and "12 audit rows can judge, 30 must: label about 36 more" in too_few.reason
+
+
+@pytest.mark.parametrize("n", [30, 100, 400])
+@pytest.mark.parametrize("differing", [0.06, 0.2])
+def test_few_audit_rows_reject_few_equal_models(n, differing):
+    draw, counts = np.random.default_rng(n), {"PROMOTE": 0, "HOLD": 0, "REJECT": 0}
+    for _ in range(400):
+        wins, flips, _ = draw.multinomial(n, [differing / 2, differing / 2, 1 - differing])
+        counts[on_two_sets((5, 5), (int(wins), int(flips)), n).decision] += 1
+    assert counts["REJECT"] <= 34  # 20 where the exact test is as loose as it may be; 34 come once in a thousand
+    assert counts["PROMOTE"] <= 20
+
+
 def test_without_a_champion_the_constant_answer_must_be_beaten():
     assert judge(base=0.94).decision == "PROMOTE"
     assert judge(base=0.95).decision == "REJECT"
