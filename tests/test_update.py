@@ -200,3 +200,97 @@ def test_labels_of_unknown_classes_are_a_mistake_of_the_program() -> None:
     made.fit(X, y, X, y, task="classification", seed=0)
     with pytest.raises(AssertionError):
         made.update(X, y.mask(y == "mid", "none"), X, y, init="warm", **HOW)
+
+
+def turned(X: pd.DataFrame, y: pd.Series) -> tuple[pd.DataFrame, pd.Series]:
+    """Rows from elsewhere, where other rules hold: what was high is low."""
+    other = {"high": "low", "low": "high", "mid": "mid"}
+    return X.assign(d=X["d"] + 4), y.map(other)
+
+
+@pytest.mark.parametrize("family", ["sklearn_mlp", "torch_mlp"])
+def test_training_on_learns_the_new_and_keeps_the_old(family: str) -> None:
+    """Beside training on the new rows alone, which forgets, and from nothing for as long, which has learned little."""
+    (X, y), held = table("numeric", "classification", rows=600), table("numeric", "classification", rows=600, seed=2)
+    made = learner(family, "classification", "model.max_epochs=60")
+    made.fit(X, y, *held, task="classification", seed=0)
+    more, truth = turned(*table("numeric", "classification", rows=150, seed=1))
+    both, labels = pd.concat([X, more], ignore_index=True), pd.concat([y, truth], ignore_index=True)
+    old, new = held, turned(*held)
+
+    def right(model, part) -> float:
+        return (model.predict(part[0]) == part[1]).mean()
+
+    warm, alone = copy.deepcopy(made), copy.deepcopy(made)
+    epochs = warm.update(both, labels, *held, init="warm", **HOW).epochs
+    share = epochs * len(both) / len(more) / made.epochs
+    alone.update(more, truth, *held, init="warm", **{**HOW, "share": share})
+    fresh = learner(family, "classification", f"model.max_epochs={epochs}")
+    fresh.fit(both, labels, *held, task="classification", seed=0)
+    assert right(made, new) < right(warm, new) - 0.15
+    assert right(fresh, new) < right(warm, new) - 0.04
+    assert right(alone, old) < right(warm, old) - 0.04
+    assert right(warm, old) > right(made, old) - 0.08
+
+
+@pytest.mark.parametrize("family", ["sklearn_sgd", "sklearn_mlp"])
+def test_the_rate_falls_and_comes_back(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = table("numeric", "classification")
+    made = again(fitted(family, "numeric", "classification"), tmp_path / "first", X)
+    stepped, knob = made.model[-1], "eta0" if family == "sklearn_sgd" else "learning_rate_init"
+    rate, seen = getattr(stepped, knob), []
+    step = type(stepped).partial_fit
+
+    def watch(self, *rows):
+        seen.append(getattr(self, knob))
+        done = step(self, *rows)
+        if family == "sklearn_mlp":
+            assert self._optimizer.learning_rate_init == seen[-1]
+        return done
+
+    monkeypatch.setattr(type(stepped), "partial_fit", watch)
+    epochs = made.update(X, y, X, y, init="warm", **{**HOW, "share": 0.5}).epochs
+    assert len(seen) == epochs > 3 and seen == sorted(seen, reverse=True)
+    assert seen == pytest.approx([rate * learners.onward_rate(epoch, epochs) for epoch in range(epochs)])
+    assert getattr(stepped, knob) == rate
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(stepped), "partial_fit", broken)
+    with pytest.raises(KeyboardInterrupt):
+        made.update(X, y, X, y, init="warm", **HOW)
+    assert getattr(stepped, knob) == rate
+
+
+def test_a_rate_with_a_schedule_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = table("numeric", "classification")
+    model = make_pipeline(StandardScaler(), SGDClassifier(learning_rate="invscaling", eta0=0.1, random_state=0))
+    made, seen, step = SklearnLearner(), [], SGDClassifier.partial_fit
+    made._set(model.fit(X, y))
+    monkeypatch.setattr(
+        SGDClassifier, "partial_fit", lambda self, *rows: (seen.append(self.eta0), step(self, *rows))[1]
+    )
+    made.update(X, y, X, y, init="warm", **{**HOW, "share": 1.0})
+    assert len(seen) > 1 and set(seen) == {0.1}
+
+
+def test_a_network_is_trained_on_at_a_falling_rate_to_its_last_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = table("numeric", "classification")
+    made = copy.deepcopy(fitted("torch_mlp", "numeric", "classification"))
+    seen, ends, step = [], [], type(made)._epoch
+
+    def watch(self, optimizer, *rows):
+        seen.append(optimizer.param_groups[0]["lr"])
+        loss = step(self, optimizer, *rows)
+        ends.append([value.clone() for value in self.network.parameters()])
+        return loss
+
+    monkeypatch.setattr(type(made), "_epoch", watch)
+    before = dict(made.knobs)
+    wrong = y.sample(frac=1, random_state=0)  # a validation part that only gets worse with what is learned
+    epochs = made.update(X, y, X, pd.Series(wrong.to_numpy()), init="warm", **{**HOW, "share": 1.0}).epochs
+    assert epochs == made.epochs == len(seen)
+    assert seen == pytest.approx([before["lr"] * learners.onward_rate(epoch, epochs) for epoch in range(epochs)])
+    assert all((one == two).all() for one, two in zip(made.network.parameters(), ends[-1], strict=True))
+    assert made.knobs == before

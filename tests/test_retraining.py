@@ -1,0 +1,169 @@
+"""Which labels a retraining learns from and which judge it, on labels made directly."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from people import SPLIT, people, refusal
+
+from mlops.datasets import Dataset, load_data
+from mlops.feedback.reading import Labelled
+from mlops.learners import INITS
+from mlops.retraining import check_settings, choose, for_gate, gate_rows, make_rows, select, take
+
+LIMITS: dict[str, Any] = {"giver_share": 1.0, "reach": 10}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    path = tmp_path_factory.mktemp("people") / "people.csv"
+    frame = people(600)
+    frame["y"] = np.where(frame["age"] > 80, "rare", frame["y"])
+    frame.to_csv(path, index=False)
+    return load_data(_target_="mlops.tables.read_table", path=str(path), target="y", split=SPLIT)
+
+
+def labelled(n: int, seed: int = 1, frame: pd.DataFrame | None = None, **about: Any) -> Labelled:
+    """n labels for people who are not in the data set, none of them for an audit row unless `about` says so."""
+    rows = people(n, seed) if frame is None else frame
+    given = {"feedback_id": np.arange(len(rows)), "source": "page", "token": None, "state": "accepted"}
+    given |= {"used_version": None, "audit": False}
+    table = pd.DataFrame({**given, **about}, index=range(len(rows)))
+    inputs = rows.drop(columns="y").reset_index(drop=True)
+    return Labelled(inputs, rows["y"].reset_index(drop=True).rename("label"), table)
+
+
+def test_each_label_that_is_left_out_has_its_reason(dataset: Dataset) -> None:
+    X, y = dataset.part("test")
+    frame = pd.concat([people(60, seed=1), X[:2].assign(y=y[:2])], ignore_index=True)
+    frame.loc[2, "age"], frame.loc[3, "income"], frame.loc[4, "y"] = 5_000, None, "perhaps"
+    about = {"state": np.where(np.arange(62) < 2, "used", "accepted"), "audit": np.arange(62) >= 10}
+    labels = labelled(0, frame=frame, used_version=np.where(np.arange(62) == 0, "3", "2"), **about)
+    left = select(labels, dataset, classes=["no", "yes", "rare"], rejected=["3"], **LIMITS)
+    assert left[:5].tolist() == ["rejected", "", "reach", "", "class"]
+    judging = for_gate(labels)
+    assert (left[judging] == "gate").all() and judging[10:].any()
+    assert (left[60:].isin(["test", "gate"])).all()
+    others = ~judging & (np.arange(62) >= 5) & (np.arange(62) < 60)
+    assert (left[others] == "").all()
+    assert (select(labels, dataset, classes=None, **LIMITS)[:5] == ["", "", "reach", "", ""]).all()
+
+
+def test_a_row_that_judges_is_not_learned_from_by_another_label(dataset: Dataset) -> None:
+    frame = people(40)
+    audit = for_gate(labelled(0, frame=frame, audit=True))
+    twice = labelled(0, frame=pd.concat([frame, frame]), audit=np.arange(80) < 40)
+    left = select(twice, dataset, classes=None, **LIMITS)
+    assert (left[40:] == np.where(audit, "test", "")).all()
+
+
+def test_one_giver_adds_so_much_and_the_newest_first(dataset: Dataset) -> None:
+    most = int(0.05 * (dataset.split == "train").sum())
+    n = 3 * most
+    flood = labelled(2 * n, token=["one"] * n + ["two"] * 5 + ["one"] * (n - 5))
+    limits = {**LIMITS, "giver_share": 0.05}
+    left = select(flood, dataset, classes=None, **limits).to_numpy()
+    assert (left[:n] == "share").all() and (left[n : n + 5] == "").all()
+    assert (left == "").sum() == most + 5 and (left[-most:] == "").all()
+    # Those that trained already do not count again, and what a client calls itself counts where it has no token.
+    flood.about.loc[flood.about.index[-most:], "state"] = "used"
+    left = select(flood, dataset, classes=None, **limits).to_numpy()
+    assert (left == "").sum() == 2 * most + 5
+    sources = labelled(2 * n, source=["a", "b"] * n)
+    assert (select(sources, dataset, classes=None, **limits) == "").sum() == 2 * most
+
+
+def test_numbers_out_of_reach_are_left_out_of_a_regression_too(dataset: Dataset) -> None:
+    numbers = Dataset(dataset.X, dataset.X["income"], dataset.split, "regression", "n", "y", "", "")
+    frame = people(4, seed=2).assign(y=[50.0, 50.0, 1e6, np.float64(50)])
+    frame.loc[1, "age"] = -10_000
+    labels = labelled(0, frame=frame)
+    assert select(labels, numbers, classes=None, giver_share=1, reach=10).tolist() == ["", "reach", "reach", ""]
+    assert select(labels, numbers, classes=None, giver_share=1, reach=1e9).tolist() == [""] * 4
+
+
+def test_the_half_that_judges_stays_for_good() -> None:
+    frame = people(1000).drop(columns="y").assign(y=1)
+    judging = for_gate(labelled(0, frame=frame, audit=True))
+    assert 430 < judging.sum() < 570  # 500, and 4 standard deviations
+    order = np.random.default_rng(0).permutation(1000)
+    assert (for_gate(labelled(0, frame=frame.iloc[order], audit=True)) == judging[order]).all()
+    later = frame.assign(added=None, age=frame["age"].astype(float), member=frame["member"].astype(object))
+    assert (for_gate(labelled(0, frame=later[sorted(later)], audit=True, state="used")) == judging).all()
+    some = np.arange(1000) % 3 == 0
+    assert (for_gate(labelled(0, frame=frame, audit=some)) == (judging & some)).all()
+
+
+def test_labels_come_twice_in_training_and_once_in_validation(dataset: Dataset) -> None:
+    labels = labelled(200)
+    once, twice = (make_rows(dataset, labels, SPLIT, label_repeats=n) for n in (1, 2))
+    (X, y), (X_val, y_val) = once.train, once.val
+    assert once.n_replayed == twice.n_replayed == (dataset.split == "train").sum()
+    new = len(X) - once.n_replayed
+    assert 100 < new < 200 and len(X_val) - (dataset.split == "val").sum() == 200 - new
+    assert len(twice.train[0]) == once.n_replayed + 2 * new and len(twice.val[0]) == len(X_val)
+    counts = twice.train[0].assign(y=twice.train[1])[once.n_replayed :].value_counts()
+    assert (counts == 2).all() and len(counts) == new
+    assert y.dtype == y_val.dtype == dataset.y.dtype
+    replayed = dataset.part("train")[0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(X[: once.n_replayed], replayed, check_dtype=False)
+    empty = take(labels, np.zeros(200, bool))
+    assert len(make_rows(dataset, empty, SPLIT, label_repeats=2).train[0]) == once.n_replayed
+
+
+def test_a_capped_replay_keeps_every_class_in_its_proportion(dataset: Dataset) -> None:
+    y = dataset.part("train")[1]
+    rows = make_rows(dataset, labelled(10), SPLIT, replay_limit=40, seed=3)
+    kept = rows.train[1][: rows.n_replayed].value_counts()
+    assert abs(rows.n_replayed - 40) <= 2
+    for label, count in y.value_counts().items():
+        assert abs(kept[label] - 40 * count / len(y)) <= 1
+    tiny = make_rows(dataset, labelled(10), SPLIT, replay_limit=1)
+    assert set(tiny.train[1][: tiny.n_replayed]) == set(y)
+    again = make_rows(dataset, labelled(10), SPLIT, replay_limit=40, seed=3)
+    assert again.train[0].equals(rows.train[0])
+    assert not make_rows(dataset, labelled(10), SPLIT, replay_limit=40, seed=4).train[0].equals(rows.train[0])
+
+
+def test_the_gate_judges_by_no_row_that_a_training_saw(dataset: Dataset) -> None:
+    X, y = dataset.part("train")
+    frame = pd.concat([people(60, seed=5), X[:60].assign(y=y[:60])], ignore_index=True)
+    labels = labelled(0, frame=frame, audit=True)
+    judging = for_gate(labels)
+    assert judging[60:].any()
+    assert gate_rows(labels, dataset).about["feedback_id"].tolist() == np.flatnonzero(judging[:60]).tolist()
+    # A report for such a row, from before somebody drew it for an audit, has trained.
+    seen = int(np.flatnonzero(judging)[0])
+    reported = pd.concat([frame, frame.iloc[[seen]]], ignore_index=True)
+    states = ["accepted"] * len(frame) + ["used"]
+    both = labelled(0, frame=reported, audit=[True] * len(frame) + [False], state=states)
+    assert seen not in gate_rows(both, dataset).about["feedback_id"].tolist()
+    assert gate_rows(labelled(5), dataset).labels.empty
+
+
+def test_an_unknown_label_stops_it_or_starts_from_scratch(dataset: Dataset) -> None:
+    frame = people(20, seed=6)
+    frame.loc[:2, "y"] = "perhaps"
+    labels = labelled(0, frame=frame, state=["accepted"] * 15 + ["used"] * 5)
+    settings = {"classes": ["no", "rare", "yes"], "init": "warm", "rejected": [], **LIMITS}
+    message = refusal(choose, labels, dataset, new_classes="error", **settings)
+    assert "retrain.new_classes=error: 3 accepted labels" in message and "'perhaps' (3)" in message
+    choice = choose(labels, dataset, new_classes="scratch", **settings)
+    assert choice.init == "scratch" and choice.new.tolist() == list(range(15)) and choice.left_out == {}
+    assert choice.replayed.tolist() == list(range(15, 20))
+    known = take(labels, np.arange(3, 20))
+    choice = choose(known, dataset, new_classes="error", **settings)
+    assert choice.init == "warm" and len(choice.new) == 12 and len(choice.replayed) == 5
+
+
+def test_settings_that_cannot_be_followed_are_named() -> None:
+    good: dict[str, Any] = {"budget": 0.2, "init": "warm", "shrink": 0.8, "new_classes": "error", "giver_share": 0.1}
+    good |= {"reach": 10, "replay_limit": None, "least_labels": 1, "label_repeats": 2}
+    check_settings(**good, inits=INITS)
+    for key, value in (
+        ("init", "hot"), ("new_classes", "learn"), ("budget", 0), ("budget", 1.5), ("shrink", "half"),
+        ("giver_share", None), ("reach", -1), ("replay_limit", 1.5), ("least_labels", 0), ("label_repeats", 0),
+        ("label_repeats", 1.5), ("label_repeats", None),
+    ):  # fmt: skip
+        assert f"retrain.{key}={value}: allowed are" in refusal(check_settings, **{**good, key: value}, inits=INITS)
