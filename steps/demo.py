@@ -8,6 +8,7 @@ train, serve, monitor, retrain and evaluate leave behind, each a process of its 
 no better version came.
 """
 
+import sys
 import tempfile
 import time
 from functools import partial
@@ -25,6 +26,8 @@ from mlops.forks import Forks
 from mlops.simulation import MARKS, WINDOW, Traffic, accuracy_figure
 from project.data import load_digits
 
+PACE = 1 if sys.stderr.isatty() else 15  # seconds from one report of progress to the next
+
 
 @launch.step("demo")
 def main(cfg: DictConfig) -> None:
@@ -37,7 +40,7 @@ def main(cfg: DictConfig) -> None:
 
     traffic = Traffic(cfg.data.target, cfg.demo.per_second, cfg.demo.reports, cfg.demo.people, cfg.seed)
     marks: list[tuple[int, str]] = []
-    with tempfile.TemporaryDirectory() as folder, tqdm(unit=" requests", mininterval=1) as bar:
+    with tempfile.TemporaryDirectory() as folder, tqdm(unit=" requests", mininterval=PACE) as bar:
         cfg.feedback.url = cfg.feedback.url or f"sqlite:///{folder}/feedback.db"
 
         def tell(line: str) -> None:
@@ -47,8 +50,8 @@ def main(cfg: DictConfig) -> None:
 
         def progress() -> None:
             bar.update()
-            last = f"{traffic.accuracy(last=WINDOW):.2f}"
-            bar.set_postfix(version=traffic.version, accuracy=last, labels=traffic.labels, refresh=False)
+            shown = {"version": traffic.version, "accuracy": traffic.accuracy(last=WINDOW), "labels": traffic.labels}
+            bar.set_postfix(shown, refresh=False)
 
         with started("serve", launch.part_of(cfg, "serve"), run, tell) as server:
             traffic.url = server.wait_for("serve: http").split()[1]
@@ -78,13 +81,10 @@ def show(cfg: DictConfig, traffic: Traffic, marks: list[tuple[int, str]]) -> Non
         "accuracy_before": traffic.accuracy("other writers", first),
         "accuracy_turned": traffic.accuracy("turned", first),
         "accuracy_after": traffic.accuracy("turned, unseen"),
-        "requests": len(traffic.asked),
         "failed_requests": len(traffic.failures),
-        "labels": traffic.labels,
     }
     mlflow.log_metrics(metrics)
-    if traffic.failures:
-        mlflow.log_text("\n".join(traffic.failures), "failures.txt")
+    mlflow.log_text("\n".join(traffic.failures), "failed_requests.txt")
     mlflow.log_figure(accuracy_figure(traffic.asked, marks, cfg.registered_model_name), "demo.png")
     accuracies = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key.startswith("accuracy"))
     print(f"demo: {accuracies}; version {first} to {last}, {len(traffic.failures)} failed requests")
