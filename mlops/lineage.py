@@ -38,9 +38,6 @@ NOT_IDENTITY = {"description", "experiment_name", "reuse"}  # keys that change n
 
 # The last line that a step prints is an argument of the next one, so MLflow's own lines about a run stay away.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# MLflow's own patience is minutes for each call, which with a server that is gone looks like a step that hangs.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 logger = logging.getLogger(__name__)
 if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # its INFO lines repeat what the steps print
@@ -84,9 +81,14 @@ def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
 def check_store() -> None:
     """Find out within seconds whether there is a tracking server; its own pages, whatever they answer, will do.
 
+    From here on each call waits less than MLflow would: its minutes, with a server that is gone, look like a step that
+    hangs. `serve` waits less still, and by itself.
+
     Asks as MLflow's client does, through the same proxies and with the name and password in the address, if any. What
     else can stand between, such as a certificate, is left to that client and its settings.
     """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     uri = mlflow.get_tracking_uri()
     try:
         if uri.startswith(("http://", "https://")):

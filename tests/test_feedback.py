@@ -587,6 +587,13 @@ def test_a_window_of_100_000_predictions_fits_into_memory(url: str):
     assert child(READ, url).wait(60) == 0
 
 
+def test_an_administrator_cannot_accept_what_is_no_label(store: Store):
+    identifier = predict(store, [1])[0]
+    give(store, identifier, "nonsense")
+    decided = store.review(identifier, True)
+    assert decided and decided["state"] == "rejected" and store.accepted(NAME).labels.empty
+
+
 # --- URLs ---
 
 

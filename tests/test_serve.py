@@ -215,3 +215,14 @@ def test_every_worker_follows(project: Project, client: MlflowClient):
             wait_for_all(version)
         assert "serve_ready" in served.ask("/metrics").body
         assert served.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["serve.workers=1.5", "serve.workers=0", "serve.timeout=1e400", "serve.cache=null", "serve.host=null", "serve.port=70000",
+     "feedback.redact=name", "feedback.url=mysql://x", "feedback.audit_share=2", "feedback.review=maybe"],
+)  # fmt: skip
+def test_a_wrong_setting_ends_in_one_line(project: Project, key: str):
+    done = project.step("serve", key, code=2)
+    assert len(done.stderr.strip().splitlines()) == 1 and key.partition("=")[0] in done.stderr
+    assert done.stdout == ""

@@ -181,7 +181,10 @@ class Store:
             if not chosen or self._get(connection, prediction_id) is None:
                 return None
             waiting = [one for one in chosen if one.state == "new"]
-            chosen = waiting or [one for one in chosen if one.state != "used"]
+            checked = [
+                one for one in chosen if one.state != "rejected" or one.reviewed
+            ]  # the others are no labels at all
+            chosen = waiting or [one for one in (checked if accept else chosen) if one.state != "used"]
             states = {one.id: "rejected" for one in chosen}
             if accept and chosen:
                 rest = {one.id: "rejected" for one in given if one.state in ("new", "accepted")}

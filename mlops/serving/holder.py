@@ -87,6 +87,7 @@ class Holder:
         self._hurried = False
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._compiling = threading.Lock()
+        self._workers: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._follow, name="holder", daemon=True)
 
     def start(self) -> None:
@@ -99,6 +100,8 @@ class Holder:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(5)
+        for worker in self._workers:  # one in the midst of native code would abort the process at its end
+            worker.join(10)
 
     def hurry(self) -> None:
         """Read the alias now, here and in every other worker with this cache. From any thread; does not wait."""
@@ -248,7 +251,7 @@ class Holder:
             return
         self._candidates[candidate.found.key] = candidate
         self._swap(candidate.found, candidate.model)
-        threading.Thread(target=self._compile, args=(candidate,), name="candidate", daemon=True).start()
+        self._work(self._compile, candidate)
 
     # --- versions on their way ---
 
@@ -257,7 +260,7 @@ class Holder:
         candidate = self._candidates.get(found.key)
         if candidate is None or (candidate.error and time.monotonic() - candidate.ended > RETRY):
             candidate = self._candidates[found.key] = _Candidate(found)
-            threading.Thread(target=self._prepare, args=(candidate,), name="candidate", daemon=True).start()
+            self._work(self._prepare, candidate)
         return candidate
 
     def _forget(self) -> None:
@@ -266,6 +269,11 @@ class Holder:
         challenger = self._challenger.key if self._challenger else ""
         wanted.add(challenger if challenger not in ("", *wanted) else self._previous)
         self._candidates = {key: candidate for key, candidate in self._candidates.items() if key in wanted}
+
+    def _work(self, job: Callable[[_Candidate], None], candidate: _Candidate) -> None:
+        self._workers = [worker for worker in self._workers if worker.is_alive()]
+        self._workers.append(threading.Thread(target=job, args=(candidate,), name="candidate", daemon=True))
+        self._workers[-1].start()
 
     def _prepare(self, candidate: _Candidate) -> None:
         self._try(candidate)

@@ -149,7 +149,8 @@ def as_frame(data: Any, form: Form) -> pd.DataFrame:
     if isinstance(data, np.ndarray):
         data = data.reshape(len(data), -1) if data.ndim else data.reshape(1, 1)
     elif isinstance(data, dict):
-        data = {key: list(value) if np.ndim(value) else [value] for key, value in data.items()}
+        n = max((len(value) for value in data.values() if np.ndim(value)), default=1)
+        data = {key: list(value) if np.ndim(value) else [value] * n for key, value in data.items()}
     frame = pd.DataFrame(data)
     if frame.shape[1] == len(form.names) and not set(form.names) & set(frame.columns):
         frame.columns = pd.Index(form.names)

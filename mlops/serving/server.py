@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import tempfile
+from socket import AF_INET, AF_INET6, create_server
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -28,16 +29,17 @@ def run(settings: Settings) -> None:
         ws="none", access_log=False, log_level="warning", server_header=False,
         proxy_headers=False, timeout_graceful_shutdown=int(settings.timeout) + 5, backlog=2048,
     )  # fmt: skip
-    try:
-        socket = config.bind_socket()
-    except SystemExit:
+    try:  # who comes from now on waits for the first worker
+        family = AF_INET6 if ":" in settings.host else AF_INET
+        socket = create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
         raise UserError(
-            f"serve.host={settings.host} serve.port={settings.port}: this address is taken or not ours"
+            f"serve.host={settings.host} serve.port={settings.port}: {error.strerror}; stop what listens there, or "
+            "serve.port=0 for any free one"
         ) from None
-    socket.listen(2048)  # who comes now waits for the first worker
     host, port = socket.getsockname()[:2]
-    print(f"serve: http://{host}:{port} for {settings.registered_model_name}, Ctrl-C stops it", flush=True)
     webhook = _register(settings, f"http://{host}:{port}/events") if settings.webhook else None
+    print(f"serve: http://{host}:{port} for {settings.registered_model_name}, Ctrl-C stops it", flush=True)
     try:
         if settings.workers > 1:
             with tempfile.TemporaryDirectory() as folder:

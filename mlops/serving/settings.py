@@ -1,6 +1,7 @@
 """What `serve` is told: conf/serve, conf/feedback and, for secrets, the environment."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -64,8 +65,14 @@ class Settings:
     webhook_secret: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("poll_seconds", "timeout", "max_body", "max_rows", "feedback_per_minute", "workers"):
-            if not getattr(self, name) > 0:
+        for name in ("host", "cache"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise UserError(f"serve.{name}={getattr(self, name)}: a text is due, such as the default of conf/serve")
+        for name in ("port", "workers", "max_body", "max_rows", "feedback_per_minute"):
+            if type(getattr(self, name)) is not int:
+                raise UserError(f"serve.{name}={getattr(self, name)}: allowed are whole numbers")
+        for name in ("poll_seconds", "timeout", "workers", "max_body", "max_rows", "feedback_per_minute"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"serve.{name}={getattr(self, name)}: allowed are numbers above 0")
         if not 0 <= self.port < 65536:
             raise UserError(f"serve.port={self.port}: allowed are 0 (any free one) to 65535")
@@ -99,5 +106,9 @@ class Settings:
     def make(cls, *, feedback: Mapping[str, Any], **serve: Any) -> "Settings":
         """From plain configuration; raises UserError for a value out of its range."""
         secrets: dict[str, Any] = {key: os.environ.get(variable) for key, variable in SECRETS.items()}
+        if isinstance(feedback["redact"], str):
+            raise UserError(
+                f"feedback.redact={feedback['redact']}: a list is due, such as feedback.redact=[name,birthday]"
+            )
         stored = FeedbackSettings(**{**feedback, "redact": tuple(feedback["redact"])})
         return cls(**serve, feedback=stored, **secrets)

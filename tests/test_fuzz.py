@@ -1,0 +1,276 @@
+"""Requests that nobody should send: each is refused in one line that repeats nothing of it, and none breaks the server."""
+
+import json
+import random
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pandas as pd
+import pytest
+import schemathesis
+from conftest import Project
+from hypothesis import HealthCheck, given
+from serving import Answered, KeptAlive, Served, figure, readable, register_constant, serving, size
+
+NAME = "fuzzed"
+MARK = "zqxjkv"  # stands in what is sent, so must not stand in what is answered
+TABLE = pd.DataFrame(
+    {
+        "amount": [0.5, 1.5, None, 2.5],
+        "count": [1, 2, 3, 4],
+        "word": ["a", "b", None, "c"],
+        "flag": [True, False, True, False],
+        "day": pd.to_datetime(["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04"]),
+    }
+)
+COLUMNS = list(TABLE.columns)
+ROW = [1.5, 2, "a", True, "2026-01-01T00:00:00"]
+FRAME = {"columns": COLUMNS, "data": [ROW, ROW]}
+RECORDS = [dict(zip(COLUMNS, ROW, strict=True))] * 2
+CSV = f"{','.join(COLUMNS)}\n1.5,2,a,True,2026-01-01\n".encode()
+DEEP = 100_000
+
+
+@pytest.fixture(scope="module")
+def server(project: Project) -> Iterator[Served]:
+    register_constant(project, NAME, 1, X=TABLE)
+    with serving(
+        project, f"registered_model_name={NAME}", "serve.feedback_per_minute=1000000000", "serve.max_body=2_000_000",
+        SERVE_WEBHOOK_SECRET="the secret",
+    ) as served:  # fmt: skip
+        served.wait()
+        assert served.ask("/invocations", {"dataframe_split": FRAME}).status == 200
+        yield served
+        assert served.ask("/invocations", {"dataframe_split": FRAME}).status == 200
+        assert not [line for line in served.lines if "Traceback" in line], "".join(served.lines)
+        assert served.ask("/status").body["dropped"] == 0, "what was answered is stored"
+        assert served.stop() == 0
+
+
+def refused(answer: Answered, sent: object = "", mark: str = MARK) -> bool:
+    """Whether an answer is a refusal; the test fails when that is not one line about the request that does not repeat it."""
+    assert answer.status < 500, (answer, sent)
+    if answer.status < 400:
+        return False
+    message = answer.body["message"] if isinstance(answer.body, dict) else answer.body
+    assert message and "\n" not in message and len(message) < 1000 and "Traceback" not in message, (answer, sent)
+    assert mark not in json.dumps(answer.body), (answer, sent)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/invocations", b"null", 400),
+        ("/invocations", b"[]", 400),
+        ("/invocations", b"{}", 400),
+        ("/invocations", b'{"a": 1, "a": 2}', 400),
+        ("/invocations", json.dumps({MARK: [1]}).encode(), 400),
+        ("/invocations", json.dumps({"dataframe_split": FRAME, "instances": []}).encode(), 400),
+        ("/invocations", json.dumps({"dataframe_split": {**FRAME, MARK: 1}}).encode(), 400),
+        ("/invocations", json.dumps({"dataframe_split": {**FRAME, "columns": [*COLUMNS[:4], MARK]}}).encode(), 400),
+        ("/invocations", json.dumps({"dataframe_split": {"columns": COLUMNS, "data": [[MARK] * 5]}}).encode(), 400),
+        ("/invocations", json.dumps({"dataframe_records": [{MARK: MARK}]}).encode(), 400),
+        ("/invocations", json.dumps({"dataframe_records": RECORDS, "params": {MARK: 1}}).encode(), None),
+        ("/invocations", json.dumps({"messages": [{"role": "user", "content": MARK}]}).encode(), 400),
+        ("/invocations", json.dumps({"dataframe_split": {"columns": COLUMNS, "data": [ROW] * 10_001}}).encode(), 413),
+        ("/invocations", b'{"instances": ' + b"[" * DEEP + b"]" * DEEP + b"}", 400),
+        ("/invocations", b'{"instances": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}", 400),
+        ("/invocations", b'{"instances": [[' + b"9" * 5000 + b"]]}", 400),
+        ("/invocations", b'{"instances": [["\\ud800", "\\u0000"]]}', 400),
+        ("/invocations", b" " * 3_000_000, 413),
+        ("/invocations?probabilities=zqxjkv&probabilities=true", b"{}", 400),
+        ("/feedback", b"[" + b"1," * 500_000 + b"1]", 422),
+        ("/feedback", b" " * 3_000_000, 413),
+        ("/feedback", b"null", 422),
+        ("/feedback", b"\xff", 400),
+        ("/feedback", b'{"prediction_id": "' + b"x" * 101 + b'", "label": 1}', 422),
+        ("/feedback", b'{"prediction_id": "x", "label": 1, "zqxjkv": 1}', 422),
+        ("/feedback", b'{"prediction_id": "x", "label": {"zqxjkv": 1}}', 422),
+        ("/feedback", b'{"prediction_id": "x", "label": NaN}', None),
+        ("/feedback", b'{"prediction_id": "x", "label": 1' + b"0" * 400 + b"}", None),
+        ("/feedback", b'{"prediction_id": "x", "label": "' + b"x" * 1001 + b'"}', 422),
+        ("/feedback", b'{"prediction_id": "\\ud800", "label": 1}', 422),
+        ("/feedback", b'{"prediction_id": "x\\u0000", "label": "\\u0000"}', None),
+        ("/feedback", b'{"prediction_id": "x", "label": 1, "comment": "\\ud800"}', 422),
+        ("/feedback/x/review", b'{"accept": "zqxjkv"}', 422),
+        ("/feedback/x/review", b'{"accept": true}', 404),
+        ("/feedback/..%2f..%2fetc%2fpasswd/review", b'{"accept": true}', 404),
+        ("/events", b"", 401),
+        ("/events", b"\xff" * 1000, 401),
+        ("/events", b" " * 3_000_000, 413),
+        ("/zqxjkv", b"", 404),
+        ("/ping", b"", 405),
+    ],
+)  # fmt: skip
+def test_by_hand(server: Served, path: str, body: bytes, status: int | None):
+    answer = server.ask(path, body)
+    assert refused(answer, (path, body[:200])) or status is None
+    assert status in (None, answer.status), answer
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/feedback?state=zqxjkv", "/feedback?limit=0", "/feedback?limit=zqxjkv", f"/feedback?limit={'9' * 5000}",
+     "/feedback?limit=-1", "/feedback/%00", "/feedback/%ff", "/feedback/zqxjkv", "/feedback/1.99999999999999999999",
+     "/feedback/000000000000000000000000.-1", "/feedback/" + "x" * 5000, "/%2e%2e/%2e%2e/etc/passwd", "/static-offline-docs/..%2f..%2fapp.py"],
+)  # fmt: skip
+def test_by_hand_without_a_body(server: Served, path: str):
+    assert refused(server.ask(path), path), path
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content_Type": "zqxjkv"},
+        {"Content_Type": ""},
+        {"Content_Type": "application/json; charset=zqxjkv"},
+        {"Content_Type": "application/json;" * 500},
+        {"Content_Type": "multipart/form-data; boundary=zqxjkv"},
+        {"Content_Type": "application/x-parquet"},
+        {"Host": "zqxjkv"},
+        {"Host": "[zqxjkv"},
+        {"Host": "127.0.0.1:zqxjkv@evil"},
+        {"Host": "localhost.zqxjkv"},
+    ],
+)
+def test_headers(server: Served, headers: dict[str, str]):
+    answer = server.ask("/invocations", {"dataframe_split": FRAME}, **headers)
+    assert refused(answer, headers) or "@" in headers.get("Host", ""), (answer, headers)
+    for path in ("/feedback", "/feedback/x/review", "/events"):
+        assert refused(server.ask(path, b"[]", **headers), headers), (path, headers)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\r\n\r\n", b"zqxjkv\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+        b"GET http:// HTTP/1.1\r\nHost: zqxjkv\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n", b"GET * HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"x" * 200_000 + b"\r\n\r\n", b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n",
+        b"POST /invocations HTTP/1.1\r\nContent-Length: -1\r\n\r\n{}",
+        b"POST /invocations HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"POST /invocations HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /invocations HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzqxjkv\r\n",
+        b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"CONNECT zqxjkv:1 HTTP/1.1\r\n\r\n", b"TRACE /invocations HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)  # fmt: skip
+def test_what_is_no_http(server: Served, sent: bytes):
+    """Answered with a refusal, or hung up on, or not yet at its end; the next one is served."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=0.5) as connection:
+        try:
+            connection.sendall(sent)
+            answer = connection.recv(100_000)
+        except OSError:
+            answer = b""
+    assert not answer.startswith(b"HTTP/1.1 5") and MARK.encode() not in answer
+    assert server.ask("/livez").status == 200
+
+
+def bodies(chance: random.Random, count: int) -> Iterator[tuple[str, bytes, dict[str, str]]]:
+    """Good requests with something wrong, or merely odd, in them: path, body, headers."""
+    odd: list[Any] = [
+        None, True, False, 0, -1, 1e308, -0.0, 2**63, -(2**63), 10**400, 1e-320, "", MARK, MARK * 50, "1", "NaN", "nan",
+        "Infinity", "true", "None", "2026-13-45", "0000-00-00", "9999-12-31T23:59:59.999999", "\0", "é\u202e\U0001f600",
+        "\ud800", [], [MARK], [[]], {}, {MARK: MARK}, {"a": {"b": []}}, float("nan"), float("inf"), float("-inf"), [1] * 50,
+    ]  # fmt: skip
+    given_label = {"prediction_id": "0" * 24, "label": 1, "source": "me", "comment": "c"}
+    event = {"entity": "model_version_alias", "data": {"name": NAME, "alias": "champion", "version": "1"}}
+    good: list[tuple[str, Any]] = [
+        ("/invocations", {"dataframe_split": FRAME}),
+        ("/invocations", {"dataframe_split": {**FRAME, "index": [0, 1]}}),
+        ("/invocations", {"dataframe_records": RECORDS}),
+        ("/invocations", {"instances": RECORDS}),
+        ("/invocations", {"instances": FRAME["data"]}),
+        ("/invocations", {"inputs": {name: [value] * 2 for name, value in zip(COLUMNS, ROW, strict=True)}}),
+        ("/invocations", {"dataframe_split": FRAME, "params": {"p": 1}}),
+        ("/feedback", given_label), ("/feedback", [given_label, given_label]),
+        (f"/feedback/{'0' * 24}/review", {"accept": True, "reason": "r"}), ("/events", event),
+    ]  # fmt: skip
+
+    def change(value: Any) -> Any:
+        """The same with one thing in it replaced, removed, doubled or renamed."""
+        if chance.random() < 0.25 or not isinstance(value, list | dict) or not value:
+            return chance.choice(odd)
+        where = chance.choice(list(value) if isinstance(value, dict) else list(range(len(value))))
+        copy = value.copy()
+        how = chance.random()
+        if how < 0.15:
+            del copy[where]
+        elif how < 0.25 and isinstance(copy, list):
+            copy += [copy[where]] * chance.choice([1, 30])
+        elif how < 0.35 and isinstance(copy, dict):
+            copy[chance.choice([MARK, "", where + MARK, "columns", "data", "index", "\ud800"])] = copy.pop(where)
+        else:
+            copy[where] = change(copy[where])
+        return copy
+
+    for _ in range(count):
+        path, value = chance.choice(good)
+        for _ in range(chance.choice([1, 1, 1, 2, 4])):
+            value = change(value)
+        body, headers = json.dumps(value).encode(), {}
+        if path == "/invocations" and chance.random() < 0.2:
+            body, headers = CSV, {"Content_Type": "text/csv"}
+        if chance.random() < 0.2:
+            spot, tail = chance.randrange(len(body) + 1), chance.randrange(len(body) + 1)
+            junk = chance.choice(
+                [b"", b"\0", b"\xff", b'"', b"{", b"]", b",", b"\n", MARK.encode(), chance.randbytes(8)]
+            )
+            body = chance.choice([body[:spot], body[:spot] + junk + body[spot:], body[:spot] + junk + body[tail:]])
+        yield path, body, headers
+
+
+def test_good_requests_with_something_wrong_in_them(server: Served):
+    count, refusals = size(400, 20_000), 0
+    connection = KeptAlive(server.url)
+    for path, body, headers in bodies(random.Random(0), count):
+        refusals += refused(connection.ask(path, body, **headers), (path, body))
+    figure(f"{count} mutated requests: {refusals} refused with 4xx, the others answered, none with 5xx")
+    assert refusals > count / 2
+
+
+def strings(value: Any) -> Iterator[str]:
+    """The texts in a generated request that are long enough not to stand in an answer by chance."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from strings(key)
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+    elif isinstance(value, str) and len(value) > 5:
+        yield value
+
+
+def test_what_schemathesis_makes_of_the_description(server: Served):
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    own = json.dumps(schema.raw_schema)
+    asked, refusals = 0, 0
+    for operation in schema.get_all_operations():
+        for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
+
+            @hypothesis.settings(
+                max_examples=size(6, 250), deadline=None, database=None, derandomize=True, phases=[hypothesis.Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )  # fmt: skip
+            @given(case=operation.ok().as_strategy(generation_mode=mode))
+            def ask(case: schemathesis.Case) -> None:
+                nonlocal asked, refusals
+                answer = case.call()
+                asked += 1
+                if refused(Answered(answer.status_code, readable(answer.text)), case):
+                    refusals += 1
+                    sent = strings([case.body, case.path_parameters, case.query])
+                    assert not [text for text in sent if text in answer.text and text not in own], (case, answer.text)
+
+            try:
+                ask()
+            except (hypothesis.errors.Unsatisfiable, schemathesis.errors.SchemathesisError):
+                assert mode is schemathesis.GenerationMode.NEGATIVE  # nothing can be wrong where nothing is taken
+    figure(f"schemathesis: {asked} requests from /openapi.json, {refusals} refused with 4xx, none with 5xx")
+    assert refusals > 0

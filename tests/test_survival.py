@@ -1,0 +1,350 @@
+"""What the server must survive: flips under load, kill -9, broken versions, lost and forged events, slow clients, loops.
+
+At full size, with figures: python benchmarks/survival.py
+"""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
+from pathlib import Path
+from uuid import uuid4
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Project, copy_project
+from cryptography.fernet import Fernet
+from mlflow import MlflowClient
+from mlflow.models import infer_signature
+from mlflow.webhooks.delivery import _generate_hmac_signature
+from registries import Registry, own_registry, register, until
+from serving import ROWS, Answered, KeptAlive, Served, figure, load, register_constant, serving, size
+from sklearn.dummy import DummyClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+NAME = "survivor"
+SECRET = "the secret"
+NOWHERE = "serve.webhook_url=http://127.0.0.1:1/events"
+POLLING = (f"registered_model_name={NAME}", "serve.poll_seconds=0.5", "serve.cache=.polling", "serve.timeout=1",
+           "feedback.url=sqlite:///polling.db", "serve.webhook=true", NOWHERE)  # fmt: skip
+TABLE = pd.DataFrame({"a": [0.0, 1.0, 2.0], "b": [1.0, 0.0, 1.0]})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The registry's."""
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(scope="module")
+def registry(folder: Path) -> Iterator[Registry]:
+    """One that sends webhooks to this machine, and knows of a new one at once."""
+    with own_registry(
+        folder,
+        MLFLOW_WEBHOOK_ALLOWED_SCHEMES="http,https", MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS="true",
+        MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY=Fernet.generate_key().decode(), MLFLOW_WEBHOOK_CACHE_TTL="0",
+    ) as made:  # fmt: skip
+        yield made
+
+
+@pytest.fixture(scope="module")
+def project(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """With two versions of a model, which answer 1 and 2."""
+    made = Project(copy_project(tmp_path_factory.mktemp("project")), registry.uri)
+    assert [register_constant(made, NAME, label, champion=label == 1) for label in (1, 2)] == ["1", "2"]
+    return made
+
+
+def point(project: Project, version: str) -> None:
+    project.client.set_registered_model_alias(NAME, "champion", version)
+
+
+def rows(n: int) -> dict:
+    return {"dataframe_split": {"columns": ["a", "b"], "data": [[float(i), 1.0] for i in range(n)]}}
+
+
+def predict(connection: KeptAlive, n: int) -> dict:
+    """Ask for n rows; fails when the answer is none, or is not that of one version throughout."""
+    answer = connection.ask("/invocations", rows(n))
+    assert answer.status == 200 and answer.body["predictions"] == [int(answer.body["model_version"])] * n, answer
+    return answer.body
+
+
+class Slow:
+    """A client that sends the headers and a share of the body (-1: half the headers), and the rest when it is told to."""
+
+    def __init__(self, served: Served, path: str = "/invocations", sent: float = 0.5) -> None:
+        host, port = served.url.removeprefix("http://").split(":")
+        body = json.dumps(ROWS).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        whole = head.encode() + body
+        cut = len(head) + int(len(body) * sent) if sent >= 0 else len(head) // 2
+        self._rest, self._connection = whole[cut:], socket.create_connection((host, int(port)), timeout=60)
+        self._connection.sendall(whole[:cut])
+
+    def answer(self, whole: bool = False) -> Answered:
+        if whole:
+            self._connection.sendall(self._rest)
+        found = HTTPResponse(self._connection)
+        found.begin()
+        return Answered(found.status, json.loads(found.read()))
+
+
+# --- following the registry by its events alone ---
+
+
+@pytest.fixture(scope="module")
+def told(project: Project) -> Iterator[Served]:
+    """A server that hears webhooks and reads the alias by itself every ten minutes only."""
+    arguments = (f"registered_model_name={NAME}", "serve.webhook=true", "serve.poll_seconds=600", "serve.cache=.told",
+                 "feedback.url=sqlite:///told.db")  # fmt: skip
+    with serving(project, *arguments, SERVE_WEBHOOK_SECRET=SECRET) as served:
+        served.wait("/status", model_version="1")
+        yield served
+
+
+def test_flips_under_load_lose_and_mix_nothing(project: Project, told: Served):
+    answers: Counter[str] = Counter()
+
+    def work(connection: KeptAlive, number: int) -> None:
+        answers[predict(connection, (1, 2, 500)[number % 3])["model_version"]] += 1
+
+    flips = size(10, 50)
+    with load(told, work) as failures:
+        for flip in range(flips):
+            version = "21"[flip % 2]
+            point(project, version)
+            if flip % 3:  # else the next one comes while this is on its way
+                told.wait("/status", model_version=version)
+    assert failures == [] and min(answers["1"], answers["2"]) > 0
+    figure(
+        f"{flips} flips at 32 connections: {answers.total()} requests, none failed or mixed, {dict(answers)} by version"
+    )
+
+
+def test_events_of_the_registry_are_followed(project: Project, told: Served):
+    assert [webhook.url for webhook in project.client.list_webhooks()].count(f"{told.url}/events") == 1
+    for version in ("2", "1"):
+        point(project, version)
+        told.wait("/status", model_version=version)
+    for version in "21212121":  # deliveries of these overtake each other
+        point(project, version)
+    told.wait("/status", model_version="1")
+
+
+def event(told: Served, name: str = NAME, *, age: int = 0, delivery: str = "", secret: str = SECRET, **headers: str):
+    """The answer to an event as MLflow sends it, which says that version 1 is champion."""
+    data = {"name": name, "alias": "champion", "version": "1"}
+    body = json.dumps({"entity": "model_version_alias", "action": "created", "timestamp": "2026-01-01", "data": data})
+    delivery, at = delivery or uuid4().hex, str(int(time.time()) - age)
+    signed = {"X_MLflow_Delivery_Id": delivery, "X_MLflow_Timestamp": at,
+              "X_MLflow_Signature": _generate_hmac_signature(secret, delivery, at, body)}  # fmt: skip
+    return told.ask("/events", body.encode(), **{**signed, **headers})
+
+
+def test_only_a_genuine_event_is_heard_and_the_registry_is_believed(project: Project, told: Served, folder: Path):
+    quietly = MlflowClient(f"sqlite:///{folder}/mlflow.db")  # past the server, which then sends nothing
+    assert event(told, delivery="once").body == {"status": "ok"}
+    time.sleep(0.5)  # it has read the alias
+    quietly.set_registered_model_alias(NAME, "champion", "2")
+    assert event(told, secret="another").status == 401
+    assert event(told, X_MLflow_Signature="").status == 401
+    assert told.ask("/events", {"entity": "model_version_alias"}).status == 401
+    assert event(told, age=301).status == event(told, age=-301).status == 400
+    assert event(told, delivery="once").body == {"status": "seen"}
+    assert event(told, "another").body == {"status": "ignored"}
+    time.sleep(0.5)
+    assert told.ask("/status").body["model_version"] == "1"
+    assert event(told).body == {"status": "ok"}  # late: it tells of version 1
+    told.wait("/status", model_version="2", last_error=None)
+
+
+# --- kill -9, and the end ---
+
+
+def test_what_was_acknowledged_survives_a_kill(project: Project, told: Served):
+    point(project, "1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = (f"registered_model_name={NAME}", f"serve.port={port}", "serve.webhook=true", "serve.cache=.killed",
+                 "serve.feedback_per_minute=1000000000", "feedback.url=sqlite:///killed.db")  # fmt: skip
+    answered: dict[str, float] = {}  # prediction -> when
+    acknowledged: set[str] = set()
+
+    def work(connection: KeptAlive, number: int) -> None:
+        ids = predict(connection, 1 + number % 3)["prediction_ids"]
+        answered.update(dict.fromkeys(ids, time.monotonic()))
+        if number % 4 == 0:
+            given = connection.ask("/feedback", [{"prediction_id": ids[0], "label": 1}])
+            assert given.status == 200 and given.body["results"][0]["state"] == "accepted", given
+            acknowledged.add(ids[0])
+
+    old: list[str] = []  # answered more than one second before a kill
+    for _ in range(size(1, 5)):
+        with serving(project, *arguments) as served:
+            served.wait()
+            with load(served, work) as failures:
+                time.sleep(size(15, 100) / 10)
+                assert failures == []
+                killed = time.monotonic()
+                os.killpg(served.process.pid, signal.SIGKILL)
+            old += [one for one, when in answered.items() if when < killed - 1 and one not in acknowledged]
+            answered.clear()
+    with serving(project, *arguments) as served:
+        served.wait()
+        assert acknowledged and old
+        connection = KeptAlive(served.url)
+        states = [connection.ask(f"/feedback/{one}", method="GET").body["state"] for one in acknowledged]
+        assert set(states) == {"accepted"}
+        for i in range(0, len(old), 1000):
+            given = [{"prediction_id": one, "label": 2} for one in old[i : i + 1000]]
+            results = served.ask("/feedback", given).body["results"]
+            assert [one for one in results if one["state"] != "accepted"] == []
+        figure(f"{size(1, 5)} times kill -9 under load: {len(acknowledged)} acknowledged labels and {len(old)} predictions of "
+               "more than 1 s before, none lost")  # fmt: skip
+        addresses = [webhook.url for webhook in project.client.list_webhooks()]
+        assert sorted(addresses) == sorted(f"{server.url}/events" for server in (told, served))
+        slow = Slow(served)
+        served.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert slow.answer(whole=True).body["predictions"] == [1, 1] and served.process.wait(60) == 0
+        assert [webhook.url for webhook in project.client.list_webhooks()] == [f"{told.url}/events"]
+
+
+# --- following by polls, which is what is left when every event is lost ---
+
+
+@pytest.fixture(scope="module")
+def polling(project: Project) -> Iterator[Served]:
+    point(project, "1")
+    with serving(project, *POLLING) as served:
+        served.wait("/status", model_version="1")
+        yield served
+
+
+def test_events_that_are_lost(project: Project, polling: Served):
+    for version in ("2", "1"):
+        point(project, version)
+        polling.wait("/status", model_version=version)
+
+
+def test_versions_that_are_not_taken(project: Project, polling: Served):
+    trained = DummyClassifier(strategy="constant", constant=2).fit(TABLE, [1, 2, 3])
+    foreign = make_pipeline(FunctionTransformer(np.nan_to_num), trained)
+    bad = {
+        "pickle": register(NAME, rows=TABLE, model=trained, serialization_format="cloudpickle"),
+        "input c is required and new": register(NAME, 2, pd.DataFrame({"a": [1.0], "c": ["x"]})),
+        "numpy.nan_to_num": register(NAME, rows=TABLE, model=foreign, skops_trusted_types=["numpy.nan_to_num"]),
+        "not a skops file": register(NAME, 2, TABLE),
+    }
+    damage(bad["not a skops file"])
+    for reason, version in bad.items():
+        point(project, version)
+        told = polling.wait("/status", error=f"version {version} is refused")
+        assert reason in told["last_error"] and "\n" not in told["last_error"] and told["model_version"] == "1"
+        assert polling.ask("/invocations", ROWS).body["predictions"] == [1, 1]
+    point(project, "2")
+    polling.wait("/status", model_version="2", last_error=None)
+    point(project, "1")
+    polling.wait("/status", model_version="1", last_error=None)
+
+
+def damage(version: str) -> None:
+    """Replace the model file in the registry by half of it."""
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/{version}"))
+    whole = (folder / "model.skops").read_bytes()
+    (folder / "model.skops").write_bytes(whole[: len(whole) // 2])
+    source = MlflowClient().get_model_version(NAME, version).source
+    MlflowClient().log_model_artifacts(source.split("/")[-1], str(folder))
+
+
+def test_slow_clients_hold_up_nobody(polling: Served):
+    host, port = polling.url.removeprefix("http://").split(":")
+    idle = [socket.create_connection((host, int(port))) for _ in range(size(200, 500))]
+    silent = [Slow(polling, path, sent) for path in ("/invocations", "/feedback", "/events") for sent in (0.5, 0.0)]
+    halves = [Slow(polling, sent=-1) for _ in range(20)]
+    answers = [polling.ask("/invocations", ROWS).status for _ in range(50)]
+    assert answers == [200] * 50 and polling.ask("/livez").status == 200
+    assert [slow.answer().status for slow in silent] == [408] * len(silent)
+    assert polling.ask("/invocations", ROWS).status == 200 and idle and halves
+    figure(f"{len(idle)} idle connections and {len(silent) + len(halves)} that send half a request: others are served")
+
+
+# --- a model that loops ---
+
+LOOPING = """
+import time, mlflow
+
+class Looping(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        if model_input["a"].max() > 100:
+            time.sleep(model_input["a"].max() - 100)  # inside one call of C, which nothing interrupts
+        end = time.monotonic() + model_input["a"].max()
+        while time.monotonic() < end:
+            pass
+        return model_input["a"].tolist()
+
+mlflow.models.set_model(Looping())
+"""
+
+
+def test_a_predict_that_loops_is_stopped(project: Project):
+    (project.root / "looping.py").write_text(LOOPING)
+    example = pd.DataFrame({"a": [0.0, 0.0]})
+    mlflow.pyfunc.log_model(
+        name="model", python_model=str(project.root / "looping.py"), signature=infer_signature(example, [0.0, 0.0]),
+        input_example=example, pip_requirements=[], registered_model_name="looping",
+    )  # fmt: skip
+    project.client.set_registered_model_alias("looping", "champion", "1")
+    arguments = ("registered_model_name=looping", "serve.trust_code=true", "serve.timeout=1", "serve.cache=.looping")
+
+    def asked(seconds: float) -> Answered:
+        return served.ask("/invocations", {"dataframe_split": {"columns": ["a"], "data": [[seconds]]}})
+
+    with serving(project, *arguments) as served, ThreadPoolExecutor() as others:
+        served.wait()
+        looping = others.submit(asked, 60.0)
+        time.sleep(0.5)
+        while not looping.done():
+            assert served.ask("/livez").status == served.ask("/status").status == served.ask("/model").status == 200
+        assert looping.result().status == 504
+        assert asked(0.0).body["predictions"] == [0.0] and served.ask("/livez").status == 200
+        several = [
+            others.submit(asked, seconds) for seconds in (60.0, 0.0, 60.0)
+        ]  # one after the other: none waits in vain
+        assert {one.result().status for one in several} <= {200, 504} and asked(0.0).status == 200
+
+        assert asked(160.0).status == 504
+        until(lambda: served.ask("/livez").status == 503)
+        assert served.ask("/livez").body["message"] == "a prediction hangs and does not stop"
+        assert asked(0.0).status == 200, "another thread answers meanwhile"
+
+        in_flight = others.submit(asked, 0.7)
+        time.sleep(0.3)
+        served.process.send_signal(signal.SIGINT)
+        assert in_flight.result().body["predictions"] == [0.7] and served.process.wait(60) == 0
+
+
+def test_the_registry_is_down(project: Project, polling: Served, registry: Registry):
+    registry.stop()
+    told = polling.wait("/status", error="the registry does not answer")
+    assert told["model_version"] == "1" and polling.ask("/invocations", ROWS).body["predictions"] == [1, 1]
+    idle = [socket.create_connection(("127.0.0.1", int(polling.url.rpartition(":")[2]))) for _ in range(50)]
+    assert polling.stop() == 0 and idle
+    with serving(project, *POLLING) as served:
+        told = served.wait("/status", model_version="1")
+        assert served.ask("/readyz").status == 200 and "the registry does not answer" in told["last_error"]
+        assert served.ask("/invocations", ROWS).body["predictions"] == [1, 1]
+        if size(0, 1):
+            registry.start()
+            point(project, "2")
+            served.wait("/status", model_version="2", last_error=None)
