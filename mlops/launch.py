@@ -61,6 +61,8 @@ def step(
         @functools.wraps(function)
         def main() -> NoReturn:
             signal.signal(signal.SIGTERM, _terminate)
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as steps/__init__.py leaves it
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
                 code = _launch(function, config_name, run, offline, sys.argv[1:])
             except KeyboardInterrupt:

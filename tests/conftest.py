@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,3 +103,16 @@ def wait_for(url: str, process: subprocess.Popen, seconds: float = 90) -> None:
         except OSError:
             time.sleep(0.2)
     raise AssertionError(f"{url} does not answer")
+
+
+@contextmanager
+def tracking(uri: str) -> Iterator[None]:
+    """MLflow's address within this process, and afterwards what it was: other test files run here too."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")  # which MLflow sets whenever its address is set
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
-from conftest import Project
+from conftest import Project, tracking
 from mlflow import MlflowClient
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, Schema
@@ -59,10 +59,10 @@ def register(project: Project, kind: str, name: str | None = None) -> None:
 
     with threadpool_limits(1):  # several threads wait for each other on a busy machine
         model, rows, signature = KINDS[kind]()
-    mlflow.set_tracking_uri(project.uri)
-    info = mlflow.sklearn.log_model(
-        model, name="model", signature=signature, input_example=rows, serialization_format="skops",
-        pip_requirements=["scikit-learn"], registered_model_name=name or kind,
-    )  # fmt: skip
+    with tracking(project.uri):
+        info = mlflow.sklearn.log_model(
+            model, name="model", signature=signature, input_example=rows, serialization_format="skops",
+            pip_requirements=["scikit-learn"], registered_model_name=name or kind,
+        )  # fmt: skip
     version = str(info.registered_model_version)
     MlflowClient(project.uri).set_registered_model_alias(name or kind, "champion", version)

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from conftest import environment, wait_for
+from conftest import environment, tracking, wait_for
 from hydra import compose, initialize_config_dir
 from learning import CONF
 from mlflow import MlflowClient
@@ -82,17 +82,6 @@ def until(happened: Callable[[], object], say: Callable[[], object] = lambda: ""
     while not happened():
         assert time.monotonic() < end, f"it does not come: {say()}"
         time.sleep(0.005)
-
-
-@contextmanager
-def tracking(uri: str) -> Iterator[None]:
-    """MLflow's address within this process."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from conftest import Project, environment
+from conftest import Project, environment, tracking
 from mlflow import MlflowClient
 from mlflow.models import infer_signature
 from sklearn.dummy import DummyClassifier
@@ -112,12 +112,12 @@ def register_constant(project: Project, name: str, label: int, champion: bool = 
     from mlops import formats  # noqa: F401  # lets skops hold what features.py uses
 
     rows = frame.get("X", X)
-    mlflow.set_tracking_uri(project.uri)
     model = DummyClassifier(strategy="constant", constant=label).fit(rows, [0, 1, 2, 3])
-    info = mlflow.sklearn.log_model(
-        model, name="model", signature=infer_signature(rows, model.predict(rows)), input_example=rows,
-        serialization_format="skops", pip_requirements=["scikit-learn"], registered_model_name=name,
-    )  # fmt: skip
+    with tracking(project.uri):
+        info = mlflow.sklearn.log_model(
+            model, name="model", signature=infer_signature(rows, model.predict(rows)), input_example=rows,
+            serialization_format="skops", pip_requirements=["scikit-learn"], registered_model_name=name,
+        )  # fmt: skip
     version = str(info.registered_model_version)
     if champion:
         MlflowClient(project.uri).set_registered_model_alias(name, "champion", version)

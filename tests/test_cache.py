@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import tracking
 from registries import (
     Registry,
     answers,
@@ -17,7 +18,6 @@ from registries import (
     register,
     serves,
     settings,
-    tracking,
     until,
 )
 

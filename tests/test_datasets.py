@@ -15,6 +15,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tracking
 from omegaconf import OmegaConf
 from people import SPLIT, people, refusal, table
 
@@ -190,13 +191,12 @@ def test_the_digest_follows_content(csv, tmp_path):
         assert table(tmp_path / "t.csv").digest != dataset.digest
 
 
-def test_mlflow_records_the_digest_of_each_part(tmp_path, monkeypatch, caplog):
-    tracking = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
+def test_mlflow_records_the_digest_of_each_part(tmp_path, caplog):
+    store = f"sqlite:///{tmp_path}/mlflow.db"
     fsspec.filesystem("memory").pipe("memory://shop/people.csv", people().to_csv(index=False).encode())
     (tmp_path / "people.csv").write_text(people().to_csv(index=False))
     sources = {"memory://shop/people.csv": "code", str(tmp_path / "people.csv"): "local"}
-    client = mlflow.MlflowClient(tracking)
+    client = mlflow.MlflowClient(store)
     for source, kind in sources.items():
         # an experiment of its own: within one, MLflow keeps the first source of equal content under an equal name
         experiment = client.create_experiment(kind, artifact_location=str(tmp_path / "artifacts"))
@@ -207,7 +207,7 @@ def test_mlflow_records_the_digest_of_each_part(tmp_path, monkeypatch, caplog):
             logged = {part: as_mlflow(dataset, part) for part in ("train", "val", "test")}
             [part._to_mlflow_entity() for part in logged.values()]
         assert not caplog.records
-        with mlflow.start_run(experiment_id=experiment) as run:
+        with tracking(store), mlflow.start_run(experiment_id=experiment) as run:
             for part, value in logged.items():
                 mlflow.log_input(value, context=part)
         recorded = {

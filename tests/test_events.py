@@ -9,10 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import tracking
 from cryptography.fernet import Fernet
 from mlflow import MlflowClient
 from mlflow.webhooks.delivery import _generate_hmac_signature
-from registries import Registry, following, own_registry, point, register, tracking, until
+from registries import Registry, following, own_registry, point, register, until
 from starlette.datastructures import Headers
 
 from mlops.errors import UserError

@@ -11,9 +11,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, environment, tracking
 from mlflow import MlflowClient
-from registries import X, answers, following, load, point, refuses, register, serves, tracking, until
+from registries import X, answers, following, load, point, refuses, register, serves, until
 from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -93,7 +93,10 @@ def test_the_challenger_is_ready_before_it_is_promoted(follow):
     loaded: list[str] = []
 
     def counting(folder: Path) -> ServedModel:
-        loaded.append(folder.parent.name.split("-")[0])
+        version = folder.parent.name.split("-")[0]
+        if version == "1":  # so late that what did not wait for it would come first
+            threading.Event().wait(0.5)
+        loaded.append(version)
         return load(folder)
 
     for label in (1, 2):
@@ -102,7 +105,7 @@ def test_the_challenger_is_ready_before_it_is_promoted(follow):
     point("next", "2", "challenger")
     holder = follow("next", counting, poll_seconds=60)
     serves(holder, "1")
-    until(lambda: loaded == ["1", "2"])
+    until(lambda: loaded == ["1", "2"], lambda: loaded)
     point("next", "2")
     holder.hurry()
     serves(holder, "2")

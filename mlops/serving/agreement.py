@@ -1,11 +1,11 @@
-"""Whether a fast path answers as MLflow does: tried on the input example and on rows made from it.
+"""Whether a fast path answers as MLflow does, tried on the input example and on rows made from it; and a model as it did.
 
 Every row is asked for through the bytes of a request, so that reading it is tried as well.
 """
 
 import json
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mlops.errors import UserError
 from mlops.serving.parsing import Answer, Form, Reader, RequestError, Rows, as_frame, to_python
 
 TOLERANCE = 1e-5  # relative, of numbers and confidences; labels must be equal
@@ -146,3 +147,24 @@ def _other_day(value: Any) -> Any:
 
 def _json(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
+
+
+def check_answers(found: Sequence | None, expected: Sequence | None) -> None:
+    """Compare a model's answers on its input example with those logged with it, where there are both.
+
+    UserError where they differ.
+    """
+    if found is None or expected is None:
+        return
+    if len(found) != len(expected) or not all(_same(a, b) for a, b in zip(found, expected, strict=True)):
+        raise UserError("its answers on its input example are not those logged with it")
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Numbers nearly, since another processor rounds otherwise; labels exactly."""
+    if np.asarray(expected).dtype.kind != "f":
+        return bool(found == expected)
+    try:
+        return bool(np.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True))
+    except (TypeError, ValueError):
+        return False

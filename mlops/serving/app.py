@@ -5,9 +5,11 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -20,8 +22,10 @@ from mlops.serving.parsing import RequestError
 from mlops.serving.parts import Parts
 from mlops.serving.routes import make_api
 from mlops.serving.settings import Settings
+from mlops.serving.workers import REPLACES
 
 SETTINGS = "ALACARTE_SERVE"  # the environment variable by which a worker process gets its settings
+UNREADY = 60  # seconds at most that a worker in the place of another one leaves requests to the others
 LARGE = 1_000_000  # bytes of a body that is parsed outside the event loop, so that it does not hold up other requests
 PATIENCE = 5  # times max_body that are read and thrown away: who is still sending would not see the refusal
 
@@ -141,13 +145,41 @@ class App:
         if self.parts.recorder:
             self.parts.recorder.start()
         hurry = asyncio.create_task(self._hurry_clients())
+        if os.environ.get(REPLACES):
+            await self._load_first()
         try:
             yield
         finally:
             hurry.cancel()
-            await asyncio.to_thread(self.parts.holder.stop)
+            await asyncio.to_thread(self.parts.holder.stop, 1)
             if self.parts.recorder:
                 await asyncio.to_thread(self.parts.recorder.stop)
+
+    async def _load_first(self) -> None:
+        """Wait for the model, so that requests go to workers that have one; no longer than it may yet come."""
+        end = time.monotonic() + UNREADY
+        with _told_to_stop() as told:
+            while not (self.parts.holder.settled or told.is_set() or time.monotonic() > end):
+                await asyncio.sleep(0.02)
+
+
+@contextlib.contextmanager
+def _told_to_stop() -> Iterator[threading.Event]:
+    """Set by a signal that ends the server, which uvicorn only hears once the start is over."""
+    told = threading.Event()
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def tell(number: int, frame: Any) -> None:
+        told.set()
+        before[number](number, frame)
+
+    for number in before:
+        signal.signal(number, tell)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _send(send: Send, status: int, answer: dict[str, Any]) -> None:

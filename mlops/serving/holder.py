@@ -18,10 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mlops import formats, registry
 from mlops.errors import UserError
+from mlops.serving.agreement import check_answers
 from mlops.serving.cache import Cache, Found
 from mlops.serving.model import ServedModel
 from mlops.serving.settings import Settings
@@ -29,6 +28,7 @@ from mlops.serving.signatures import objection
 
 TICK = 0.05  # seconds between looks at whether another worker was hurried
 RETRY = 60  # seconds until a version that failed is tried again, if the alias still names it
+SILENCE = 3  # seconds without an answer of the registry, after which the last known good version serves until it comes
 YIELD = 0.2  # seconds that a compilation waits, for the swap to be over
 
 # MLflow's own patience (120 s, 7 tries) would hide for minutes that the registry is gone.
@@ -86,22 +86,30 @@ class Holder:
         self._touched = self._cache.touched()
         self._hurried = False
         self._wake, self._stopping = threading.Event(), threading.Event()
-        self._compiling = threading.Lock()
+        self._compiling, self._swapping = threading.Lock(), threading.Lock()
         self._workers: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._follow, name="holder", daemon=True)
 
     def start(self) -> None:
         """Follow the registry from now on."""
         self._thread.start()
+        self._work(self._wait_for_registry)
 
-    def stop(self) -> None:
-        """Stop following; what serves stays."""
+    def stop(self, seconds: float = 10) -> None:
+        """Stop following; what serves stays. Waits for what is on its way, but not longer than `seconds`."""
         self._stopping.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(5)
-        for worker in self._workers:  # one in the midst of native code would abort the process at its end
-            worker.join(10)
+        end = time.monotonic() + seconds
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+        for worker in self._workers:
+            worker.join(max(0.0, end - time.monotonic()))
+
+    @property
+    def settled(self) -> bool:
+        """Whether a model serves, or none does for a reason that waiting does not mend at once."""
+        nothing = self._fell_back if self._error() else self._asked and self._champion is None
+        return self.current is not None or nothing
 
     def hurry(self) -> None:
         """Read the alias now, here and in every other worker with this cache. From any thread; does not wait."""
@@ -174,33 +182,46 @@ class Holder:
             self._registry_error = f"the registry does not answer: {one_line(error)}"
             self._failures += 1
             return
-        self._registry_error, self._asked = None, True
+        with self._swapping:
+            self._registry_error, self._asked = None, True
         found = Found.of(version) if version else None
         if found and found != self._champion and (candidate := self._candidates.get(found.key)) and candidate.error:
             del self._candidates[found.key]  # what failed as challenger, or as champion before, is tried anew
         self._champion = found
 
     def _read_challenger(self) -> None:
-        """Make the next champion ready. What fails here is tried and counted when it is promoted."""
+        """The next champion, which is made ready. What fails here is tried and counted when it is promoted."""
         if self._registry_error:
             return
         with contextlib.suppress(Exception):
             version = registry.by_alias(self._name, registry.CHALLENGER)
             self._challenger = Found.of(version) if version else None
-        if self._challenger and self._challenger.key != self._key:
-            self._candidate(self._challenger)
 
     def _settle(self) -> None:
         """Swap to what the alias names when it is ready; with nothing to serve at all, to the last known good version."""
-        self._forget()
-        wanted = self._champion
-        if wanted is None or wanted.key == self._key:
-            self._version_error = None
-        else:
-            candidate = self._candidate(wanted)
-            if candidate.done:
-                self._take(candidate)
-        if self.current is None and (self._registry_error or self._version_error):
+        with self._swapping:
+            self._forget()
+            wanted = self._champion
+            if wanted is None or wanted.key == self._key:
+                self._version_error = None
+            else:
+                candidate = self._candidate(wanted)
+                if candidate.done:
+                    self._take(candidate)
+            if self._registry_error or self._version_error:
+                self._fall_back()
+            if self._challenger and self._challenger.key != self._key and (wanted is None or self._is_done(wanted)):
+                self._candidate(self._challenger)  # after the champion, which somebody waits for
+
+    def _wait_for_registry(self) -> None:
+        """One that neither answers nor refuses must not hold up what can serve without it."""
+        self._stopping.wait(SILENCE)
+        if self._registry_error or self._stopping.is_set():
+            return
+        with self._swapping:
+            if self._asked:
+                return
+            self._registry_error = f"the registry has not answered for {SILENCE} s"
             self._fall_back()
 
     def _take(self, candidate: _Candidate) -> None:
@@ -232,10 +253,12 @@ class Holder:
             logger.warning("serve.cache: %s", one_line(error))
 
     def _fall_back(self) -> None:
-        """Serve the last known good version. Tried once: what is on the disk does not mend itself."""
-        if self._fell_back:
-            return
-        self._fell_back = True
+        """Serve the last known good version where nothing serves. Tried once: what is on the disk does not mend itself."""
+        if self.current is None and not self._fell_back:
+            self._load_last_good()
+            self._fell_back = True
+
+    def _load_last_good(self) -> None:
         try:
             last = self._cache.last_good()
         except UserError as error:
@@ -263,6 +286,9 @@ class Holder:
             self._work(self._prepare, candidate)
         return candidate
 
+    def _is_done(self, found: Found) -> bool:
+        return found.key == self._key or self._candidates[found.key].done
+
     def _forget(self) -> None:
         """Keep, beside what serves and what is to serve, one version in memory: the challenger, or the one before."""
         wanted = {self._key, self._champion.key if self._champion else ""}
@@ -270,10 +296,10 @@ class Holder:
         wanted.add(challenger if challenger not in ("", *wanted) else self._previous)
         self._candidates = {key: candidate for key, candidate in self._candidates.items() if key in wanted}
 
-    def _work(self, job: Callable[[_Candidate], None], candidate: _Candidate) -> None:
-        self._workers = [worker for worker in self._workers if worker.is_alive()]
-        self._workers.append(threading.Thread(target=job, args=(candidate,), name="candidate", daemon=True))
-        self._workers[-1].start()
+    def _work(self, job: Callable[..., None], *arguments: _Candidate) -> None:
+        worker = threading.Thread(target=job, args=arguments, name="candidate", daemon=True)
+        worker.start()
+        self._workers = [one for one in self._workers if one.is_alive()] + [worker]
 
     def _prepare(self, candidate: _Candidate) -> None:
         self._try(candidate)
@@ -284,8 +310,11 @@ class Holder:
         """Load a version, downloaded if need be, and let it answer its example."""
         try:
             folder = folder or self._cache.fetch(candidate.found)
+            if self._stopping.is_set():
+                return
             model = self._load(folder)
-            check_answers(model)
+            # Which also warms it up.
+            check_answers(model.predict_example(), model.metadata.get("example_predictions"))
             candidate.model = model
         except BaseException as error:  # a model's own code may raise anything
             candidate.error = one_line(error, str(folder))
@@ -302,25 +331,6 @@ class Holder:
                 candidate.model.compile()
         except BaseException as error:
             logger.warning("version %s stays on MLflow's own path: %s", candidate.found.number, one_line(error))
-
-
-def check_answers(model: ServedModel) -> None:
-    """Let a model answer its input example, which also warms it up. UserError where the answers are not the logged ones."""
-    found, expected = model.predict_example(), model.metadata.get("example_predictions")
-    if found is None or expected is None:
-        return
-    if len(found) != len(expected) or not all(_same(a, b) for a, b in zip(found, expected, strict=True)):
-        raise UserError("its answers on its input example are not those logged with it")
-
-
-def _same(found: Any, expected: Any) -> bool:
-    """Numbers nearly, since another processor rounds otherwise; labels exactly."""
-    if np.asarray(expected).dtype.kind != "f":
-        return bool(found == expected)
-    try:
-        return bool(np.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True))
-    except (TypeError, ValueError):
-        return False
 
 
 def lose_patience() -> None:

@@ -2,67 +2,112 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
-from socket import AF_INET, AF_INET6, create_server
+from collections.abc import Iterator
+from contextlib import contextmanager
+from socket import AF_INET, AF_INET6, create_server, socket
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from mlops.errors import UserError
 from mlops.feedback import Store
 from mlops.serving import events
 from mlops.serving.app import SETTINGS
+from mlops.serving.cache import Cache
+from mlops.serving.connections import Connection
 from mlops.serving.metrics import SHARED
 from mlops.serving.settings import Settings
+from mlops.serving.workers import Workers
+
+# For the webhook's calls, which the server waits for: it is a convenience, so a registry that is silent is left alone.
+SHORT_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 logger = logging.getLogger(__name__)
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C, then finish the requests in flight. UserError when the address cannot be taken."""
+    """Serve until SIGTERM or Ctrl-C, finish the requests in flight, and end the process, with exit code 0.
+
+    UserError when the address cannot be taken, or what is stored cannot be. SystemExit 1 when a worker fails to start.
+    """
     if settings.feedback.url:
-        Store(settings.feedback.url).close()  # a wrong URL ends here, in one line, and not in every worker
+        Store(settings.feedback.url).close()  # what is wrong with it ends here, in one line, and not in every worker
+    Cache(settings.cache, settings.registered_model_name)
     os.environ[SETTINGS] = settings.to_json()
     config = uvicorn.Config(
         "mlops.serving.app:create_app", factory=True, host=settings.host, port=settings.port, workers=settings.workers,
-        ws="none", access_log=False, log_level="warning", server_header=False,
-        proxy_headers=False, timeout_graceful_shutdown=int(settings.timeout) + 5, backlog=2048,
+        http=Connection, ws="none", access_log=False, log_level="warning", server_header=False, proxy_headers=False,
+        timeout_graceful_shutdown=int(settings.timeout) + 5, timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]
+        limit_concurrency=settings.max_connections, backlog=2048,
     )  # fmt: skip
-    try:  # who comes from now on waits for the first worker
+    listening = _listen(settings)
+    host, port = listening.getsockname()[:2]
+    webhook = _register(settings, f"http://{host}:{port}/events") if settings.webhook else None
+    try:
+        _serve(config, listening, f"serve: http://{host}:{port} for {settings.registered_model_name}, Ctrl-C stops it")
+    finally:
+        if webhook:
+            _remove(webhook)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A model may still be on its way in a thread. Python's own end would stop that thread wherever it is, which in native
+    # code aborts the process, and with a lock in its hands hangs it.
+    os._exit(0)
+
+
+def _listen(settings: Settings) -> socket:
+    """Who comes from now on waits for the first worker."""
+    try:
         family = AF_INET6 if ":" in settings.host else AF_INET
-        socket = create_server((settings.host, settings.port), family=family, backlog=2048)
+        return create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise UserError(
             f"serve.host={settings.host} serve.port={settings.port}: {error.strerror}; stop what listens there, or "
             "serve.port=0 for any free one"
         ) from None
-    host, port = socket.getsockname()[:2]
-    webhook = _register(settings, f"http://{host}:{port}/events") if settings.webhook else None
-    print(f"serve: http://{host}:{port} for {settings.registered_model_name}, Ctrl-C stops it", flush=True)
+
+
+def _serve(config: uvicorn.Config, listening: socket, ready: str) -> None:
+    """Serve until told to stop. The signals are uvicorn's before the line `ready` is printed: from then on none is lost."""
+    if config.workers > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ[SHARED] = folder
+            workers = Workers(config, [listening])
+            print(ready, flush=True)
+            workers.run()
+            if workers.failed:
+                raise SystemExit(1)
+        return
+    server = uvicorn.Server(config)
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # uvicorn calls these again once it has drained, which then is nothing
+        signal.signal(number, server.handle_exit)
+    print(ready, flush=True)
+    server.run(sockets=[listening])
+
+
+@contextmanager
+def _short_patience() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in SHORT_PATIENCE}
+    os.environ.update(SHORT_PATIENCE)
     try:
-        if settings.workers > 1:
-            with tempfile.TemporaryDirectory() as folder:
-                os.environ[SHARED] = folder
-                Multiprocess(config, sockets=[socket]).run()
-        else:
-            uvicorn.Server(config).run(sockets=[socket])
-    except (KeyboardInterrupt, SystemExit) as stop:  # uvicorn raises the signal anew after it has drained
-        if isinstance(stop, SystemExit) and stop.code not in (None, 0, 130, 143):
-            raise
+        yield
     finally:
-        if webhook:
-            _remove(webhook)
-        socket.close()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _register(settings: Settings, default_url: str) -> str | None:
     """The id of the webhook; None, with a warning, where the registry is down: the poll follows it all the same."""
     assert settings.webhook_secret
+    url = settings.webhook_url or default_url
     try:
-        return events.ensure_webhook(
-            settings.registered_model_name, settings.webhook_url or default_url, settings.webhook_secret
-        )
+        with _short_patience():
+            return events.ensure_webhook(settings.registered_model_name, url, settings.webhook_secret)
     except UserError:
         raise
     except Exception as error:
@@ -72,6 +117,7 @@ def _register(settings: Settings, default_url: str) -> str | None:
 
 def _remove(webhook: str) -> None:
     try:
-        events.remove_webhook(webhook)
+        with _short_patience():
+            events.remove_webhook(webhook)
     except Exception as error:
         logger.warning("the webhook %s stays registered: %s", webhook, str(error).splitlines()[0])

@@ -57,6 +57,8 @@ class Settings:
     timeout: float
     max_body: int
     max_rows: int
+    max_connections: int
+    idle_seconds: float
     feedback_per_minute: int
     feedback: FeedbackSettings
     predict_token: str | None = field(default=None, repr=False)
@@ -68,10 +70,11 @@ class Settings:
         for name in ("host", "cache"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise UserError(f"serve.{name}={getattr(self, name)}: a text is due, such as the default of conf/serve")
-        for name in ("port", "workers", "max_body", "max_rows", "feedback_per_minute"):
+        for name in ("port", "workers", "max_body", "max_rows", "max_connections", "feedback_per_minute"):
             if type(getattr(self, name)) is not int:
                 raise UserError(f"serve.{name}={getattr(self, name)}: allowed are whole numbers")
-        for name in ("poll_seconds", "timeout", "workers", "max_body", "max_rows", "feedback_per_minute"):
+        for name in ("poll_seconds", "timeout", "workers", "max_body", "max_rows", "max_connections", "idle_seconds",
+                     "feedback_per_minute"):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"serve.{name}={getattr(self, name)}: allowed are numbers above 0")
         if not 0 <= self.port < 65536:

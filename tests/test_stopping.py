@@ -1,0 +1,190 @@
+"""A server ends when it is told to, whatever it is doing: in its imports, while it starts, while it loads, with workers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from conftest import Project, environment, tracking
+from mlflow.models import infer_signature
+from registries import until
+from serving import ROWS, register_constant, serving
+
+NAME = "stopped"
+BOUND = 45  # seconds in which a server that was told to stop must have ended, on a machine that does much else
+SLOW = '''
+import time
+from pathlib import Path
+import mlflow
+
+class Slow(mlflow.pyfunc.PythonModel):
+    """Says when its loading begins, and loads once the file `go` is there."""
+
+    def load_context(self, context):
+        with Path("loading").open("a") as file:
+            file.write("begun\\n")
+        while not Path("go").exists():
+            time.sleep(0.05)
+
+    def predict(self, context, model_input, params=None):
+        return model_input["a"].tolist()
+
+mlflow.models.set_model(Slow())
+'''
+
+
+@pytest.fixture(scope="module")
+def prepared(project: Project) -> Project:
+    """With a model, and a slow one."""
+    register_constant(project, NAME, 1)
+    (project.root / "slow.py").write_text(SLOW)
+    (project.root / "go").touch()
+    example = pd.DataFrame({"a": [0.0, 0.0], "b": [0.0, 0.0]})
+    with tracking(project.uri), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.root)
+        mlflow.pyfunc.log_model(
+            name="model", python_model=str(project.root / "slow.py"), signature=infer_signature(example, [0.0, 0.0]),
+            input_example=example, pip_requirements=[], registered_model_name="slow",
+        )  # fmt: skip
+    project.client.set_registered_model_alias("slow", "champion", "1")
+    (project.root / "go").unlink()
+    (project.root / "loading").unlink(missing_ok=True)
+    return project
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A port of this machine that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+class Started:
+    """A server with its output in a file."""
+
+    def __init__(self, project: Project, folder: Path, *arguments: str, **env: str) -> None:
+        self._log = folder / "log"
+        whole = (sys.executable, "-m", "steps.serve", "serve.port=0", f"serve.cache={folder}/cache", *arguments)
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                whole, cwd=project.root, stdout=log, stderr=log, start_new_session=True,
+                env=environment(**{"MLFLOW_TRACKING_URI": project.uri, "PYTHONUNBUFFERED": "1", **env}),
+            )  # fmt: skip
+
+    @property
+    def printed(self) -> str:
+        return self._log.read_text()
+
+    def stops(self, number: int, tell: Callable[[int, int], None] = os.kill) -> int:
+        """Its exit code once it was told to stop; fails the test when it does not end."""
+        tell(self.process.pid, number)
+        try:
+            return self.process.wait(BOUND)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise AssertionError(f"it goes on:\n{self.printed}") from None
+
+    def until(self, so: Callable[[], object]) -> None:
+        def so_or_dead() -> object:
+            assert self.process.poll() is None, self.printed
+            return so()
+
+        until(so_or_dead, lambda: self.printed)
+
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0, 2.0])
+@BOTH
+def test_in_its_imports(prepared: Project, tmp_path: Path, number: int, seconds: float):
+    started = Started(prepared, tmp_path, f"registered_model_name={NAME}")
+    time.sleep(seconds)
+    assert started.stops(number) in (-number, 128 + number, 0) and "Traceback" not in started.printed
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 1.0, 3.0])
+@pytest.mark.parametrize("tell", [os.kill, os.killpg], ids=["alone", "all of them"])
+def test_once_it_has_said_where_it_listens(prepared: Project, tmp_path: Path, workers: int, seconds: float, tell):
+    number = signal.SIGTERM if tell is os.kill else signal.SIGINT
+    started = Started(prepared, tmp_path, f"registered_model_name={NAME}", f"serve.workers={workers}")
+    started.until(lambda: "serve: http" in started.printed)
+    time.sleep(seconds)
+    assert started.stops(number, tell) == 0 and "Traceback" not in started.printed
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@BOTH
+def test_while_a_model_loads(prepared: Project, tmp_path: Path, number: int, workers: int):
+    loading = prepared.root / "loading"
+    loading.unlink(missing_ok=True)
+    arguments = ("registered_model_name=slow", "serve.trust_code=true", f"serve.workers={workers}")
+    started = Started(prepared, tmp_path, *arguments)
+    started.until(loading.exists)
+    assert started.stops(number) == 0 and "Traceback" not in started.printed
+
+
+@pytest.mark.parametrize("webhook", ["true", "false"])
+def test_while_the_registry_is_silent(prepared: Project, tmp_path: Path, silent: int, webhook: str):
+    uri = f"http://127.0.0.1:{silent}"
+    arguments = (f"registered_model_name={NAME}", f"serve.webhook={webhook}")
+    for line in ("", "serve: http"):
+        started = Started(prepared, tmp_path, *arguments, MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_TIMEOUT="600")
+        started.until(lambda started=started, line=line: line in started.printed)
+        time.sleep(0 if line else 3)
+        assert started.stops(signal.SIGTERM) in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+        assert "Traceback" not in started.printed
+
+
+def workers_of(process: subprocess.Popen) -> set[int]:
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and b"spawn_main" in (stat.parent / "cmdline").read_bytes():
+                found.add(int(stat.parent.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def test_a_worker_that_takes_the_place_of_another_asks_for_no_requests_before_it_has_a_model(prepared: Project):
+    loading, go = prepared.root / "loading", prepared.root / "go"
+    loading.unlink(missing_ok=True)
+    go.touch()
+    arguments = ("registered_model_name=slow", "serve.trust_code=true", "serve.workers=2", "serve.cache=.two")
+    with serving(prepared, *arguments) as served:
+        served.wait()
+        until(lambda: all(served.ask("/readyz").status == 200 for _ in range(20)))
+        go.unlink()
+        loads = loading.read_text().count("begun")
+        before = workers_of(served.process)
+        assert len(before) == 2
+        os.kill(min(before), signal.SIGKILL)
+        until(lambda: loading.read_text().count("begun") > loads)
+        answers = [served.ask("/invocations", ROWS).status for _ in range(60)]  # each on a connection of its own
+        go.touch()
+        assert answers == [200] * 60
+        until(lambda: len(workers_of(served.process)) == 2)
+        assert served.stop() == 0
+
+
+def test_workers_that_cannot_start_end_the_server(prepared: Project, tmp_path: Path):
+    app = prepared.root / "mlops/serving/app.py"
+    whole = app.read_text()
+    broken = "def create_app() -> App:\n    import multiprocessing\n    assert not multiprocessing.parent_process()"
+    try:
+        app.write_text(whole.replace("def create_app() -> App:", broken))
+        started = Started(prepared, tmp_path, f"registered_model_name={NAME}", "serve.workers=2")
+        assert started.process.wait(BOUND) == 1 and "AssertionError" in started.printed
+    finally:
+        app.write_text(whole)
