@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import time
+from multiprocessing import resource_tracker
 from socket import socket
 
 from uvicorn import Config
@@ -29,7 +31,23 @@ class Workers(Multiprocess):
         self._asked: dict[Process, float] = {}
         self._served: set[Process] = set()
 
+    def init_processes(self) -> None:
+        self.processes = [self._start() for _ in range(self.processes_num)]
+
+    def _start(self) -> Process:
+        """A worker that does not hear Ctrl-C itself, as this process hears it and ends it in order."""
+        resource_tracker.ensure_running()  # now, as it lifts what follows
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            process = Process(self.config, self.sockets)
+            process.start()
+            return process
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
     def keep_subprocess_alive(self) -> None:
+        if self.should_exit.is_set():
+            return
         for i, process in enumerate(self.processes):
             if process.process.is_alive() and not self._is_silent(process):
                 continue
@@ -44,8 +62,7 @@ class Workers(Multiprocess):
                 "worker %s ended with exit code %s: another one takes its place", process.pid, process.exitcode
             )
             os.environ[REPLACES] = "1"
-            self.processes[i] = Process(self.config, self.sockets)
-            self.processes[i].start()
+            self.processes[i] = self._start()
 
     def _is_silent(self, process: Process) -> bool:
         try:
