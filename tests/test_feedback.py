@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -587,11 +588,50 @@ def test_a_window_of_100_000_predictions_fits_into_memory(url: str):
     assert child(READ, url).wait(60) == 0
 
 
-def test_an_administrator_cannot_accept_what_is_no_label(store: Store):
+@pytest.mark.parametrize("label", ["nonsense", True, 4.5, float("nan"), float("inf"), "1e999", "", "NaN"])
+def test_an_administrator_cannot_accept_what_is_no_label(store: Store, label: object):
     identifier = predict(store, [1])[0]
-    give(store, identifier, "nonsense")
-    decided = store.review(identifier, True)
-    assert decided and decided["state"] == "rejected" and store.accepted(NAME).labels.empty
+    assert give(store, identifier, label)[0] == "rejected"
+    for accept in (True, False, True):  # also not once they have looked at it
+        decided = store.review(identifier, accept)
+        assert decided and decided["state"] == "rejected" and store.accepted(NAME).labels.empty
+
+
+@pytest.mark.parametrize("label", [3, 0.5, True, float("nan"), " "])
+def test_an_administrator_cannot_accept_what_is_no_text_where_classes_are(store: Store, label: object):
+    identifier = predict(store, ["low"])[0]
+    assert give(store, identifier, label, ["high", "low"])[0] == "rejected"
+    assert store.review(identifier, True)["state"] == "rejected" and store.accepted(NAME).labels.empty
+
+
+@pytest.mark.parametrize(
+    ("predicted", "classes", "given", "label"),
+    [(1, CLASSES, 9, 9), (1, CLASSES, "9", 9), (1, CLASSES, 9.0, 9), ("low", ["high", "low"], "mid", "mid"),
+     (1.0, [1.0, 2.0], 9, 9.0)],
+)  # fmt: skip
+def test_an_administrator_lets_a_new_class_in(store: Store, predicted, classes, given, label):
+    identifier = predict(store, [predicted])[0]
+    state, message = give(store, identifier, given, classes)
+    assert state == "rejected" and message.startswith("the label is not one of the classes")
+    assert store.review(identifier, False)["state"] == "rejected"
+    decided = store.review(identifier, True, "a new kind")
+    assert (decided["state"], decided["label"], type(decided["label"])) == ("accepted", label, type(label))
+    assert decided["labels"][0]["reason"] == "a new kind"
+    found = store.accepted(NAME)
+    assert found.labels.tolist() == [label] and found.about["is_correction"].tolist() == [True]
+    assert give(store, identifier, given, classes) == (
+        "accepted",
+        "this label was given before and is accepted: counted",
+    )
+
+
+def test_a_new_class_is_accepted_by_its_name_where_there_are_other_labels(store: Store):
+    identifier = predict(store, [1])[0]
+    assert give(store, identifier, 2)[0] == "accepted" and give(store, identifier, 9)[0] == "rejected"
+    assert store.review(identifier, True)["label"] == 2, "what was checked comes first"
+    decided = store.review(identifier, True, label=9)
+    assert decided["label"] == 9 and [one["state"] for one in decided["labels"]] == ["rejected", "accepted"]
+    assert store.accepted(NAME).labels.tolist() == [9]
 
 
 # --- URLs ---
@@ -619,6 +659,15 @@ def test_a_url_that_cannot_be_opened(tmp_path: Path, given: str, said: str):
     with pytest.raises(UserError, match=said) as error:
         Store(given.format(folder=tmp_path))
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_database_of_mlflow_is_left_alone(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/mlflow.db"
+    mlflow.MlflowClient(url).search_experiments()
+    with pytest.raises(UserError, match="MLflow's own") as error:
+        Store(url)
+    assert "\n" not in str(error.value)
+    assert not sa.inspect(sa.create_engine(url)).has_table("predictions")
 
 
 def test_a_server_that_refuses_and_one_that_is_down(postgres: Postgres, caplog: pytest.LogCaptureFixture):

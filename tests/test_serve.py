@@ -10,6 +10,8 @@ from conftest import Project
 from mlflow import MlflowClient
 from serving import ROWS, Served, register_constant, serving
 
+from mlops.feedback import Store
+
 NAME = "constant"
 
 
@@ -147,6 +149,35 @@ def test_an_open_address_needs_tokens(project: Project, client: MlflowClient):
         assert served.ask(review, {"accept": True}, Authorization="Bearer a").body["state"] == "accepted"
 
 
+def test_a_label_bears_the_name_of_the_token_that_it_came_with(project: Project, client: MlflowClient):
+    arguments = (f"registered_model_name={NAME}", "feedback.url=sqlite:///named.db", "serve.feedback_per_minute=3")
+    tokens = "alice:secret-a, bob:secret-b,secret-c"
+    with serving(project, *arguments, SERVE_FEEDBACK_TOKEN=tokens, SERVE_ADMIN_TOKEN="secret-d") as served:
+        served.wait()
+        ids = served.ask("/invocations", {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]] * 4}}).body[
+            "prediction_ids"
+        ]
+        for identifier, token in zip(ids, ("secret-a", "secret-b", "secret-c", "secret-d"), strict=True):
+            given = {"prediction_id": identifier, "label": 1, "source": "me"}
+            assert served.ask("/feedback", given, Authorization=f"Bearer {token}").status == 200
+            assert served.ask("/feedback", {**given, "token": "x"}, Authorization=f"Bearer {token}").status == 422
+        for wrong in ("alice:secret-a", "alice", "secret", "secret-aa", "secret-a,", ""):
+            assert served.ask("/feedback", given, Authorization=f"Bearer {wrong}").status == 401
+        three = [given] * 3
+        assert served.ask("/feedback", three, Authorization="Bearer secret-a").status == 429, "one has been taken"
+        assert served.ask("/feedback", three[:2], Authorization="Bearer secret-b").status == 200
+        assert "bob" not in str(served.ask(f"/feedback/{ids[1]}", Authorization="Bearer secret-a").body)
+    about = Store(f"sqlite:///{project.root}/named.db").labelled(NAME, "accepted").about
+    assert about["token"].tolist() == ["alice", "bob", None, None] and set(about["source"]) == {"me"}
+
+
+@pytest.mark.parametrize("tokens", ["secret-a,", "alice:", ":secret-a", "alice:secret-a,bob:secret-a", " "])
+def test_tokens_that_are_none(project: Project, tokens: str):
+    done = project.step("serve", code=2, SERVE_FEEDBACK_TOKEN=tokens)
+    assert "SERVE_FEEDBACK_TOKEN" in done.stderr and "secret" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_flips_under_load_lose_and_mix_nothing(project: Project, client: MlflowClient, server: Served):
     failures, stop = [], threading.Event()
 
@@ -220,7 +251,8 @@ def test_every_worker_follows(project: Project, client: MlflowClient):
 @pytest.mark.parametrize(
     "key",
     ["serve.workers=1.5", "serve.workers=0", "serve.timeout=1e400", "serve.cache=null", "serve.host=null", "serve.port=70000",
-     "feedback.redact=name", "feedback.url=mysql://x", "feedback.audit_share=2", "feedback.review=maybe"],
+     "serve.max_connections=0", "serve.idle_seconds=-1", "feedback.redact=name", "feedback.url=mysql://x",
+     "feedback.url=sqlite:///mlflow.db", "feedback.audit_share=2", "feedback.review=maybe"],
 )  # fmt: skip
 def test_a_wrong_setting_ends_in_one_line(project: Project, key: str):
     done = project.step("serve", key, code=2)

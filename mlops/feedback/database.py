@@ -238,6 +238,8 @@ class Database:
             try:
                 with self.engine.connect() as connection:
                     if not sa.inspect(connection).has_table("schema_version"):
+                        if sa.inspect(connection).has_table("alembic_version"):
+                            raise StoreError("it is another program's database, such as MLflow's own")
                         self._create(connection)
                     found = connection.execute(sa.select(schema_version.c.version)).scalar_one()
                     if found == 1:

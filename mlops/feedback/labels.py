@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 SHOWN = 20  # classes that a message names
+NO_CLASS = "the label is not one of the classes"
 
 
 def check_label(given: Any, classes: Sequence | None, predicted: Any) -> tuple[Any, str | None]:
@@ -21,13 +22,28 @@ def check_label(given: Any, classes: Sequence | None, predicted: Any) -> tuple[A
         found = [one for one in classes if spelled & spellings(one)]
         if len(found) == 1:
             return found[0], None
-        return given, f"the label is not one of the classes: {_shown(classes)}"
+        return given, f"{NO_CLASS}: {_shown(classes)}"
     if _is_number(predicted):
         return _number(given)
     if type(given) is type(predicted) and isinstance(given, str | bool):
         return given, None
     kind = {str: "text", bool: "true or false"}.get(type(predicted))
     return given, f"the label has the wrong type: {kind} is due" if kind else "such predictions take no label"
+
+
+def new_class(given: Any, predicted: Any) -> tuple[Any, str | None]:
+    """A label of a class that the model does not know, in the type of its predictions, and None; or what is wrong with it."""
+    if isinstance(predicted, bool):
+        return given, "the label has the wrong type: true or false is due"
+    if not _is_number(predicted):
+        fits = isinstance(given, str) and isinstance(predicted, str) and given.strip()
+        return given, None if fits else "the label has the wrong type: text is due"
+    number, wrong = _number(given)
+    if wrong or isinstance(predicted, float):
+        return number, wrong
+    return (
+        (int(number), None) if number.is_integer() else (given, "the label has the wrong type: a whole number is due")
+    )
 
 
 def same(label: Any, predicted: Any) -> bool:

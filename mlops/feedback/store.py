@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from mlops.feedback import reading
 from mlops.feedback.database import Database, feedback, layouts, predictions
-from mlops.feedback.labels import check_label, dumps, same
+from mlops.feedback.labels import NO_CLASS, check_label, dumps, new_class, same
 from mlops.feedback.records import Feedback, Outcome, Prediction, clean, iso, parse, prediction_id, request_id
 
 YOUNG = 2.0  # seconds: an unknown prediction of that age may still be in the buffer of another worker
@@ -132,7 +132,7 @@ class Store:
         here = (feedback.c.prediction_id == request) & (feedback.c.row == index)
         earlier = connection.execute(sa.select(feedback).where(here).order_by(feedback.c.id)).all()
         others = [one for one in earlier if one.state != "rejected" and one.label != text]
-        again = next((one for one in earlier if one.label == text), None)
+        again = next((one for one in earlier if one.label == text or (wrong and one.given == text)), None)
         if again and (again.state != "rejected" or again.reviewed or wrong):
             change: dict[str, Any] = {"times": again.times + 1}
             connection.execute(sa.update(feedback).where(feedback.c.id == again.id).values(change))
@@ -170,28 +170,23 @@ class Store:
         """Decide about labels of one prediction; what `get_feedback` then says, None where it has no such label.
 
         `label` says which; without it the newest is accepted, or all that wait are rejected, and where none waits, those
-        not used. Accepting one rejects the others. What was used stays used.
+        not used. Accepting one rejects the others. What was used stays used. A label that was rejected for being none of
+        the classes can be accepted, as the first of a new class, where it is of their type; other rejected ones cannot.
         """
         request, row = parse(prediction_id)
         with self.database.write(durable=True) as connection:
-            connection.execute(sa.select(predictions.c.id).where(predictions.c.id == request).with_for_update())
+            query = sa.select(predictions.c.outputs).where(predictions.c.id == request).with_for_update()
+            outputs = connection.scalar(query)
             query = sa.select(feedback).where(feedback.c.prediction_id == request, feedback.c.row == (row or 0))
             given = list(connection.execute(query.order_by(feedback.c.id)).all())
             chosen = [one for one in given if label is None or dumps(label) in (one.label, one.given)]
             if not chosen or self._get(connection, prediction_id) is None:
                 return None
-            waiting = [one for one in chosen if one.state == "new"]
-            checked = [
-                one for one in chosen if one.state != "rejected" or one.reviewed
-            ]  # the others are no labels at all
-            chosen = waiting or [one for one in (checked if accept else chosen) if one.state != "used"]
-            states = {one.id: "rejected" for one in chosen}
-            if accept and chosen:
-                rest = {one.id: "rejected" for one in given if one.state in ("new", "accepted")}
-                states = rest | {chosen[-1].id: "accepted"}
-            for identifier, state in states.items():
-                why = reason if not accept or state == "accepted" else "another label was accepted"
-                values = {"state": state, "reason": clean(why), "reviewed": time.time()}
+            assert outputs is not None
+            changes = _decide(given, chosen, accept, json.loads(outputs)[row or 0])
+            for identifier, change in changes.items():
+                why = "another label was accepted" if accept and change["state"] == "rejected" else reason
+                values = {**change, "reason": clean(why), "reviewed": time.time()}
                 connection.execute(sa.update(feedback).where(feedback.c.id == identifier).values(values))
             return self._get(connection, prediction_id)
 
@@ -282,6 +277,30 @@ class Store:
         """The predictions of a registered model from `since` to before `until` (Unix seconds), in order of time."""
         with self.database.read() as connection:
             return reading.window(connection, name, request_id(int(since * 1e9), 0), request_id(int(until * 1e9), 0))
+
+
+def _decide(given: Sequence, chosen: Sequence, accept: bool, predicted: Any) -> dict[int, dict[str, Any]]:
+    """What a review changes: id -> values. `given`: all rows of one prediction; `chosen`: those that are meant."""
+    waiting = [one for one in chosen if one.state == "new"]
+    unused = [one for one in chosen if one.state != "used"]
+    checked = [one for one in unused if one.state != "rejected" or one.reviewed]
+    if not accept:
+        return {one.id: {"state": "rejected"} for one in waiting or checked}
+    unknown = [one for one in unused if one not in checked and (one.reason or "").startswith(NO_CLASS)]
+    new = {
+        one.id: label for one in unknown for label, wrong in [new_class(json.loads(one.label), predicted)] if not wrong
+    }
+    candidates = waiting or checked or [one for one in unknown if one.id in new]
+    if not candidates:
+        return {}
+    best = candidates[-1]
+    changes: dict[int, dict[str, Any]] = {
+        one.id: {"state": "rejected"} for one in given if one.state in ("new", "accepted")
+    }
+    changes[best.id] = {"state": "accepted"}
+    if best.id in new and dumps(new[best.id]) != best.label:  # "12" where classes are numbers
+        changes[best.id] |= {"label": dumps(new[best.id]), "given": best.label}
+    return changes
 
 
 def as_json(value: Any) -> str:

@@ -3,46 +3,62 @@
 import hmac
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from starlette.datastructures import Headers
 
 from mlops.serving.parsing import RequestError
-from mlops.serving.settings import Settings
+from mlops.serving.settings import Settings, named_tokens
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
+
+
+class Caller(NamedTuple):
+    """Whoever holds a token: `key` tells apart, `name` is what the operator called this one, if anything."""
+
+    kind: str
+    key: str
+    name: str | None = None
+
+
+ANYBODY = Caller("anybody", "anybody")
 
 
 class Access:
     """Checks requests against the tokens of `settings`. A kind without a token is open, which settings allow on loopback only."""
 
     def __init__(self, settings: Settings) -> None:
-        tokens = {
-            "predict": settings.predict_token,
-            "feedback": settings.feedback_token,
-            "admin": settings.admin_token,
-        }
-        self._tokens = {kind: token.encode() for kind, token in tokens.items() if token}
+        self._tokens = [
+            (Caller("feedback", f"feedback {i}", name), token.encode())
+            for i, (name, token) in enumerate(named_tokens(settings.feedback_token))
+        ]
+        for kind, token in (("predict", settings.predict_token), ("admin", settings.admin_token)):
+            if token:
+                self._tokens.append((Caller(kind, kind), token.encode()))
+        self._kinds = {caller.kind for caller, _ in self._tokens}
         self._hosts = {*LOCAL, settings.host}
-        self._open = not self._tokens
 
-    def check(self, headers: Headers, *kinds: str) -> str:
+    def check(self, headers: Headers, *kinds: str) -> Caller:
         """Let a request pass that has the token of one of `kinds` (the administrator's opens all); return whose it is.
 
         Raises RequestError 401, or 403 for a Host that is not this machine: a web page anywhere could otherwise reach an
         open server on loopback through a name of its own that resolves to it.
         """
-        if self._open or not any(kind in self._tokens for kind in kinds):
+        if not self._kinds.intersection(kinds):
             host = headers.get("host", "").lower()
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
             if name and name not in self._hosts:
                 raise RequestError(403, "this server answers to 127.0.0.1 and localhost; set tokens to use other names")
-            return "anybody"
+            return ANYBODY
         given = headers.get("authorization", "").removeprefix("Bearer ").encode()
-        matches = [kind for kind, token in self._tokens.items() if hmac.compare_digest(given, token)]
-        for kind in matches:
-            if kind in kinds or kind == "admin":
-                return kind
-        raise RequestError(401, f"send the header Authorization: Bearer <token for {' or '.join(kinds)}>")
+        allowed = {*kinds, "admin"}
+        # Each is compared, to its end, whether or not one before it fitted: the time tells nothing.
+        matches = [
+            caller for caller, token in self._tokens if caller.kind in allowed and hmac.compare_digest(given, token)
+        ]
+        if not matches:
+            raise RequestError(401, f"send the header Authorization: Bearer <token for {' or '.join(kinds)}>")
+        return matches[0]
 
 
 class Rate:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from mlops.feedback import Feedback, Store, StoreError
 from mlops.serving import events
-from mlops.serving.access import Rate
+from mlops.serving.access import ANYBODY, Rate
 from mlops.serving.inputs import describe
 from mlops.serving.parsing import RequestError
 from mlops.serving.parts import Parts
@@ -188,12 +188,12 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
     @api.post("/feedback", tags=["feedback"])
     async def give(request: Request, given: Annotated[Given | Labels, Body()]) -> dict[str, Any]:
         """Say of one prediction, or of many, what the right label is. A confirmation counts as much as a correction."""
-        who = access.check(request.headers, "feedback")
+        caller = access.check(request.headers, "feedback")
         items = given if isinstance(given, list) else [given]
         if not 1 <= len(items) <= 1000:
             raise RequestError(400, "a request may have 1 to 1000 labels")
         feedback_store = store()
-        rate.take(who if who != "anybody" else str(request.client and request.client.host), len(items))
+        rate.take(caller.key if caller != ANYBODY else str(request.client and request.client.host), len(items))
         if holder.current is None:
             raise RequestError(503, holder.reason())
         classes = holder.current.model.classes
@@ -202,7 +202,7 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
             assert parts.recorder
             parts.recorder.flush()  # so that a prediction answered just now is known
             outcomes = feedback_store.add_feedback(
-                [Feedback(**item.model_dump()) for item in items],
+                [Feedback(**item.model_dump(), token=caller.name) for item in items],
                 classes=classes,
                 review=settings.feedback.review,
                 name=settings.registered_model_name,

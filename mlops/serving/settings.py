@@ -85,6 +85,7 @@ class Settings:
                 f"serve.host={self.host} is open to others: set {', '.join(missing)}, or serve.host=127.0.0.1"
             )
 
+        named_tokens(self.feedback_token)
         if self.webhook and not self.webhook_url and self.host in ("0.0.0.0", "::"):
             raise UserError(
                 f"serve.webhook_url=null: name where the registry reaches this server, as serve.host={self.host} is no address"
@@ -115,3 +116,21 @@ class Settings:
             )
         stored = FeedbackSettings(**{**feedback, "redact": tuple(feedback["redact"])})
         return cls(**serve, feedback=stored, **secrets)
+
+
+def named_tokens(text: str | None) -> list[tuple[str | None, str]]:
+    """SERVE_FEEDBACK_TOKEN as (name, token) pairs: `alice:TOKEN,bob:TOKEN`; a token alone has no name.
+
+    UserError, which repeats no token, for a name or a token that is empty, or one token under two names.
+    """
+    pairs: list[tuple[str | None, str]] = []
+    for one in (text or "").split(",") if text else ():
+        name, colon, token = one.strip().rpartition(":")
+        if not token or (colon and not name):
+            raise UserError(
+                "SERVE_FEEDBACK_TOKEN: a name or a token in it is empty: write TOKEN, or NAME:TOKEN,NAME:TOKEN"
+            )
+        pairs.append((name or None, token))
+    if len({token for _, token in pairs}) < len(pairs):
+        raise UserError("SERVE_FEEDBACK_TOKEN: one token stands in it twice: give each name its own")
+    return pairs
