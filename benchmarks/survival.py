@@ -21,7 +21,7 @@ POLLS = {"webhooks": 600.0, "polling every 0.5 s": 0.5, "polling every 5 s": 5.0
 
 
 def trials() -> int:
-    os.environ["SURVIVAL"] = "full"
+    os.environ["FULL_SIZE"] = "1"
     print("trials: tests/test_survival.py tests/test_fuzz.py", flush=True)
     return pytest.main([str(TESTS / "test_survival.py"), str(TESTS / "test_fuzz.py"), "-s", "-p", "no:cacheprovider"])
 

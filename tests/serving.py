@@ -124,11 +124,11 @@ def register_constant(project: Project, name: str, label: int, champion: bool = 
     return version
 
 
-# --- trials of survival: small in the tests, at full size through benchmarks/survival.py ---
+# --- trials of survival: small in the tests; FULL_SIZE=1 or benchmarks/survival.py for the full size ---
 
 
 def size(small: int, full: int) -> int:
-    return full if os.environ.get("SURVIVAL") == "full" else small
+    return full if os.environ.get("FULL_SIZE") == "1" else small
 
 
 def figure(text: str) -> None:

@@ -1,6 +1,7 @@
 """The server as a whole: the real step, a real registry, real requests."""
 
 import signal
+import socket
 import sqlite3
 import threading
 import time
@@ -198,6 +199,18 @@ def test_flips_under_load_lose_and_mix_nothing(project: Project, client: MlflowC
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_connections_are_limited_and_idle_ones_end(project: Project, client: MlflowClient):
+    arguments = (f"registered_model_name={NAME}", "serve.max_connections=10", "serve.idle_seconds=3")
+    with serving(project, *arguments, "feedback.url=null") as served:
+        served.wait()
+        host, port = served.url.removeprefix("http://").split(":")
+        idle = [socket.create_connection((host, int(port)), timeout=60) for _ in range(12)]
+        refused = served.ask("/livez")
+        assert refused.status == 503 and "\n" not in refused.body
+        assert {one.recv(1) for one in idle} == {b""}
+        assert served.ask("/livez").status == 200
 
 
 def test_predictions_go_on_when_the_store_is_locked(project: Project, client: MlflowClient):

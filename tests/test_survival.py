@@ -1,16 +1,19 @@
 """What the server must survive: flips under load, kill -9, broken versions, lost and forged events, slow clients, loops.
 
-At full size, with figures: python benchmarks/survival.py
+At full size: FULL_SIZE=1 make test ARGS=tests/test_survival.py; with figures: python benchmarks/survival.py
 """
 
 import json
 import os
+import resource
 import signal
 import socket
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
 from uuid import uuid4
@@ -33,7 +36,7 @@ from sklearn.preprocessing import FunctionTransformer
 NAME = "survivor"
 SECRET = "the secret"
 NOWHERE = "serve.webhook_url=http://127.0.0.1:1/events"
-POLLING = (f"registered_model_name={NAME}", "serve.poll_seconds=0.5", "serve.cache=.polling", "serve.timeout=1",
+POLLING = (f"registered_model_name={NAME}", "serve.poll_seconds=0.5", "serve.cache=.polling", "serve.timeout=1", "serve.idle_seconds=4",
            "feedback.url=sqlite:///polling.db", "serve.webhook=true", NOWHERE)  # fmt: skip
 TABLE = pd.DataFrame({"a": [0.0, 1.0, 2.0], "b": [1.0, 0.0, 1.0]})
 
@@ -71,7 +74,7 @@ def rows(n: int) -> dict:
     return {"dataframe_split": {"columns": ["a", "b"], "data": [[float(i), 1.0] for i in range(n)]}}
 
 
-def predict(connection: KeptAlive, n: int) -> dict:
+def predict(connection: KeptAlive | Served, n: int) -> dict:
     """Ask for n rows; fails when the answer is none, or is not that of one version throughout."""
     answer = connection.ask("/invocations", rows(n))
     assert answer.status == 200 and answer.body["predictions"] == [int(answer.body["model_version"])] * n, answer
@@ -87,13 +90,13 @@ class Slow:
         head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         whole = head.encode() + body
         cut = len(head) + int(len(body) * sent) if sent >= 0 else len(head) // 2
-        self._rest, self._connection = whole[cut:], socket.create_connection((host, int(port)), timeout=60)
-        self._connection.sendall(whole[:cut])
+        self._rest, self.connection = whole[cut:], socket.create_connection((host, int(port)), timeout=60)
+        self.connection.sendall(whole[:cut])
 
     def answer(self, whole: bool = False) -> Answered:
         if whole:
-            self._connection.sendall(self._rest)
-        found = HTTPResponse(self._connection)
+            self.connection.sendall(self._rest)
+        found = HTTPResponse(self.connection)
         found.begin()
         return Answered(found.status, json.loads(found.read()))
 
@@ -275,8 +278,73 @@ def test_slow_clients_hold_up_nobody(polling: Served):
     answers = [polling.ask("/invocations", ROWS).status for _ in range(50)]
     assert answers == [200] * 50 and polling.ask("/livez").status == 200
     assert [slow.answer().status for slow in silent] == [408] * len(silent)
-    assert polling.ask("/invocations", ROWS).status == 200 and idle and halves
+    assert polling.ask("/invocations", ROWS).status == 200
+    assert {one.recv(1) for one in (*idle, *(half.connection for half in halves))} == {b""}, "hung up on"
     figure(f"{len(idle)} idle connections and {len(silent) + len(halves)} that send half a request: others are served")
+
+
+# --- the database of feedback ---
+
+
+@contextmanager
+def locked(file: Path, served: Served) -> Iterator[None]:
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=60)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.execute("ROLLBACK")
+
+
+@contextmanager
+def full(file: Path, served: Served) -> Iterator[None]:
+    """No file of the server grows beyond one page, which SQLite meets like a disk without room."""
+    before = resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def gone(file: Path, served: Served) -> Iterator[None]:
+    file.rename(file.with_suffix(".away"))
+    yield
+    file.with_suffix(".away").rename(file)
+
+
+@pytest.mark.parametrize("trouble", [locked, full, gone])
+def test_the_database_is_in_trouble(project: Project, polling: Served, trouble):
+    file = project.root / "polling.db"
+    acknowledged = refused = 0
+
+    def say(ids: list[str]) -> int:
+        nonlocal acknowledged, refused
+        answer = polling.ask("/feedback", [{"prediction_id": one, "label": 1} for one in ids])
+        assert answer.status in (200, 503), answer
+        if answer.status == 503:
+            assert "\n" not in answer.body["message"] and answer.body["message"].startswith("nothing was stored")
+            refused += 1
+        else:
+            assert {one["state"] for one in answer.body["results"]} == {"accepted"}
+            acknowledged += len(ids)
+        return answer.status
+
+    def labels() -> int:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)) as database:
+            return database.execute("SELECT count(*) FROM feedback").fetchone()[0]
+
+    assert say(predict(polling, 3)["prediction_ids"]) == 200
+    there = labels()
+    with load(polling, lambda one, number: bool(predict(one, 1 + number % 3)), size(4, 32)) as failures:
+        with trouble(file, polling):
+            kept = [predict(polling, 3)["prediction_ids"] for _ in range(size(3, 30))]
+            assert {say(ids) for ids in kept} == {503}
+        until(lambda: say(kept[0]) == 200)
+        assert {say(ids) for ids in kept[1:]} <= {200}
+    assert failures == [] and labels() == there + acknowledged - 3
+    until(lambda: polling.ask("/status").body["store_healthy"])
+    assert polling.ask("/status").body["dropped"] == 0
+    figure(
+        f"database {trouble.__name__}: predictions go on, {refused} times labels were refused with 503, none half-written"
+    )
 
 
 # --- a model that loops ---
@@ -348,3 +416,11 @@ def test_the_registry_is_down(project: Project, polling: Served, registry: Regis
             registry.start()
             point(project, "2")
             served.wait("/status", model_version="2", last_error=None)
+            registry.stop()
+    last = str(size(1, 2))
+    silent = socket.create_server(
+        ("127.0.0.1", int(registry.uri.rpartition(":")[2]))
+    )  # takes connections, says nothing
+    with silent, serving(project, *POLLING, MLFLOW_HTTP_REQUEST_TIMEOUT="600") as served:
+        told = served.wait("/status", model_version=last)
+        assert "the registry has not answered" in told["last_error"]
