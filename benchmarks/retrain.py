@@ -30,7 +30,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from benchmarks.retrain_cases import REGIMES, Case, give_labels, join, make_case
+from benchmarks.retrain_cases import TARGETS, Case, give_labels, join, make_case
 from benchmarks.retrain_gate import print_simulation
 from mlops import evaluation, gate, retraining
 from mlops.feedback.reading import Labelled
@@ -179,20 +179,17 @@ def column(results: list[dict[str, Result]], arm: str, key: str) -> np.ndarray:
     return np.array([asdict(result[arm])[key] for result in results], dtype=object if key == "verdict" else float)
 
 
-def print_arms(title: str, results: list[dict[str, Result]]) -> None:
-    print(f"\n{title}\n\n| arm | new | old | visits, of scratch | PROMOTE, HOLD, REJECT |\n|---|---|---|---|---|")
-    full = column(results, "scratch", "visits")
-    for arm in results[0]:
-        verdicts = column(results, arm, "verdict").tolist()
-        counts = ", ".join(str(verdicts.count(one)) for one in VERDICTS) if any(verdicts) else ""
-        visits = f"{(column(results, arm, 'visits') / full).mean():.2f}"
-        new, old = (spread(column(results, arm, key)) for key in ("new", "old"))
-        print(f"| {arm} | {new} | {old} | {visits} | {counts} |")
+def print_arms(cases: dict[tuple[str, str], list[dict[str, Result]]], key: str) -> None:
+    arms = list(dict.fromkeys(arm for results in cases.values() for arm in results[0]))
+    print(f"\n| family | regime | {' | '.join(arms)} |\n|---|---|{'---|' * len(arms)}")
+    for (family, regime), results in cases.items():
+        cells = [spread(column(results, arm, key)) if arm in results[0] else "" for arm in arms]
+        print(f"| {family} | {regime} | {' | '.join(cells)} |")
 
 
 def print_targets(cases: dict[tuple[str, str], list[dict[str, Result]]], floor: float = -1.0) -> None:
     print(
-        "\n| family | regime | warm to scratch, new (≥ -1) | warm to equal budget, new (≥ 2) | warm to champion, old (≥ -2) "
+        f"\n| family | regime | warm to scratch, new (≥ {floor:.0f}) | warm to equal budget, new (≥ 2) | warm to champion, old (≥ -2) "
         "| visits (≤ .25) | missed |\n|---|---|---|---|---|---|---|"
     )
     for (family, regime), results in cases.items():
@@ -223,12 +220,14 @@ def print_rounds(cases: dict[tuple[str, str], list[dict[str, Result]]]) -> None:
 
 
 def print_verdicts(cases: dict[tuple[str, str], list[dict[str, Result]]]) -> None:
+    """What the gate says of the arms, and of another seed by whether the held rows show a gain."""
     found = [result for results in cases.values() for result in results]
-    seeds = [one for one in found if one["another seed"].new <= one["champion"].new]
+    no_better = [one for one in found if one["another seed"].new <= one["champion"].new]
     groups = {"feedback only": [one["feedback only"] for one in found]}
-    groups["another seed, no better on the held rows"] = [one["another seed"] for one in seeds]
-    groups["another seed, better there"] = [one["another seed"] for one in found if one not in seeds]
-    groups["warm"] = [one["warm"] for one in found]
+    groups["another seed, no better on the held rows"] = [one["another seed"] for one in no_better]
+    groups["another seed, better there"] = [one["another seed"] for one in found if one not in no_better]
+    for arm in ("warm", "scratch", "equal budget"):
+        groups[arm] = [one[arm] for one in found]
     print(f"\n| challenger | cases | {' | '.join(VERDICTS)} |\n|---|---|---|---|---|")
     for name, results in groups.items():
         verdicts = [one.verdict for one in results]
@@ -251,7 +250,7 @@ def main() -> None:
     seeds = range(arguments.first, arguments.first + (2 if arguments.quick else arguments.seeds))
     clean, noisy, rounds = defaultdict(list), defaultdict(list), defaultdict(list)
     for seed in seeds:
-        for regime in REGIMES:
+        for regime in TARGETS:
             case = make_case(regime, seed)
             for family in [one for one in arguments.families if regime in FAMILIES[one]]:
                 champion, at = first_model(family, case, seed), (family, regime)
@@ -266,13 +265,13 @@ def main() -> None:
     print_targets(noisy, floor=0.0)
     print("\n### Five rounds in a row")
     print_rounds(rounds)
-    print("\n### All arms")
-    for (family, regime), results in clean.items():
-        print_arms(f"{family}, {REGIMES[regime]}:", results)
+    for key in ("new", "old"):
+        print(f"\n### All arms, {key} rows")
+        print_arms(clean, key)
     print("\n### The gate on these arms, all families and regimes together")
     print_verdicts(clean)
     print("\n### The gate on models of known quality")
-    print_simulation(how["gate"], 200 if arguments.quick else 2000)
+    print_simulation(how["gate"], 200 if arguments.quick else 1000)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ from project.data import load_digits
 
 REQUESTS = 400
 OLD_DIGITS = 1000  # of 1,797
-REGIMES = {
-    "rotation": "digits turned by 25 degrees",
-    "file order": "the later writers of the digits",
-    "table": "a mixed table that moved",
+TARGETS = {  # of each regime
+    "rotation": "digit",  # turned by 25 degrees
+    "file order": "digit",  # by later writers
+    "table": "answer",  # of customers
 }
-TARGETS = {"rotation": "digit", "file order": "digit", "table": "answer"}
 
 
 @dataclass(frozen=True, eq=False)
