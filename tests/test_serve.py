@@ -8,10 +8,15 @@ import time
 
 import pytest
 from conftest import Project
+from hydra import compose, initialize_config_dir
+from learning import CONF
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 from serving import ROWS, Served, register_constant, serving
 
+from mlops.errors import UserError
 from mlops.feedback import Store
+from mlops.serving.settings import Settings
 
 NAME = "constant"
 
@@ -54,6 +59,7 @@ def test_an_answer_says_which_version_gave_it(server: Served):
 
 
 def test_every_route_answers(server: Served):
+    assert server.ask("/invocations", ROWS).status == 200
     for path in (
         "/ping",
         "/health",
@@ -169,14 +175,7 @@ def test_a_label_bears_the_name_of_the_token_that_it_came_with(project: Project,
         assert served.ask("/feedback", three[:2], Authorization="Bearer secret-b").status == 200
         assert "bob" not in str(served.ask(f"/feedback/{ids[1]}", Authorization="Bearer secret-a").body)
     about = Store(f"sqlite:///{project.root}/named.db").labelled(NAME, "accepted").about
-    assert about["token"].tolist() == ["alice", "bob", None, None] and set(about["source"]) == {"me"}
-
-
-@pytest.mark.parametrize("tokens", ["secret-a,", "alice:", ":secret-a", "alice:secret-a,bob:secret-a", " "])
-def test_tokens_that_are_none(project: Project, tokens: str):
-    done = project.step("serve", code=2, SERVE_FEEDBACK_TOKEN=tokens)
-    assert "SERVE_FEEDBACK_TOKEN" in done.stderr and "secret" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert about["token"].fillna("").tolist() == ["alice", "bob", "", ""] and set(about["source"]) == {"me"}
 
 
 def test_flips_under_load_lose_and_mix_nothing(project: Project, client: MlflowClient, server: Served):
@@ -261,13 +260,35 @@ def test_every_worker_follows(project: Project, client: MlflowClient):
         assert served.stop() == 0
 
 
+def refused(*overrides: str) -> str:
+    """What is said of a configuration; fails the test when that is not one line."""
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = OmegaConf.to_container(compose("serve", list(overrides)))
+    with pytest.raises(UserError) as error:
+        Settings.make(registered_model_name=NAME, feedback=config["feedback"], **config["serve"])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 @pytest.mark.parametrize(
     "key",
-    ["serve.workers=1.5", "serve.workers=0", "serve.timeout=1e400", "serve.cache=null", "serve.host=null", "serve.port=70000",
-     "serve.max_connections=0", "serve.idle_seconds=-1", "feedback.redact=name", "feedback.url=mysql://x",
-     "feedback.url=sqlite:///mlflow.db", "feedback.audit_share=2", "feedback.review=maybe"],
+    ["serve.workers=1.5", "serve.workers=0", "serve.timeout=1e400", "serve.cache=null", "serve.host=null",
+     "serve.port=70000", "serve.max_connections=0", "serve.idle_seconds=-1", "feedback.redact=name",
+     "feedback.audit_share=2", "feedback.review=maybe"],
 )  # fmt: skip
+def test_wrong_settings(key: str):
+    assert key.partition("=")[0] in refused(key)
+
+
+@pytest.mark.parametrize("tokens", ["secret-a,", "alice:", ":secret-a", "alice:secret-a,bob:secret-a", " "])
+def test_tokens_that_are_none(monkeypatch: pytest.MonkeyPatch, tokens: str):
+    monkeypatch.setenv("SERVE_FEEDBACK_TOKEN", tokens)
+    said = refused()
+    assert "SERVE_FEEDBACK_TOKEN" in said and "secret" not in said
+
+
+@pytest.mark.parametrize("key", ["serve.cache=/proc/none", "feedback.url=sqlite:///mlflow.db"])
 def test_a_wrong_setting_ends_in_one_line(project: Project, key: str):
-    done = project.step("serve", key, code=2)
+    done = project.step("serve", "serve.workers=2", key, code=2)
     assert len(done.stderr.strip().splitlines()) == 1 and key.partition("=")[0] in done.stderr
     assert done.stdout == ""
