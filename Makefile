@@ -1,11 +1,12 @@
 # make run     train, evaluate, gate and register a model; open the MLflow UI with the command it prints
 # make demo    the whole loop before your eyes: served, wrong, reported, retrained, promoted, swapped
 # make test    every test; make check: style and types
+# make databricks   build/databricks, for `mlflow run build/databricks -b databricks`; see docs/databricks.md
 PYTHON ?= python3
 VENV := .venv
 # `python` in MLproject's commands is the one of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-.PHONY: run demo test check setup
+.PHONY: run demo test check setup databricks
 
 run: $(VENV)/run.done
 	mlflow run . --env-manager local $(ARGS)
@@ -34,3 +35,6 @@ $(VENV)/run.done: requirements.txt | $(VENV)/bin/python
 $(VENV)/test.done: requirements-dev.txt requirements.txt | $(VENV)/bin/python
 	python -m pip install --quiet -r requirements-dev.txt
 	touch $@ $(VENV)/run.done
+
+databricks: $(VENV)/run.done
+	python -m mlops.databricks stage $(ARGS)

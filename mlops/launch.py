@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mlops.errors import StoreError, UserError
 
-__all__ = ["CONF", "instantiate", "keys_of", "part_of", "plain", "save_for", "step", "to_overrides"]
+__all__ = ["CONF", "compose", "instantiate", "keys_of", "part_of", "plain", "save_for", "step", "to_overrides"]
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 SWITCHES = {"--multirun", "-m", "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r"}
@@ -128,6 +128,34 @@ def _launch(
     except BaseException:
         lineage.fail(opened_by_mlflow_run)
         raise
+
+
+def compose(config_name: str, tokens: Sequence[str]) -> DictConfig | None:
+    """The configuration that a step would run with, checked as it would check it; None for a sweep, which has several.
+
+    For whoever starts a step elsewhere and wants to know first. Raises UserError for what the step would refuse, and for
+    flags other than --multirun, which would do nothing there that can be seen.
+    """
+    arguments = to_overrides(tokens)
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    if other := [flag for flag in flags if flag not in ("--multirun", "-m")]:
+        raise UserError(f"{other[0]} does nothing in a job: try it here, python -m steps.{config_name} {other[0]}")
+    if flags:
+        return None
+    before, sys.argv[1:] = sys.argv[1:], arguments
+    try:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose(config_name, overrides=arguments, return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+        check(cfg, config_name)
+        return cfg
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, config_name)) from error
+    finally:
+        sys.argv[1:] = before
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------

@@ -33,11 +33,15 @@ ABSENT = (
 
 
 def check_name(name: object) -> None:
-    """UserError for what no registry takes as a model's name; null, and empty, are no registry."""
+    """UserError for what the registry does not take as a model's name; null, and empty, are no registry."""
     if not name:
         return
     if not isinstance(name, str) or set(name) & set("/:'\"`\\") or name != name.strip():
         raise UserError(f"registered_model_name={name} is refused: write text without / : and quotes, such as my-model")
+    if mlflow.get_registry_uri().startswith("databricks-uc") and [bool(part) for part in name.split(".")] != [True] * 3:
+        raise UserError(
+            f"registered_model_name={name} has no catalog and schema, which Unity Catalog asks for: write main.default.{name}"
+        )
 
 
 def champion_of(name: str) -> ModelVersion | None:
