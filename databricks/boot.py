@@ -23,15 +23,17 @@ STARTS_STEPS = ("steps.pipeline", "steps.retrain", "steps.monitor")
 YES = 3  # exit code of monitor: time to retrain, which is no failure
 
 
-class LastLine:
+class Heard:
     """A stream that remembers what was last said, for whoever waits elsewhere and does not see this log."""
 
+    last = ""
+
     def __init__(self, stream):
-        self.stream, self.line = stream, ""
+        self.stream = stream
 
     def write(self, text):
         lines = [line for line in text.splitlines() if line.strip()]
-        self.line = lines[-1] if lines else self.line
+        Heard.last = lines[-1] if lines else Heard.last
         return self.stream.write(text)
 
     def __getattr__(self, name):
@@ -111,7 +113,8 @@ def boot():
     os.chdir(root)
     sys.path.insert(0, str(root))
     os.environ.setdefault("MLFLOW_TRACKING_URI", "databricks")
-    said = sys.stderr = LastLine(sys.stderr)
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Heard(sys.stdout), Heard(sys.stderr)
     code = 1
     try:
         module, *arguments = words(sys.argv[1:])
@@ -121,14 +124,14 @@ def boot():
             return
         code = run(module, rest)
     except BaseException as error:
-        said.line = f"{type(error).__name__}: {error}"
+        Heard.last = f"{type(error).__name__}: {error}"
         raise
     finally:
-        sys.stderr = said.stream
+        sys.stdout, sys.stderr = streams
         if OPENED:
-            close(code, said.line)
+            close(code, Heard.last)
     if code not in (0, YES):  # only an exception fails a job: the exit code of its process is not looked at
-        raise RuntimeError(f"{module} ended with exit code {code}: {said.line}")
+        raise RuntimeError(f"{module} ended with exit code {code}: {Heard.last}")
 
 
 boot()

@@ -23,8 +23,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.projects._project_spec import load_project
-from mlflow.projects.databricks import DatabricksJobRunner, run_databricks_spark_job
+from mlflow.projects.databricks import DatabricksJobRunner
 from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATABRICKS_RUN_URL,
     MLFLOW_DATABRICKS_SHELL_JOB_RUN_ID,
     MLFLOW_PROJECT_BACKEND,
     MLFLOW_PROJECT_ENTRY_POINT,
@@ -71,12 +72,12 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(staging.NOT_THERE[options.entry_point])
         check_tracking()
         if options.command == "settle":
-            settle(_experiment(options.experiment_name))
+            settle(open_experiment(options.experiment_name))
             return 0
         cluster = staging.read_cluster(options.backend_config)
         if options.command == "run":
             return run(options.entry_point, tokens, cluster, options.experiment_name, options.poll_seconds)
-        show_staged(staging.stage())
+        stage()
         return 0
     except UserError as error:
         print(f"databricks: {error}", file=sys.stderr)
@@ -86,8 +87,9 @@ def main(arguments: Sequence[str]) -> int:
         return 1
 
 
-def show_staged(left_out: list[str]) -> None:
-    print(f"databricks: staged {os.path.relpath(staging.STAGED)}", flush=True)
+def stage() -> None:
+    left_out = staging.stage(staging.ROOT, lineage.git_tags())
+    print(f"databricks: staged {staging.STAGED}", flush=True)
     if left_out:
         print(f"databricks: left out as data: {', '.join(left_out)}; data.path=/Volumes/... reaches what is there")
 
@@ -105,7 +107,7 @@ def check_tracking() -> None:
 
 def check_arguments(entry_point: str, tokens: Sequence[str]) -> dict[str, str]:
     """The `-P` parameters that say what `tokens` say. UserError for what the step itself would refuse."""
-    known = staging.entry_points()
+    known = staging.entry_points(staging.ROOT)
     if entry_point not in known:
         raise UserError(f"{entry_point} is no entry point: there is {', '.join(known)}")
     if entry_point in staging.NOT_THERE:
@@ -116,14 +118,21 @@ def check_arguments(entry_point: str, tokens: Sequence[str]) -> dict[str, str]:
     return {"overrides": shlex.join(tokens)} if tokens else {}
 
 
+def check_experiment(name: str) -> None:
+    """UserError for a name that is no path: experiments are files of the workspace there."""
+    if not name.startswith("/"):
+        raise UserError(f"--experiment-name {name} is no path of the workspace: write /Shared/{Path(name).name}")
+
+
 # --- a job -----------------------------------------------------------------------------------------------------------
 
 
 def run(entry_point: str, tokens: Sequence[str], cluster: dict[str, Any], experiment: str, every: float) -> int:
     """Run an entry point to its end; its exit code. The run that it gets never stays RUNNING."""
     parameters = check_arguments(entry_point, tokens)
-    show_staged(staging.stage())
-    experiment_id = _experiment(experiment)
+    check_experiment(experiment)
+    stage()
+    experiment_id = open_experiment(experiment)
     settle(experiment_id)
     opened = _create(entry_point, experiment_id)
     job: int | None = None
@@ -131,7 +140,8 @@ def run(entry_point: str, tokens: Sequence[str], cluster: dict[str, Any], experi
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         job = _submit(runner, entry_point, parameters, cluster, opened)
-        follow(runner, job, every)
+        MlflowClient().set_tag(opened.info.run_id, MLFLOW_DATABRICKS_SHELL_JOB_RUN_ID, job)
+        follow(runner, job, every, opened.info.run_id)
     except KeyboardInterrupt:
         if job is not None:
             runner.jobs_runs_cancel(job)
@@ -157,6 +167,13 @@ def report(entry_point: str, ended: Run, state: dict[str, Any]) -> int:
     return code if succeeded else code or 1
 
 
+def open_experiment(name: str) -> str:
+    """The id of an experiment, which is made where there is none."""
+    check_experiment(name)
+    found = MlflowClient().get_experiment_by_name(name)
+    return found.experiment_id if found else MlflowClient().create_experiment(name)
+
+
 def _create(entry_point: str, experiment_id: str) -> Run:
     """The run that the step will resume, with the tags of `mlflow run`."""
     tags = {MLFLOW_USER: os.environ.get("USER", "unknown"), MLFLOW_SOURCE_NAME: str(staging.ROOT)}
@@ -171,23 +188,25 @@ def _create(entry_point: str, experiment_id: str) -> Run:
 def _submit(
     runner: DatabricksJobRunner, entry_point: str, parameters: dict[str, str], cluster: dict[str, Any], opened: Run
 ) -> int:
-    submitted = run_databricks_spark_job(
-        remote_run=opened, uri=str(staging.STAGED), work_dir=str(staging.STAGED), experiment_id=opened.info.experiment_id,
-        cluster_spec=cluster, project_spec=load_project(str(staging.STAGED)), entry_point=entry_point,
-        parameters=parameters,
+    """Upload the staged project and start a job with it; the number of its run."""
+    staged = str(staging.ROOT / staging.STAGED)
+    return runner.run_databricks_spark_job(
+        project_uri=staged, work_dir=staged, experiment_id=opened.info.experiment_id, cluster_spec=cluster,
+        run_id=opened.info.run_id, project_spec=load_project(staged), entry_point=entry_point, parameters=parameters,
     )  # fmt: skip
-    run_id = MlflowClient().get_run(submitted.run_id).data.tags[MLFLOW_DATABRICKS_SHELL_JOB_RUN_ID]
-    print(f"databricks: {runner.jobs_runs_get(run_id).get('run_page_url')}", flush=True)
-    return int(run_id)
 
 
-def follow(runner: DatabricksJobRunner, job: int, every: float) -> None:
+def follow(runner: DatabricksJobRunner, job: int, every: float, run_id: str) -> None:
     """Print each state of a job until it has ended. Raises what kept it from being seen for longer than PATIENCE."""
-    shown, heard = "", time.monotonic()
+    shown, heard, page = "", time.monotonic(), None
     while True:
         try:
-            state = runner.jobs_runs_get(job)["state"]
-            heard = time.monotonic()
+            seen = runner.jobs_runs_get(job)
+            state, heard = seen["state"], time.monotonic()
+            if page is None:
+                page = seen.get("run_page_url", "")
+                MlflowClient().set_tag(run_id, MLFLOW_DATABRICKS_RUN_URL, page)
+                print(f"databricks: {page}", flush=True)
         except LOST as error:
             refused = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
             if refused or time.monotonic() - heard > PATIENCE:
@@ -234,13 +253,6 @@ def _close(run_id: str) -> None:
             MlflowClient().set_terminated(run_id, "FAILED")
     except LOST:
         print(f"databricks: run {run_id} stays RUNNING; once you are logged in again: {AGAIN}", file=sys.stderr)
-
-
-def _experiment(name: str) -> str:
-    if not name.startswith("/"):
-        raise UserError(f"--experiment-name {name} is no path of the workspace: write /Shared/{Path(name).name}")
-    found = MlflowClient().get_experiment_by_name(name)
-    return found.experiment_id if found else MlflowClient().create_experiment(name)
 
 
 def _first_line(error: Exception) -> str:

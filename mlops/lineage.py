@@ -222,7 +222,9 @@ def source_hash(step: str) -> str:
 
 
 def git_tags() -> dict[str, str]:
-    """Commit and whether the tree was dirty; nothing where the project is not a git checkout."""
+    """Commit and whether the tree was dirty; nothing where the project is not a git checkout, nor made from one."""
+    if (made_from := ROOT / "git_tags.json").is_file():  # by mlops/staging.py
+        return json.loads(made_from.read_text())
 
     def git(*arguments: str) -> str | None:
         try:

@@ -34,8 +34,7 @@ def recover(lease: Lease, name: str) -> str | None:
 
 def version_of(name: str, run_id: str) -> ModelVersion | None:
     """The version that a retraining registered, if it came that far."""
-    versions = MlflowClient().search_model_versions(f"name = '{name}'")
-    return next((one for one in versions if one.tags.get(RUN_TAG) == run_id), None)
+    return next((one for one in registry.versions_of(name) if one.tags.get(RUN_TAG) == run_id), None)
 
 
 def _is_open(name: str, version: ModelVersion) -> bool:

@@ -95,10 +95,17 @@ def is_current(name: str | None, tags: Mapping[str, str]) -> bool:
     return tags.get("model_version") == "none" or by_number(name, tags.get("model_version", "")) is not None
 
 
+def versions_of(name: str) -> list[ModelVersion]:
+    """All versions of a model with their tags, which Unity Catalog leaves out of a search: there each is asked for."""
+    found = MlflowClient().search_model_versions(f"name = '{name}'")
+    if mlflow.get_registry_uri().startswith("databricks-uc"):
+        return [MlflowClient().get_model_version(name, one.version) for one in found]
+    return list(found)
+
+
 def rejected_versions(name: str) -> list[str]:
     """The versions that the gate rejected."""
-    versions = MlflowClient().search_model_versions(f"name = '{name}'")
-    return [number_of(one) for one in versions if one.tags.get("gate.verdict") == "REJECT"]
+    return [number_of(one) for one in versions_of(name) if one.tags.get("gate.verdict") == "REJECT"]
 
 
 def find_version(name: str, model_uri: str) -> ModelVersion | None:

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from mlops.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGED = ROOT / "build" / "databricks"
+STAGED = "build/databricks"
 LARGEST = 1_000_000  # bytes of one file
 DATA = re.compile(r"\.(db|sqlite3?|duckdb|csv|tsv|parquet|pq|feather|arrow|xlsx?)(\.(gz|bz2|xz|zip))?$", re.I)
 SECRET_NAMES = re.compile(
@@ -36,12 +36,15 @@ NOT_THERE = {
 }
 
 
-def stage(to: Path = STAGED, root: Path = ROOT) -> list[str]:
-    """Make the folder `to` anew from the project at `root`; what was left out of it, as data.
+def stage(root: Path, commit: Mapping[str, str]) -> list[str]:
+    """Make `build/databricks` in the project at `root` anew; what was left out of it, as data.
 
-    Raises UserError, and leaves `to` as it was, for files that must not leave this machine or are too large to.
+    `commit` holds the tags that runs of the folder get, where there is no git to ask (`lineage.git_tags`).
+
+    Raises UserError, and leaves the folder as it was, for files that must not leave this machine or are too large to.
     """
     files, left_out = _tracked(root)
+    to = root / STAGED
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent) as folder:
         made = Path(folder, to.name)
@@ -50,6 +53,7 @@ def stage(to: Path = STAGED, root: Path = ROOT) -> list[str]:
             shutil.copy(root / name, made / name)
         text = yaml.safe_dump(spark_project(root), sort_keys=False, width=1000)
         (made / "MLproject").write_text(f"# Made from MLproject and requirements.txt by `make databricks`.\n{text}")
+        (made / "git_tags.json").write_text(json.dumps(commit))
         if to.exists():
             to.rename(Path(folder, "old"))
         made.rename(to)
@@ -85,7 +89,7 @@ def _tracked(root: Path) -> tuple[list[str], list[str]]:
     return files, left_out
 
 
-def spark_project(root: Path = ROOT) -> dict[str, Any]:
+def spark_project(root: Path) -> dict[str, Any]:
     """MLproject as a `databricks_spark_job`: the same entry points behind the boot script, the pins as libraries."""
     project = yaml.safe_load((root / "MLproject").read_text())
     entries = {
@@ -105,12 +109,12 @@ def _command(name: str, command: str) -> str:
     return f"python {BOOT} {command.removeprefix('python -m ')}"
 
 
-def entry_points(root: Path = ROOT) -> dict[str, dict[str, Any]]:
+def entry_points(root: Path) -> dict[str, dict[str, Any]]:
     """The entry points of MLproject."""
     return yaml.safe_load((root / "MLproject").read_text())["entry_points"]
 
 
-def libraries(root: Path = ROOT) -> list[str]:
+def libraries(root: Path) -> list[str]:
     """The lines of requirements.txt as a cluster's libraries: those for Linux, without their conditions."""
     lines = [line.split("#")[0].strip() for line in (root / "requirements.txt").read_text().splitlines()]
     found = [Requirement(line) for line in lines if line]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("conf", "mlops", "project", "steps")
+FOLDERS = ("conf", "databricks", "mlops", "project", "steps")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -76,9 +76,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real `mlflow server` on a free port of this machine."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     log = (folder / "log").open("w")
     env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
@@ -90,6 +88,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         os.killpg(process.pid, 15)
         process.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def wait_for(url: str, process: subprocess.Popen, seconds: float = 90) -> None:

@@ -1,0 +1,390 @@
+"""The entry points as jobs of a workspace, which here is the stand-in of workspace.py: real uploads, jobs and runs."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+from conftest import ROOT, copy_project, environment, free_port, wait_for
+from mlflow import MlflowClient
+from workspace import Workspace
+
+from mlops import databricks, launch, lineage, staging
+from mlops.errors import UserError
+
+EXPERIMENT = "/Shared/tests"
+MODEL = "main.default.digits"
+SMALL = ("model=sklearn_sgd", "data.stop=600")
+
+
+def git(root: Path, *arguments: str) -> None:
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *arguments], cwd=root, check=True)
+
+
+@dataclass
+class There:
+    """A checkout of the project, and a workspace to send it to."""
+
+    root: Path
+    workspace: Workspace
+    server: str
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        env = environment(**self.workspace.env())
+        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done
+
+    def job(self, entry_point: str, *arguments: str, code: int = 0) -> str:
+        """What `python -m mlops.databricks run` says, to its end; in this process, which has the imports loaded."""
+        options = ("--experiment-name", EXPERIMENT, "--poll-seconds", "0.5")
+        return self.here("run", entry_point, *options, *arguments, code=code)
+
+    def here(self, *arguments: str, code: int = 0) -> str:
+        said = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+            for key, value in self.workspace.env().items():
+                patch.setenv(key, value)
+            patch.setattr(staging, "ROOT", self.root)
+            before = signal.getsignal(signal.SIGTERM)
+            mlflow.set_tracking_uri("databricks")
+            try:
+                ended = databricks.main(arguments)
+            finally:
+                signal.signal(signal.SIGTERM, before)
+                mlflow.set_tracking_uri(None)
+        logs = "\n".join(job.log for job in self.workspace.jobs.values())[-5000:]
+        assert ended == code, f"exit code {ended}\n{said.getvalue()}\n{logs}"
+        return said.getvalue()
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.server)
+
+    def runs(self, condition: str = "") -> list:
+        """All runs of the experiment, newest first."""
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        ids = [found.experiment_id] if found else []
+        return self.client.search_runs(ids, filter_string=condition, order_by=["attributes.start_time DESC"])
+
+    def running(self) -> list:
+        return self.runs("attributes.status = 'RUNNING'")
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[There]:
+    folder = tmp_path_factory.mktemp("there")
+    root = copy_project(folder / "project")
+    git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message=all")
+    port = free_port()
+    artifacts = ("--no-serve-artifacts", "--default-artifact-root", str(folder / "artifacts"))
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *artifacts]
+    log = (folder / "log").open("w")
+    env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+    server = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{server}/health", process)
+        workspace = Workspace(folder, server)
+        try:
+            yield There(root, workspace, server)
+        finally:
+            workspace.close()
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    root = copy_project(tmp_path / "project")
+    git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    return root
+
+
+def test_only_what_git_knows_is_staged(checkout: Path):
+    (checkout / ".env").write_text("TOKEN=x")
+    (checkout / "mlflow.db").write_text("x")
+    (checkout / "houses.csv").write_text("a,b\n1,2\n")
+    (checkout / "gone.py").write_text("")
+    git(checkout, "add", "houses.csv", "gone.py")
+    (checkout / "gone.py").unlink()
+    (checkout / "project" / "data.py").write_text("# edited, not committed\n")
+    to = checkout / "build" / "databricks"
+    assert staging.stage(checkout, {}) == ["houses.csv"]
+    listed = subprocess.run(["git", "ls-files"], cwd=checkout, capture_output=True, text=True, check=True)
+    found = {path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file()}
+    assert found == {*listed.stdout.split(), "git_tags.json"} - {"houses.csv", "gone.py"}
+    assert (to / "project" / "data.py").read_text() == "# edited, not committed\n"
+    (checkout / "new.py").write_text("")
+    git(checkout, "add", "new.py")
+    staging.stage(checkout, {})
+    assert (to / "new.py").is_file()
+    assert [path.name for path in to.parent.iterdir()] == ["databricks"]
+
+
+def test_the_job_has_every_entry_point_and_every_pin():
+    from mlflow.projects._project_spec import Project, load_project
+    from test_pins import pins
+
+    project = staging.spark_project(ROOT)
+    here = staging.entry_points(ROOT)
+    assert list(project["entry_points"]) == list(here)
+    for name, entry in project["entry_points"].items():
+        words = entry["command"].split(" ")
+        assert words[:2] == ["python", "databricks/boot.py"]
+        assert name in staging.NOT_THERE or words[2:] == here[name]["command"].split(" ")[2:]
+    libraries = project["databricks_spark_job"]["python_libraries"]
+    assert dict(one.split("==") for one in libraries) == pins("requirements.txt")
+    assert set(staging.NOT_THERE) <= set(here)
+    assert isinstance(load_project(str(ROOT)), Project)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        (".env", "A=1", "by its name a secret"),
+        ("keys/server.pem", "x", "by its name a secret"),
+        ("notes.txt", "token: dapi" + "0a" * 16, "looks like a secret, dapi0a0a"),
+        ("key.txt", "-----BEGIN RSA " + "PRIVATE KEY-----", "looks like a secret"),
+        ("weights.bin", "x" * 1_000_001, "1,000,001 bytes"),
+        ("databricks/boot.py", None, "databricks/boot.py is not in git"),
+    ],
+)  # fmt: skip
+def test_what_must_not_leave_is_refused(checkout: Path, name: str, content: str | None, line: str):
+    to = checkout / "build" / "databricks"
+    staging.stage(checkout, {})
+    before = sorted(to.rglob("*"))
+    if content is None:
+        git(checkout, "rm", "--quiet", "--cached", name)
+    else:
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).write_text(content)
+        git(checkout, "add", "--force", name)
+    with pytest.raises(UserError, match=line):
+        staging.stage(checkout, {})
+    assert sorted(to.rglob("*")) == before
+
+
+def test_a_link_out_of_the_project_and_a_folder_without_git_are_refused(checkout: Path, tmp_path: Path):
+    (tmp_path / "outside.txt").write_text("x")
+    (checkout / "link.txt").symlink_to(tmp_path / "outside.txt")
+    git(checkout, "add", "link.txt")
+    with pytest.raises(UserError, match="leads out of the project"):
+        staging.stage(checkout, {})
+    shutil.rmtree(checkout / ".git")
+    with pytest.raises(UserError, match="no git checkout"):
+        staging.stage(checkout, {})
+
+
+def test_an_entry_point_that_is_no_module_is_refused(checkout: Path):
+    project = yaml.safe_load((checkout / "MLproject").read_text())
+    project["entry_points"]["more"] = {"command": "bash more.sh"}
+    (checkout / "MLproject").write_text(yaml.safe_dump(project))
+    with pytest.raises(UserError, match="entry point more is `bash more"):
+        staging.stage(checkout, {})
+
+
+CLUSTER = json.loads((ROOT / "databricks" / "cluster.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("cluster", "line"),
+    [
+        ({"new_cluster": CLUSTER}, "one level too many"),
+        ({"existing_cluster_id": "0101-x"}, "starts a new cluster for each run"),
+        ({**CLUSTER, "libraries": []}, "come from requirements.txt"),
+        ({key: value for key, value in CLUSTER.items() if key != "spark_version"}, "spark_version is missing"),
+        ({key: value for key, value in CLUSTER.items() if key != "node_type_id"}, "node_type_id is missing"),
+        ({key: value for key, value in CLUSTER.items() if key != "num_workers"}, "num_workers is missing"),
+        ([CLUSTER], "holds list"),
+    ],
+)  # fmt: skip
+def test_a_cluster_that_cannot_work_is_refused(tmp_path: Path, cluster: object, line: str):
+    path = tmp_path / "cluster.json"
+    path.write_text(json.dumps(cluster))
+    with pytest.raises(UserError, match=line) as caught:
+        staging.read_cluster(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert staging.read_cluster(ROOT / "databricks" / "cluster.json") == CLUSTER
+
+
+@pytest.mark.parametrize(
+    ("arguments", "uri", "line"),
+    [
+        (("stage",), "sqlite:///mlflow.db", "a store on this machine"),
+        (("run", "train"), "http://127.0.0.1:1", "your own server"),
+        (("run", "main"), "databricks", "write main.default.alacarte"),
+        (("run", "main", "registered_model_name=a..b"), "databricks", "asks for"),
+        (("run", "train", "modle.lr=1"), "databricks", "did you mean model.lr"),
+        (("run", "train", "model=torch_mpl"), "databricks", "did you mean torch_mlp"),
+        (("run", "train", "seed=x"), "databricks", "seed=x is not a number"),
+        (("run", "train", "--cfg", "job"), "databricks", "does nothing in a job"),
+        (("run", "trian"), "databricks", "there is main, train"),
+        (("run", "serve"), "databricks", "a model serving endpoint does that"),
+        (("explain", "serve"), "databricks", "a model serving endpoint does that"),
+        (("run", "train", "--experiment-name", "mine"), "databricks", "write /Shared/mine"),
+        (("run", "train", "--backend-config", "none.json"), "databricks", "see databricks/cluster.json"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_before_anything_is_sent(capsys, monkeypatch, arguments: tuple, uri: str, line: str):
+    """There is no workspace here: whoever asked one would hear so."""
+    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: uri)
+    monkeypatch.setattr("mlflow.get_registry_uri", lambda: "databricks-uc")
+    assert databricks.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == 1
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def test_mlflow_run_takes_every_form_there_that_it_takes_here(there: There):
+    """The CLI submits and leaves; its run is the step's, with the configuration that the same words make here."""
+    text = "a  b=c, 'd' \"e\" {f} #g @h 50% $i `j` \\k"
+    words = ("model=sklearn_sgd", "model.lr=1e-1", "data.drop=[pixel_0_0,pixel_0_1]", "save_to=", "data.name=two words",
+             f"description={text}", "overrides=seed=7 data.stop=600")  # fmt: skip
+    parameters = [part for word in words for part in ("-P", word)]
+    there.run(sys.executable, "-m", "mlops.databricks", "stage")
+    before = len(there.workspace.calls)
+    there.run(
+        "mlflow", "run", "build/databricks", "-e", "train", "-b", "databricks", "--backend-config",
+        "databricks/cluster.json", "--experiment-name", EXPERIMENT, *parameters,
+    )  # fmt: skip
+    calls = there.workspace.calls[before:]
+    job = there.workspace.jobs[max(there.workspace.jobs)]
+    wait_until(lambda: job.state["life_cycle_state"] == "TERMINATED")
+    assert job.state["result_state"] == "SUCCESS", job.log
+    run = there.runs()[0]
+    assert run.info.status == "FINISHED" and run.data.tags["mlflow.note.content"] == text
+    assert run.data.tags["mlflow.source.git.commit"] and run.data.tags["exit_code"] == "0"
+    here = launch.compose("train", [part for word in words for part in to_tokens(word)])
+    assert run.data.tags["config_hash"] == lineage.config_hash(here)
+    (upload,) = [call for call in calls if call.endswith(".tar.gz")]
+    assert there.workspace.dbfs(upload.split()[1]).stat().st_size < 1_000_000
+
+
+def to_tokens(word: str) -> tuple[str, str]:
+    """A parameter as `mlflow run` hands it to a step."""
+    key, _, value = word.partition("=")
+    return f"--{key}", value
+
+
+def test_every_entry_point_runs_there(there: There):
+    name = f"registered_model_name={MODEL}"
+    states = there.job("main", *SMALL, name).splitlines()
+    assert "databricks: RUNNING In run" in states and "databricks: main succeeded, its run is FINISHED" in states
+    registry = there.client
+    assert str(registry.get_model_version_by_alias(MODEL, "champion").version) == "1"
+    run_id = there.job("train", *SMALL, "seed=3").splitlines()[-1]
+    there.job("evaluate", run_id, name)
+    assert there.runs("tags.step = 'evaluate'")[0].data.tags["source_run_id"] == run_id.removeprefix("run_id=")
+    there.job("promote", "version=2", "force=true", "--reason", 'by "hand", there', name)
+    champion = registry.get_model_version_by_alias(MODEL, "champion")
+    assert str(champion.version) == "2" and champion.tags["promotion_reason"] == 'by "hand", there'
+    # Neither finds anything in a new store: monitor says no, and retrain opens no run, so that the one it was given
+    # is closed for it.
+    for step, answer in (("monitor", "no"), ("retrain", None)):
+        store = f"feedback.url=sqlite:///{there.workspace.root}/{step}.db"
+        said = there.job(step, store, name)
+        run = there.client.get_run(said.splitlines()[-1].removeprefix("run_id="))
+        assert run.info.status == "FINISHED" and run.data.tags.get("retrain") == answer
+    assert not there.running()
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.1)
+
+
+def test_a_step_that_fails_there_fails_here(there: There):
+    said = there.job("train", "data=table", "data.path=/nowhere/houses.csv", "data.target=y", code=2)
+    assert "train failed, its run is FAILED: train: data.path=/nowhere/houses.csv" in said
+    assert there.runs()[0].info.status == "FAILED" and not there.running()
+
+
+@pytest.mark.parametrize(
+    ("path", "cluster", "line"),
+    [
+        ("/api/2.0/jobs/runs/submit", {}, "refused"),
+        (".tar.gz", {}, "refused"),
+        ("", {"node_type_id": "none"}, "Invalid node_type_id"),
+        ("", {"num_workers": 99}, "Over quota"),
+    ],
+)
+def test_what_fails_before_the_step_leaves_a_failed_run(there: There, path: str, cluster: dict, line: str):
+    config = there.root.parent / "cluster.json"
+    config.write_text(json.dumps({**CLUSTER, **cluster}))
+    if path:
+        (there.root / "project" / "networks.py").open("a").write("# another archive\n")
+        there.workspace.faults[path, 400] = 1
+    before = len(there.runs())
+    said = there.job("train", *SMALL, "--backend-config", str(config), code=1)
+    assert line in said and "Traceback" not in said
+    assert len(there.runs()) == before + 1
+    assert there.runs()[0].info.status == "FAILED" and not there.running()
+
+
+def test_an_answer_that_does_not_come_is_asked_for_again(there: There):
+    def fail_once() -> None:
+        there.workspace.faults["/api/2.0/jobs/runs/get", 400] = 1  # which no client asks again by itself
+
+    there.workspace.once_running = fail_once
+    said = there.job("train", *SMALL)
+    assert "no answer, asked again" in said and "train succeeded" in said
+    assert not there.running()
+
+
+def test_a_token_that_expires_before_the_submit_leaves_a_run_that_the_next_launch_closes(there: There, monkeypatch):
+    there.workspace.expire_after = "/api/2.0/mlflow/runs/create"
+    said = there.job("train", *SMALL, code=1)
+    assert "expired" in said and "stays RUNNING" in said and databricks.AGAIN in said
+    (left,) = there.running()
+    there.workspace.renew("n" * 36)
+    there.here("settle", "--experiment-name", EXPERIMENT)
+    assert there.running(), "a run that may just be being submitted is left alone"
+    monkeypatch.setattr(databricks, "SUBMITTING", 0)
+    there.here("settle", "--experiment-name", EXPERIMENT)
+    assert there.client.get_run(left.info.run_id).info.status == "FAILED" and not there.running()
+
+
+def test_a_token_that_expires_during_the_job_leaves_the_step_to_end_its_run(there: There):
+    there.workspace.once_running = there.workspace.expire
+    assert "goes on unseen" in there.job("train", *SMALL, code=1)
+    wait_until(lambda: not there.running())
+    assert there.runs()[0].info.status == "FINISHED"
+    there.workspace.renew("m" * 36)
+
+
+def test_whoever_stops_waiting_stops_the_job(there: There):
+    command = (sys.executable, "-m", "mlops.databricks", "run", "train", "--experiment-name", EXPERIMENT)
+    slow = ("--poll-seconds", "0.1", "model=sklearn_hgb", "model.max_iter=100000")
+    env = environment(**there.workspace.env())
+    process = subprocess.Popen([*command, *slow], cwd=there.root, env=env, stdout=subprocess.PIPE, text=True)
+    there.workspace.once_running = process.terminate
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "its job with it" in said, said
+    assert there.runs()[0].info.status == "KILLED"
+    assert there.workspace.jobs[max(there.workspace.jobs)].state["result_state"] == "CANCELED"
