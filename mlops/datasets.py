@@ -25,6 +25,7 @@ from mlops.errors import UserError
 from mlops.splits import PARTS, check_parts, checked_split, hash_rows, hash_split
 
 if TYPE_CHECKING:
+    from mlflow.data.dataset_source import DatasetSource
     from mlflow.data.pandas_dataset import PandasDataset
 
 MOST_INTEGER_CLASSES = 20
@@ -185,11 +186,7 @@ def as_mlflow(dataset: Dataset, part: str, predictions: np.ndarray | None = None
     It is named `<name>_<part>`, because MLflow keeps one record for each name and digest, with the first's row count. A
     source that MLflow has no class for (memory://, hf://, a loader's name) is recorded as code, by its name.
     """
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.dataset_source import DatasetSource
-    from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.pandas_dataset import PandasDataset
-    from mlflow.exceptions import MlflowException
 
     assert part in PARTS, part
     table = pd.concat([dataset.X, dataset.y], axis="columns")
@@ -198,10 +195,7 @@ def as_mlflow(dataset: Dataset, part: str, predictions: np.ndarray | None = None
     telling = sorted({*present.argmax(axis=0), *present.argmin(axis=0)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two classes for local files, and a hint on integers that is for models
-        source: DatasetSource = CodeDatasetSource({"mlflow.source.name": dataset.source})
-        if "/" in dataset.source:
-            with contextlib.suppress(MlflowException):
-                source = resolve_dataset_source(dataset.source)
+        source = _source(dataset.source)
         schema = PandasDataset(table.iloc[telling], source, digest=dataset.digest).schema
     rows = table[dataset.split == part]
     answered = None
@@ -211,6 +205,27 @@ def as_mlflow(dataset: Dataset, part: str, predictions: np.ndarray | None = None
     logged = PandasDataset(rows, source, dataset.target, f"{dataset.name}_{part}", dataset.digest, answered)
     vars(logged)["schema"] = schema  # where its cached property keeps it
     return logged
+
+
+def table_as_mlflow(frame: pd.DataFrame, path: str, digest: str) -> "PandasDataset":
+    """A table read from `path`, whose SHA-256 is `digest`, for `mlflow.log_input`."""
+    from mlflow.data.pandas_dataset import PandasDataset
+
+    name = PurePath(tables.SUFFIX.split(str(path))[0]).name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PandasDataset(frame, _source(tables.absolute(str(path))), name=name, digest=digest[:16])
+
+
+def _source(place: str) -> "DatasetSource":
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.dataset_source_registry import resolve_dataset_source
+    from mlflow.exceptions import MlflowException
+
+    if "/" in place:
+        with contextlib.suppress(MlflowException):
+            return resolve_dataset_source(place)
+    return CodeDatasetSource({"mlflow.source.name": place})
 
 
 # --- the task --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import mlflow
 import requests
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import PandasDataset
-from mlflow.entities import Param, Run, RunStatus
+from mlflow.entities import LoggedModelInput, Param, Run, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import make_metric
 from mlflow.utils.mlflow_tags import (
@@ -140,6 +140,13 @@ def log_scores(scores: Mapping[str, float], part: str, dataset: PandasDataset, m
         extra_metrics=metrics,
         model_id=model_id,
     )
+
+
+def log_model_input(model_id: str | None) -> None:
+    """Say that the active run uses a logged model, where it is one of this server's."""
+    if model_id:
+        with contextlib.suppress(MlflowException):  # a model that was copied here keeps an id from elsewhere
+            MlflowClient().log_inputs(active_run().info.run_id, models=[LoggedModelInput(model_id)])
 
 
 def environment(run_id: str, parent: Run) -> dict[str, str]:

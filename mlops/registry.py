@@ -6,6 +6,7 @@ promotion names the champion it was decided against, and the alias is read again
 
 import getpass
 import hashlib
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -221,6 +222,25 @@ def history(version: ModelVersion) -> str:
 def _turn(name: str) -> FileLock:
     where = f"{mlflow.get_registry_uri()} {name}".encode()
     return FileLock(Path(tempfile.gettempdir()) / f"alacarte-{hashlib.sha256(where).hexdigest()[:16]}.lock")
+
+
+def pin(model_uri: str | None, name: str | None) -> tuple[str, str]:
+    """The URI of one version, and its number ("none" outside the registry); without a URI, the champion of `name`.
+
+    An alias may move while it is used; a number does not. Raises UserError where there is no such alias.
+    """
+    uri = str(model_uri) if model_uri else f"models:/{name}@{CHAMPION}"
+    if not model_uri and not name:
+        raise UserError("model_uri=null and registered_model_name=null: give one, such as -P model_uri=models:/NAME/3")
+    if not (found := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)):
+        return uri, "none"
+    model, alias, number = found.groups()
+    if number is None:
+        version = by_alias(model, alias)
+        if version is None:
+            raise UserError(f"model_uri={uri}: {model} has no version with alias {alias}: give {known_versions(model)}")
+        number = number_of(version)
+    return f"models:/{model}/{number}", number
 
 
 @dataclass(frozen=True)

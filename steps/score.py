@@ -1,0 +1,46 @@
+"""score: answer a table of rows with one version of a model, and write the answers beside them.
+
+    mlflow run . -e score --env-manager local -P input=houses.csv -P output=prices.parquet
+    python -m steps.score model_uri=models:/alacarte/3 input=rows.parquet output=answers.csv
+
+Leaves behind the file, with the version and the run in each row, and a run that names the model, the input and the output
+with their digests. Hands on the run id.
+"""
+
+import mlflow
+from omegaconf import DictConfig
+
+from mlops import launch, learners, lineage, registry, scoring
+from mlops.datasets import table_as_mlflow
+
+
+@launch.step("score")
+def main(cfg: DictConfig) -> None:
+    registry.check_name(cfg.registered_model_name)
+    scoring.check_output(cfg.input, cfg.output)  # before hours of answering
+    uri, number = registry.pin(cfg.model_uri, cfg.registered_model_name)
+    model = registry.locate(uri)
+    learner = learners.load(model.path)
+
+    frame, digest = scoring.read_input(cfg.input, cfg.separator)
+    answered = scoring.answer(learner, scoring.inputs_of(model.path), frame, cfg.input)
+    run_id = lineage.active_run().info.run_id
+    scoring.write_output(
+        scoring.beside(frame, answered.assign(model_version=number, run_id=run_id), cfg.input), cfg.output
+    )
+
+    mlflow.log_input(table_as_mlflow(frame, cfg.input, digest), context="score")
+    lineage.log_model_input(model.model_id)
+    mlflow.log_metric("rows", len(frame))
+    mlflow.set_tags(
+        {
+            "source_run_id": model.run_id or "none", "model_uri": uri, "model_version": number,
+            "input_digest": digest, "output": scoring.absolute(cfg.output), "output_digest": scoring.digest_of(cfg.output),
+        }
+    )  # fmt: skip
+    print(f"score: {len(frame)} rows answered by {uri}, written to {cfg.output}")
+    print(f"run_id={run_id}")
+
+
+if __name__ == "__main__":
+    main()
