@@ -7,9 +7,11 @@ runs this file itself, with whole arguments; there, a run is opened by the step,
     @experiment=/Shared/NAME   where the runs of this task go
     @job={{job.run_id}}        a tag `job_run_id` on each of its runs, by which the next task finds them
     @run_id=train              becomes run_id=<id of the train run of this job>
+    @secret=NAME:scope/key     a variable with a secret of the workspace, such as PGPASSWORD for feedback.url
     @if=monitor                ends here unless the monitor run of this job said that it is time to retrain
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -54,6 +56,9 @@ def hand_over(arguments):
     if "experiment" in told:
         os.environ["MLFLOW_EXPERIMENT_NAME"] = told["experiment"]
         mlflow.set_experiment(told["experiment"])
+    if "secret" in told:
+        name, place = told["secret"].split(":", 1)
+        os.environ[name] = secret(*place.split("/", 1))
     if "job" in told:
         os.environ["MLFLOW_RUN_CONTEXT"] = json.dumps({"job_run_id": told["job"]})
 
@@ -71,6 +76,13 @@ def hand_over(arguments):
     if "run_id" in told:
         rest.append(f"run_id={run_of(told['run_id']).info.run_id}")
     return rest
+
+
+def secret(scope, key):
+    """A secret of the workspace."""
+    from databricks.sdk import WorkspaceClient
+
+    return base64.b64decode(WorkspaceClient().secrets.get_secret(scope, key).value or "").decode()
 
 
 def for_children():

@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
+import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, copy_project, environment, free_port, wait_for
 from mlflow import MlflowClient
 from workspace import Workspace
 
-from mlops import databricks, launch, lineage, staging
+from mlops import databricks, endpoint, launch, lineage, staging
 from mlops.errors import UserError
+from project.data import load_digits
 
 EXPERIMENT = "/Shared/tests"
 MODEL = "main.default.digits"
@@ -299,6 +302,10 @@ def test_every_entry_point_runs_there(there: There):
     there.job("promote", "version=2", "force=true", "--reason", 'by "hand", there', name)
     champion = registry.get_model_version_by_alias(MODEL, "champion")
     assert str(champion.version) == "2" and champion.tags["promotion_reason"] == 'by "hand", there'
+    rows = load_digits(stop=5).drop(columns="digit")
+    rows.to_csv(there.root.parent / "rows.csv", index=False)
+    there.job("score", f"input={there.root.parent}/rows.csv", f"output={there.root.parent}/out put.csv", name)
+    assert set(pd.read_csv(there.root.parent / "out put.csv")["model_version"]) == {2}
     # Neither finds anything in a new store: monitor says no, and retrain opens no run, so that the one it was given
     # is closed for it.
     for step, answer in (("monitor", "no"), ("retrain", None)):
@@ -307,6 +314,75 @@ def test_every_entry_point_runs_there(there: There):
         run = there.client.get_run(said.splitlines()[-1].removeprefix("run_id="))
         assert run.info.status == "FINISHED" and run.data.tags.get("retrain") == answer
     assert not there.running()
+
+
+# --- tasks of databricks.yml -------------------------------------------------------------------------------------------
+
+
+def task(there: There, *words: str, code: int = 0) -> str:
+    """Run the boot script as a task does: the file itself, beside it, with whole words."""
+    folder, env = there.root / "databricks", environment(**there.workspace.env())
+    command = (sys.executable, "-P", str(folder / "boot.py"), *words)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_tasks_hand_over_by_the_number_of_their_job(there: There):
+    from_job = (f"@experiment={EXPERIMENT}", "@job=77")
+    name = f"registered_model_name={MODEL}"
+    there.workspace.secrets["alacarte/feedback"] = "s3cret"
+    task(there, "steps.train", *from_job, *SMALL, "overrides=seed=5 description='two words'")
+    (train,) = there.runs("tags.job_run_id = '77'")
+    assert train.data.tags["mlflow.note.content"] == "two words" and train.data.params["seed"] == "5"
+    task(there, "steps.evaluate", *from_job, "@run_id=train", name, "gate.dry_run=true")
+    evaluate = there.runs("tags.job_run_id = '77' and tags.step = 'evaluate'")[0]
+    assert evaluate.data.tags["source_run_id"] == train.info.run_id
+
+    retrain = ("steps.retrain", *from_job, "@if=monitor", "@secret=PGPASSWORD:alacarte/feedback", name)
+    assert "no finished run of monitor has the tag job_run_id=77" in task(there, *retrain, code=1)
+    experiment = there.client.get_experiment_by_name(EXPERIMENT)
+    tags = {"step": "monitor", "job_run_id": "77", "retrain": "no"}
+    run = there.client.create_run(experiment.experiment_id, tags=tags)
+    there.client.set_terminated(run.info.run_id)
+    assert "monitor did not ask for it: nothing to do" in task(there, *retrain)
+    assert not there.running()
+
+
+def test_a_task_gets_its_secret(there: There, tmp_path: Path):
+    there.workspace.secrets["alacarte/feedback"] = "s3cret"
+    (there.root / "project" / "told.py").write_text("import os\n\nprint(os.environ['PGPASSWORD'])\n")
+    assert "s3cret" in task(there, "project.told", "@secret=PGPASSWORD:alacarte/feedback")
+
+
+def test_an_endpoint_follows_the_champion_and_keeps_the_rest(there: There, capsys, monkeypatch):
+    for key, value in there.workspace.env().items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(mlflow.MlflowClient, "get_model_version_by_alias", lambda *_: SimpleNamespace(version="7"))
+    monkeypatch.setattr("mlflow.get_registry_uri", lambda: "databricks-uc")
+    other = {"name": "other", "entity_name": "main.default.other", "entity_version": "3", "state": {"x": 1}}
+    ours = {"name": "champion", "entity_name": MODEL, "entity_version": "1", "workload_size": "Small", "creator": "me"}
+    traffic = {"routes": [{"served_model_name": "champion", "traffic_percentage": 100}]}
+    there.workspace.endpoints["there"] = {"config": {"served_entities": [other, ours], "traffic_config": traffic}}
+    assert endpoint.main(["there", MODEL]) == 0
+    assert "goes over to version 7" in capsys.readouterr().out
+    config = there.workspace.endpoints["there"]["config"]
+    assert config["served_entities"] == [
+        {"name": "other", "entity_name": "main.default.other", "entity_version": "3"},
+        {"name": "champion", "entity_name": MODEL, "entity_version": "7", "workload_size": "Small"},
+    ]
+    assert config["traffic_config"] == traffic
+    before = len(there.workspace.calls)
+    assert endpoint.main(["there", MODEL]) == 0
+    assert "already" in capsys.readouterr().out
+    assert not [call for call in there.workspace.calls[before:] if call.startswith("PUT")]
+    for arguments, line in (
+        (["nowhere", MODEL], "endpoint nowhere cannot be read"),
+        (["there", "main.default.none"], "serves main.default.other, main.default.digits, not main.default.none"),
+        (["there", "none"], "asks for: write main.default.none"),
+    ):
+        assert endpoint.main(arguments) == 2
+        assert line in capsys.readouterr().err
 
 
 # --- failures --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ and what a workspace thinks of it is still to be seen. Runs and experiments are 
 it; Unity Catalog is that server's registry under other names, and its files are a folder.
 """
 
+import base64
 import json
 import os
 import re
@@ -113,6 +114,7 @@ class Workspace:
         self.faults: Counter[tuple[str, int]] = Counter()
         self.jobs: dict[int, Job] = {}
         self.calls: list[str] = []
+        self.secrets: dict[str, str] = {}
         self.endpoints: dict[str, dict] = {}
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Routes,), {"workspace": self}))
         self.url = f"http://127.0.0.1:{self.http.server_port}"
@@ -190,6 +192,9 @@ class Workspace:
                     then()
                 page = f"{self.url}/#job/{job.number}/run/1"
                 return 200, {"run_id": job.number, "job_id": 7, "run_page_url": page, "state": job.state}
+            case "GET", "/api/2.0/secrets/get":
+                value = self.secrets[f"{data['scope']}/{data['key']}"]
+                return 200, {"key": data["key"], "value": base64.b64encode(value.encode()).decode()}
             case "POST", "/api/2.0/jobs/runs/cancel":
                 self.jobs[int(data["run_id"])].cancel()
                 return 200, {}
