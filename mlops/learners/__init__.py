@@ -77,6 +77,7 @@ class Learner(Protocol):
     ) -> Update:
         """Train on from what this model knows, for `share` of its `epochs`, with its preprocessing and classes frozen.
 
+        Gradient descent takes `onward_rate` times its learning rate, which afterwards is what it was.
         Only the scale of columns that vary far more than they did is made anew (`features.widen`), and not for trees.
         init "warm": from its weights. "shrink_perturb": from `shrink` of them and 1 - `shrink` of a fresh
         initialisation (after Ash and Adams, On warm-starting neural network training, 2020). "scratch": all anew, with
