@@ -67,7 +67,7 @@ class Workers(Multiprocess):
     def _is_silent(self, process: Process) -> bool:
         try:
             while process.parent_conn.poll(0):
-                del self._asked[process]
+                self._asked.pop(process, None)  # SIGHUP makes uvicorn ask too
                 if process.parent_conn.recv():
                     self._served.add(process)
             if process not in self._asked:
