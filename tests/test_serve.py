@@ -174,6 +174,8 @@ def test_a_label_bears_the_name_of_the_token_that_it_came_with(project: Project,
         assert served.ask("/feedback", three, Authorization="Bearer secret-a").status == 429, "one has been taken"
         assert served.ask("/feedback", three[:2], Authorization="Bearer secret-b").status == 200
         assert "bob" not in str(served.ask(f"/feedback/{ids[1]}", Authorization="Bearer secret-a").body)
+        shown = served.ask("/feedback?state=accepted", Authorization="Bearer secret-d").body
+        assert [one["token"] for one in shown] == ["alice", "bob", None, None]
     about = Store(f"sqlite:///{project.root}/named.db").labelled(NAME, "accepted").about
     assert about["token"].fillna("").tolist() == ["alice", "bob", "", ""] and set(about["source"]) == {"me"}
 

@@ -244,7 +244,10 @@ class Store:
                 "inputs": reading.inputs_of_row(one, one[feedback.c.row]),
                 "prediction": json.loads(one["outputs"])[one[feedback.c.row]],
                 "label": json.loads(one["label"]),
-                **{key: one[feedback.c[key]] for key in ("state", "reason", "source", "comment", "times", "audit")},
+                **{
+                    key: one[feedback.c[key]]
+                    for key in ("state", "reason", "source", "token", "comment", "times", "audit")
+                },
             }
             for one in found
         ]
