@@ -20,6 +20,7 @@ from mlflow.data.pandas_dataset import PandasDataset
 from mlflow.entities import LoggedModelInput, Param, Run, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import make_metric
+from mlflow.utils.databricks_utils import is_in_databricks_notebook
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_COMMIT,
     MLFLOW_PARENT_RUN_ID,
@@ -55,6 +56,7 @@ def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
     `config.yaml`. The run ends FINISHED, FAILED after an exception, KILLED after SIGTERM or Ctrl-C.
     """
     experiment = cfg.get("experiment_name") if cfg is not None else None
+    _check_experiment(experiment)
     if experiment and os.environ.get("MLFLOW_RUN_ID"):
         logger.warning("experiment_name=%s is ignored: this run is in the experiment that started it", experiment)
     elif experiment and mlflow.active_run() is None:
@@ -101,6 +103,18 @@ def check_store() -> None:
         raise UserError(f"MLFLOW_TRACKING_URI={shown} does not answer: start the server, or unset it") from None
     except MlflowException as error:
         raise UserError(f"MLFLOW_TRACKING_URI is no store that MLflow knows: {_first_line(error)}") from None
+
+
+def _check_experiment(name: str | None) -> None:
+    """UserError on Databricks for no experiment, where there is no default one, and for a name that is no path."""
+    if not mlflow.get_tracking_uri().startswith("databricks") or os.environ.get("MLFLOW_RUN_ID") or mlflow.active_run():
+        return
+    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    known = name or os.environ.get("MLFLOW_EXPERIMENT_ID") or is_in_databricks_notebook()
+    if not known or (name and not name.startswith("/")):
+        raise UserError(
+            f"experiment_name={name or 'null'}: Databricks asks for a path, such as /Shared/{name or 'alacarte'}"
+        )
 
 
 def active_run() -> Run:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -18,9 +17,9 @@ import mlflow
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, copy_project, environment, free_port, wait_for
+from conftest import ROOT, environment
 from mlflow import MlflowClient
-from workspace import Workspace
+from workspace import Workspace, checkout_at, git, stand_in
 
 from mlops import databricks, endpoint, launch, lineage, staging
 from mlops.errors import UserError
@@ -29,10 +28,6 @@ from project.data import load_digits
 EXPERIMENT = "/Shared/tests"
 MODEL = "main.default.digits"
 SMALL = ("model=sklearn_sgd", "data.stop=600")
-
-
-def git(root: Path, *arguments: str) -> None:
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *arguments], cwd=root, check=True)
 
 
 @dataclass
@@ -88,27 +83,9 @@ class There:
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[There]:
     folder = tmp_path_factory.mktemp("there")
-    root = copy_project(folder / "project")
-    git(root, "init", "--quiet")
-    git(root, "add", "--all")
-    git(root, "commit", "--quiet", "--message=all")
-    port = free_port()
-    artifacts = ("--no-serve-artifacts", "--default-artifact-root", str(folder / "artifacts"))
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *artifacts]
-    log = (folder / "log").open("w")
-    env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
-    server = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(f"{server}/health", process)
-        workspace = Workspace(folder, server)
-        try:
-            yield There(root, workspace, server)
-        finally:
-            workspace.close()
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+    root = checkout_at(folder / "project")
+    with stand_in(folder) as workspace:
+        yield There(root, workspace, workspace.server)
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
@@ -116,10 +93,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[There]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    root = copy_project(tmp_path / "project")
-    git(root, "init", "--quiet")
-    git(root, "add", "--all")
-    return root
+    return checkout_at(tmp_path / "project")
 
 
 def test_only_what_git_knows_is_staged(checkout: Path):
@@ -254,6 +228,21 @@ def test_a_mistake_is_one_line_before_anything_is_sent(capsys, monkeypatch, argu
     assert databricks.main(arguments) == 2
     said = capsys.readouterr().err
     assert line in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [(None, "experiment_name=null: Databricks asks for a path, such as /Shared/alacarte"), ("mine", "such as /Shared/mine")],
+)  # fmt: skip
+def test_hosted_tracking_asks_for_an_experiment(monkeypatch: pytest.MonkeyPatch, name: str | None, line: str):
+    for variable in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "databricks")
+    with pytest.raises(UserError, match=line):
+        lineage._check_experiment(name)
+    lineage._check_experiment("/Shared/mine")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "x")  # as `mlflow run` does, in the experiment that it was told
+    lineage._check_experiment(name)
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

@@ -1,22 +1,35 @@
 """The commands in docs/ run as printed, page by page, in a fresh copy of the project."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, Project, copy_project
+from workspace import checkout_at, stand_in
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(page: Path, tmp_path: Path):
-    root = copy_project(tmp_path / "project")
     blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), flags=re.M | re.S)
     assert blocks, f"{page.name} shows no command"
     # Each block is a shell of its own, so that a server started in one ends with it.
-    for block in blocks:
-        Project(root, f"sqlite:///{root}/mlflow.db").run("bash", "-euo", "pipefail", "-c", block)
+    with surroundings(page, tmp_path) as (root, env):
+        for block in blocks:
+            Project(root, f"sqlite:///{root}/mlflow.db").run("bash", "-euo", "pipefail", "-c", block, **env)
+
+
+@contextmanager
+def surroundings(page: Path, folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A copy of the project, and what a page takes for granted: the one on Databricks, a workspace to be logged in to."""
+    if page.stem != "databricks":
+        yield copy_project(folder / "project"), {}
+        return
+    with stand_in(folder) as workspace:
+        yield checkout_at(folder / "project"), workspace.env()
 
 
 def test_every_local_link_leads_somewhere():

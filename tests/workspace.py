@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -16,13 +17,14 @@ import threading
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from conftest import environment
+from conftest import copy_project, environment, free_port, wait_for
 
 RSYNC = '#!/bin/sh\nfor from; do to=$last; last=$from; done\nexec cp --no-clobber "$to" "$last"\n'
 UC = "/api/2.0/mlflow/unity-catalog/"
@@ -347,3 +349,37 @@ class Routes(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+@contextmanager
+def stand_in(folder: Path) -> Iterator[Workspace]:
+    """A workspace in `folder`, with a real `mlflow server` behind it."""
+    port = free_port()
+    artifacts = ("--no-serve-artifacts", "--default-artifact-root", str(folder / "artifacts"))
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *artifacts]
+    env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", process)
+            workspace = Workspace(folder, f"http://127.0.0.1:{port}")
+            try:
+                yield workspace
+            finally:
+                workspace.close()
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+def checkout_at(root: Path) -> Path:
+    """A copy of the project as a git checkout: only what git knows goes to a workspace."""
+    copy_project(root)
+    git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message=all")
+    return root
+
+
+def git(root: Path, *arguments: str) -> None:
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *arguments], cwd=root, check=True)
