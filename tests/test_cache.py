@@ -21,7 +21,7 @@ from registries import (
     until,
 )
 
-from mlops.serving.holder import Holder
+from mlops.serving.follow.holder import Holder
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -28,8 +28,8 @@ from sklearn.preprocessing import (
 )
 
 from mlops import torch_pyfunc
-from mlops.serving import heads
-from mlops.serving.compiled import build, build_torch
+from mlops.serving.model import heads
+from mlops.serving.model.compiled import build, build_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

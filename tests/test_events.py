@@ -17,8 +17,8 @@ from registries import Registry, following, own_registry, point, register, until
 from starlette.datastructures import Headers
 
 from mlops.errors import UserError
-from mlops.serving import events
-from mlops.serving.events import EventError, ensure_webhook, relevant, remove_webhook, verify
+from mlops.serving.follow import events
+from mlops.serving.follow.events import EventError, ensure_webhook, relevant, remove_webhook, verify
 
 SECRET = "s3cret"
 NOW = 1_800_000_000

@@ -24,7 +24,7 @@ from mlops.errors import UserError
 from mlops.feedback import Feedback, Prediction, Store, StoreError, request_id
 from mlops.feedback import database as tables
 from mlops.serving import recorder as recording
-from mlops.serving.parsing import Answer, Form, Rows
+from mlops.serving.reading.parsing import Answer, Form, Rows
 from mlops.serving.recorder import Recorder
 from mlops.serving.settings import Settings
 

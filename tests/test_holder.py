@@ -18,9 +18,9 @@ from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from mlops.serving import holder as holding
-from mlops.serving.holder import Holder
-from mlops.serving.model import ServedModel
+from mlops.serving.follow import holder as holding
+from mlops.serving.follow.holder import Holder
+from mlops.serving.model.served import ServedModel
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -255,8 +255,8 @@ from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 import mlflow
 from registries import settings
-from mlops.serving.holder import Holder
-from mlops.serving.model import ServedModel
+from mlops.serving.follow.holder import Holder
+from mlops.serving.model.served import ServedModel
 mlflow.set_tracking_uri({uri!r})
 holder = Holder(settings({name!r}, Path({cache!r}), poll_seconds=600), lambda folder: ServedModel.load(folder, False))
 holder.start()

@@ -13,8 +13,8 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array, Map, Object, Property
 from sklearn.dummy import DummyClassifier
 
-from mlops.serving.inputs import describe
-from mlops.serving.model import Answer, ServedModel
+from mlops.serving.http.inputs import describe
+from mlops.serving.model.served import Answer, ServedModel
 
 
 def served(folder: Path, inputs: list, example: Any = None) -> ServedModel:

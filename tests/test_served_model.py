@@ -28,8 +28,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from mlops.errors import UserError
-from mlops.serving import admission
-from mlops.serving.model import RequestError, ServedModel
+from mlops.serving.model import admission
+from mlops.serving.model.served import RequestError, ServedModel
 
 JSON = "application/json"
 SECRET = "zebra4711"  # stands in every bad request, and in no answer
@@ -412,7 +412,7 @@ def test_what_a_model_tells(models: dict, folders: dict[str, Path]) -> None:
 
 
 def test_a_path_that_disagrees_is_not_taken(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlops.serving import compiled
+    from mlops.serving.model import compiled
 
     build = compiled.build
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from mlops.feedback import Prediction, Store, StoreError, request_id
-from mlops.serving.parsing import Answer, Rows
+from mlops.serving.reading.parsing import Answer, Rows
 from mlops.serving.settings import Settings
 
 EVERY = 0.2  # seconds between writes: what a kill can lose

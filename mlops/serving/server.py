@@ -13,11 +13,11 @@ import uvicorn
 
 from mlops.errors import UserError
 from mlops.feedback import Store
-from mlops.serving import events
-from mlops.serving.app import SETTINGS
-from mlops.serving.cache import Cache
-from mlops.serving.connections import Connection
-from mlops.serving.metrics import SHARED
+from mlops.serving.follow import events
+from mlops.serving.follow.cache import Cache
+from mlops.serving.http.app import SETTINGS
+from mlops.serving.http.connections import Connection
+from mlops.serving.http.metrics import SHARED
 from mlops.serving.settings import Settings
 from mlops.serving.workers import Workers
 
@@ -37,7 +37,7 @@ def run(settings: Settings) -> None:
     Cache(settings.cache, settings.registered_model_name)
     os.environ[SETTINGS] = settings.to_json()
     config = uvicorn.Config(
-        "mlops.serving.app:create_app", factory=True, host=settings.host, port=settings.port, workers=settings.workers,
+        "mlops.serving.http.app:create_app", factory=True, host=settings.host, port=settings.port, workers=settings.workers,
         http=Connection, ws="none", access_log=False, log_level="warning", server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=int(settings.timeout) + 5, timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]
         limit_concurrency=settings.max_connections, backlog=2048,

@@ -18,7 +18,7 @@ from mlflow.types import DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 from msgspec import UNSET, UnsetType
 
-from mlops.serving.matrix import MANY, read_numbers
+from mlops.serving.reading.matrix import MANY, read_numbers
 
 # Characters that one column of a request may spread over in memory: numpy gives every text the room of the longest.
 CHARACTERS = 100_000_000

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from mlops.errors import UserError
 from mlops.registry import CHALLENGER, CHAMPION
-from mlops.serving.holder import lose_patience
+from mlops.serving.follow.holder import lose_patience
 
 MAX_AGE = 300  # seconds, either way, since two clocks may differ; MLflow repeats a delivery with its first timestamp
 REMEMBERED = 10_000  # delivery ids; of those forgotten, a replay only reads the alias once more

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import scoring_server
 
-from mlops.serving.parsing import CHARACTERS, Form, RequestError, Rows, check_rows, longest
+from mlops.serving.reading.parsing import CHARACTERS, Form, RequestError, Rows, check_rows, longest
 
 # Cells that one request may spread over in memory. A short body can ask for far more: one long row sets the width of all.
 CELLS = 20_000_000

@@ -10,8 +10,8 @@ import pandas as pd
 from mlflow.types import DataType
 from mlflow.types.schema import AnyType
 
-from mlops.serving.model import ServedModel
-from mlops.serving.parsing import as_frame
+from mlops.serving.model.served import ServedModel
+from mlops.serving.reading.parsing import as_frame
 
 PIXEL = re.compile(r"(pixel|px)_?\d+(_\d+)?", re.ASCII)
 NUMBERS = ("double", "float", "long", "integer")

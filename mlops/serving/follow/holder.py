@@ -20,11 +20,11 @@ from typing import Any
 
 from mlops import formats, registry
 from mlops.errors import UserError
-from mlops.serving.agreement import check_answers
-from mlops.serving.cache import Cache, Found
-from mlops.serving.model import ServedModel
+from mlops.serving.follow.cache import Cache, Found
+from mlops.serving.model.agreement import check_answers
+from mlops.serving.model.served import ServedModel
+from mlops.serving.model.signatures import objection
 from mlops.serving.settings import Settings
-from mlops.serving.signatures import objection
 
 TICK = 0.05  # seconds between looks at whether another worker was hurried
 RETRY = 60  # seconds until a version that failed is tried again, if the alias still names it

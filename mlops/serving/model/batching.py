@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from mlops.serving.model import Answer, RequestError, Rows, ServedModel
+from mlops.serving.model.served import Answer, RequestError, Rows, ServedModel
 
 # Seconds that a batch may hold up the event loop; longer ones go to the thread, so that health checks stay live.
 QUICK = 0.001

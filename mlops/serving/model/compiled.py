@@ -22,8 +22,8 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from mlops.serving.categories import UNSURE, lookups
-from mlops.serving.heads import Answer, NotKnown, finite, is_sklearn, make_head, make_torch_head, nameless
+from mlops.serving.model.categories import UNSURE, lookups
+from mlops.serving.model.heads import Answer, NotKnown, finite, is_sklearn, make_head, make_torch_head, nameless
 
 if TYPE_CHECKING:
     from mlops.torch_pyfunc import Predictor

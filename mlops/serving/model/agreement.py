@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlops.errors import UserError
-from mlops.serving.parsing import Answer, Form, Reader, RequestError, Rows, as_frame, to_python
+from mlops.serving.reading.parsing import Answer, Form, Reader, RequestError, Rows, as_frame, to_python
 
 TOLERANCE = 1e-5  # relative, of numbers and confidences; labels must be equal
 

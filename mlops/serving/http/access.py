@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from starlette.datastructures import Headers
 
-from mlops.serving.parsing import RequestError
+from mlops.serving.reading.parsing import RequestError
 from mlops.serving.settings import Settings, named_tokens
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")

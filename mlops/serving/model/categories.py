@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops.serving.heads import NotKnown
+from mlops.serving.model.heads import NotKnown
 
 # The code of a value of which only the model itself knows what becomes of it.
 ASK = -1

@@ -18,9 +18,9 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits
 
-from mlops.serving.parsing import RequestError
-from mlops.serving.parts import Parts
-from mlops.serving.routes import make_api
+from mlops.serving.http.parts import Parts
+from mlops.serving.http.routes import make_api
+from mlops.serving.reading.parsing import RequestError
 from mlops.serving.settings import Settings
 from mlops.serving.workers import REPLACES
 

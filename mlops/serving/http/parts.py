@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from mlops.feedback import Store
-from mlops.serving.access import Access
-from mlops.serving.batching import Batcher
-from mlops.serving.holder import Holder
-from mlops.serving.metrics import Metrics
-from mlops.serving.model import ServedModel
-from mlops.serving.parsing import RequestError
+from mlops.serving.follow.holder import Holder
+from mlops.serving.http.access import Access
+from mlops.serving.http.metrics import Metrics
+from mlops.serving.model.batching import Batcher
+from mlops.serving.model.served import ServedModel
+from mlops.serving.reading.parsing import RequestError
 from mlops.serving.recorder import Recorder
 from mlops.serving.settings import Settings
 

@@ -19,9 +19,9 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from mlflow.types import DataType
 from sklearn.base import is_classifier, is_regressor
 
-from mlops.serving import admission, agreement
-from mlops.serving.parsing import Answer, Form, Reader, RequestError, Rows
-from mlops.serving.reference import explain, read_as_mlflow
+from mlops.serving.model import admission, agreement
+from mlops.serving.reading.parsing import Answer, Form, Reader, RequestError, Rows
+from mlops.serving.reading.reference import explain, read_as_mlflow
 
 __all__ = ["Answer", "RequestError", "Rows", "ServedModel"]
 
@@ -204,7 +204,7 @@ class ServedModel:
         return [answer for rows in requests for answer in self._run(fast, [rows])]
 
     def _candidates(self) -> Iterator[tuple[str, Function, bool]]:
-        from mlops.serving import compiled
+        from mlops.serving.model import compiled
 
         build = compiled.build if self._kind == "sklearn" else compiled.build_torch
         if function := build(self._implementation, self.columns, self.form.numeric):

@@ -16,11 +16,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from mlops.feedback import Feedback, Store, StoreError
-from mlops.serving import events
-from mlops.serving.access import ANYBODY, Rate
-from mlops.serving.inputs import describe
-from mlops.serving.parsing import RequestError
-from mlops.serving.parts import Parts
+from mlops.serving.follow import events
+from mlops.serving.http.access import ANYBODY, Rate
+from mlops.serving.http.inputs import describe
+from mlops.serving.http.parts import Parts
+from mlops.serving.reading.parsing import RequestError
 
 PAGE = Path(__file__).with_name("page.html").read_text()
 

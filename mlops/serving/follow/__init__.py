@@ -1,0 +1,1 @@
+"""Which version serves: the alias is read, the version fetched, tried and swapped to; events hurry it."""

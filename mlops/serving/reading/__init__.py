@@ -1,0 +1,1 @@
+"""The bytes of a request as rows, by the forms that MLflow takes."""
