@@ -285,16 +285,18 @@ def test_every_entry_point_runs_there(there: There):
     assert "databricks: RUNNING In run" in states and "databricks: main succeeded, its run is FINISHED" in states
     registry = there.client
     assert str(registry.get_model_version_by_alias(MODEL, "champion").version) == "1"
-    run_id = there.job("train", *SMALL, "seed=3").splitlines()[-1]
-    there.job("evaluate", run_id, name)
-    assert there.runs("tags.step = 'evaluate'")[0].data.tags["source_run_id"] == run_id.removeprefix("run_id=")
-    there.job("promote", "version=2", "force=true", "--reason", 'by "hand", there', name)
+    train = there.runs("tags.step = 'train'")[0].info.run_id
+    there.job("evaluate", f"run_id={train}", name)
+    evaluate = there.runs("tags.step = 'evaluate'")[0]
+    assert evaluate.data.tags["source_run_id"] == train and "mlflow.parentRunId" not in evaluate.data.tags
+    registry.delete_registered_model_alias(MODEL, "champion")
+    there.job("promote", "version=1", "--reason", 'by "hand", there', name)
     champion = registry.get_model_version_by_alias(MODEL, "champion")
-    assert str(champion.version) == "2" and champion.tags["promotion_reason"] == 'by "hand", there'
+    assert str(champion.version) == "1" and champion.tags["promotion_reason"] == 'by "hand", there'
     rows = load_digits(stop=5).drop(columns="digit")
     rows.to_csv(there.root.parent / "rows.csv", index=False)
     there.job("score", f"input={there.root.parent}/rows.csv", f"output={there.root.parent}/out put.csv", name)
-    assert set(pd.read_csv(there.root.parent / "out put.csv")["model_version"]) == {2}
+    assert set(pd.read_csv(there.root.parent / "out put.csv")["model_version"]) == {1}
     # Neither finds anything in a new store: monitor says no, and retrain opens no run, so that the one it was given
     # is closed for it.
     for step, answer in (("monitor", "no"), ("retrain", None)):
@@ -320,7 +322,6 @@ def task(there: There, *words: str, code: int = 0) -> str:
 def test_tasks_hand_over_by_the_number_of_their_job(there: There):
     from_job = (f"@experiment={EXPERIMENT}", "@job=77")
     name = f"registered_model_name={MODEL}"
-    there.workspace.secrets["alacarte/feedback"] = "s3cret"
     task(there, "steps.train", *from_job, *SMALL, "overrides=seed=5 description='two words'")
     (train,) = there.runs("tags.job_run_id = '77'")
     assert train.data.tags["mlflow.note.content"] == "two words" and train.data.params["seed"] == "5"
@@ -328,8 +329,7 @@ def test_tasks_hand_over_by_the_number_of_their_job(there: There):
     evaluate = there.runs("tags.job_run_id = '77' and tags.step = 'evaluate'")[0]
     assert evaluate.data.tags["source_run_id"] == train.info.run_id
 
-    retrain = ("steps.retrain", *from_job, "@if=monitor", "@secret=PGPASSWORD:alacarte/feedback", name)
-    assert "no finished run of monitor has the tag job_run_id=77" in task(there, *retrain, code=1)
+    retrain = ("steps.retrain", *from_job, "@if=monitor", name)
     experiment = there.client.get_experiment_by_name(EXPERIMENT)
     tags = {"step": "monitor", "job_run_id": "77", "retrain": "no"}
     run = there.client.create_run(experiment.experiment_id, tags=tags)
@@ -342,6 +342,8 @@ def test_a_task_gets_its_secret(there: There, tmp_path: Path):
     there.workspace.secrets["alacarte/feedback"] = "s3cret"
     (there.root / "project" / "told.py").write_text("import os\n\nprint(os.environ['PGPASSWORD'])\n")
     assert "s3cret" in task(there, "project.told", "@secret=PGPASSWORD:alacarte/feedback")
+    other = ("project.told", f"@experiment={EXPERIMENT}", "@job=78", "@run_id=train")
+    assert "no finished run of train has the tag job_run_id=78" in task(there, *other, code=1)
 
 
 def test_an_endpoint_follows_the_champion_and_keeps_the_rest(there: There, capsys, monkeypatch):
@@ -384,8 +386,16 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-def test_a_step_that_fails_there_fails_here(there: There):
-    said = there.job("train", "data=table", "data.path=/nowhere/houses.csv", "data.target=y", code=2)
+MISTAKE = ("data=table", "data.path=/nowhere/houses.csv", "data.target=y")
+
+
+def test_a_step_that_fails_there_fails_here_also_when_an_answer_does_not_come(there: There):
+    def fail_once() -> None:
+        there.workspace.faults["/api/2.0/jobs/runs/get", 400] = 1  # which no client asks again by itself
+
+    there.workspace.once_running = fail_once
+    said = there.job("train", *MISTAKE, code=2)
+    assert "no answer, asked again" in said
     assert "train failed, its run is FAILED: train: data.path=/nowhere/houses.csv" in said
     assert there.runs()[0].info.status == "FAILED" and not there.running()
 
@@ -412,16 +422,6 @@ def test_what_fails_before_the_step_leaves_a_failed_run(there: There, path: str,
     assert there.runs()[0].info.status == "FAILED" and not there.running()
 
 
-def test_an_answer_that_does_not_come_is_asked_for_again(there: There):
-    def fail_once() -> None:
-        there.workspace.faults["/api/2.0/jobs/runs/get", 400] = 1  # which no client asks again by itself
-
-    there.workspace.once_running = fail_once
-    said = there.job("train", *SMALL)
-    assert "no answer, asked again" in said and "train succeeded" in said
-    assert not there.running()
-
-
 def test_a_token_that_expires_before_the_submit_leaves_a_run_that_the_next_launch_closes(there: There, monkeypatch):
     there.workspace.expire_after = "/api/2.0/mlflow/runs/create"
     said = there.job("train", *SMALL, code=1)
@@ -437,10 +437,12 @@ def test_a_token_that_expires_before_the_submit_leaves_a_run_that_the_next_launc
 
 def test_a_token_that_expires_during_the_job_leaves_the_step_to_end_its_run(there: There):
     there.workspace.once_running = there.workspace.expire
-    assert "goes on unseen" in there.job("train", *SMALL, code=1)
-    wait_until(lambda: not there.running())
-    assert there.runs()[0].info.status == "FINISHED"
-    there.workspace.renew("m" * 36)
+    try:
+        assert "goes on unseen" in there.job("train", *MISTAKE, code=1)
+    finally:
+        there.workspace.renew("m" * 36)
+    wait_until(lambda: there.runs()[0].data.tags.get("exit_code") == "2")
+    assert there.runs()[0].info.status == "FAILED" and not there.running()
 
 
 def test_whoever_stops_waiting_stops_the_job(there: There):

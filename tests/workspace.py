@@ -355,7 +355,10 @@ class Routes(BaseHTTPRequestHandler):
 def stand_in(folder: Path) -> Iterator[Workspace]:
     """A workspace in `folder`, with a real `mlflow server` behind it."""
     port = free_port()
-    artifacts = ("--no-serve-artifacts", "--default-artifact-root", str(folder / "artifacts"))
+    # By HTTP, as the storage of a cloud is: MLflow deletes what it downloaded once it has registered it, and what is on
+    # this disk it does not download.
+    place = f"http://127.0.0.1:{port}/api/2.0/mlflow-artifacts/artifacts"
+    artifacts = ("--artifacts-destination", str(folder / "artifacts"), "--default-artifact-root", place)
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *artifacts]
     env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     with (folder / "server.log").open("w") as log:
