@@ -32,8 +32,9 @@ from tqdm import tqdm
 
 from benchmarks.retrain_cases import TARGETS, Case, give_labels, join, make_case
 from benchmarks.retrain_gate import print_simulation
-from mlops import evaluation, gate, retraining
+from mlops import evaluation, gate
 from mlops.feedback.reading import Labelled
+from mlops.retraining import selection
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FAMILIES = {
@@ -73,18 +74,18 @@ def first_model(family: str, case: Case, seed: int) -> Any:
 
 def labels_for_training(labelled: Labelled, case: Case, model: Any, how: dict[str, Any]) -> Labelled:
     keys = ("init", "new_classes", "giver_share", "reach")
-    chosen = retraining.choose(
+    chosen = selection.choose(
         labelled, case.dataset, classes=model.classes, rejected=[], **{key: how["retrain"][key] for key in keys}
     )
-    return retraining.take(labelled, np.concatenate([chosen.replayed, chosen.new]))
+    return selection.take(labelled, np.concatenate([chosen.replayed, chosen.new]))
 
 
-def rows_of(labelled: Labelled, case: Case, how: dict[str, Any], seed: int) -> retraining.Rows:
+def rows_of(labelled: Labelled, case: Case, how: dict[str, Any], seed: int) -> selection.Rows:
     amounts = {key: how["retrain"][key] for key in ("replay_limit", "label_repeats")}
-    return retraining.make_rows(case.dataset, labelled, case.fractions, **amounts, seed=seed)
+    return selection.make_rows(case.dataset, labelled, case.fractions, **amounts, seed=seed)
 
 
-def update(model: Any, rows: retraining.Rows, how: dict[str, Any], seed: int, **more: Any) -> tuple[Any, int]:
+def update(model: Any, rows: selection.Rows, how: dict[str, Any], seed: int, **more: Any) -> tuple[Any, int]:
     """A copy of the model, trained on; and the sample visits."""
     made = copy.deepcopy(model)
     plan = {"init": "warm", "share": how["retrain"]["budget"], "shrink": how["retrain"]["shrink"], **more}
@@ -107,7 +108,7 @@ def accuracy(model: Any, part: tuple) -> float:
 
 def judge(champion: Any, challenger: Any, case: Case, labelled: Labelled, how: dict[str, Any]) -> str:
     """The gate's verdict by the test part and the labels that only judge."""
-    judging = retraining.gate_rows(labelled, case.dataset)
+    judging = selection.gate_rows(labelled, case.dataset)
     compared = []
     for X, y in (case.dataset.part("test"), (judging.inputs, judging.labels)):
         before, after = (evaluation.losses(y, model.predict(X), "classification") for model in (champion, challenger))
@@ -124,7 +125,7 @@ def once(champion: Any, case: Case, how: dict[str, Any], seed: int, wrong: float
     labelled = give_labels(X, y, champion.predict(X), np.random.default_rng([seed, 7]), 0, wrong)
     rows = rows_of(labels_for_training(labelled, case, champion, how), case, how, seed)
     X_all, y_all = rows.train
-    alone = retraining.Rows((X_all[rows.n_replayed :], y_all[rows.n_replayed :]), rows.val, 0)
+    alone = selection.Rows((X_all[rows.n_replayed :], y_all[rows.n_replayed :]), rows.val, 0)
     budget = how["retrain"]["budget"]
     short = with_epochs(champion, max(1, int(budget * champion.epochs)))
     arms = {
@@ -138,7 +139,7 @@ def once(champion: Any, case: Case, how: dict[str, Any], seed: int, wrong: float
     if control:
         share = budget * len(X_all) / len(alone.train[0])
         arms["feedback only"] = update(champion, alone, how, seed, share=share)
-        old = retraining.Rows(case.dataset.part("train"), case.dataset.part("val"), 0)
+        old = selection.Rows(case.dataset.part("train"), case.dataset.part("val"), 0)
         arms["another seed"] = update(champion, old, how, seed + 1, init="scratch")
     test, held = case.dataset.part("test"), case.held
     found = {"champion": Result(accuracy(champion, held), accuracy(champion, test), 0)}
@@ -161,7 +162,7 @@ def in_rounds(champion: Any, case: Case, how: dict[str, Any], seed: int) -> dict
         rows = rows_of(labels_for_training(join(labels), case, champion, how), case, how, seed)
         model, visits = update(model, rows, how, seed + round_)
         for one in labels:
-            one.about.loc[~retraining.for_gate(one), "state"] = "used"
+            one.about.loc[~selection.for_gate(one), "state"] = "used"
         found[f"round {round_ + 1}"] = Result(accuracy(model, held), accuracy(model, test), visits)
     fresh, visits = update(champion, rows, how, seed, init="scratch")
     return found | {"scratch": Result(accuracy(fresh, held), accuracy(fresh, test), visits)}

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops import evaluation, learners, retraining
+from mlops import evaluation, learners
 from mlops.datasets import Dataset
 from mlops.evaluation import Comparison
 from mlops.feedback.reading import Labelled
 from mlops.learners import Learner
+from mlops.retraining import selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +40,15 @@ def compare(
     test, worse = _pair(answers, challenger.predict(X), X, y, dataset.task, gate)
     if labelled is None:
         return Compared(answers, test, None, {}, worse)
-    rows = retraining.gate_rows(labelled, dataset)
+    rows = selection.gate_rows(labelled, dataset)
     report: dict[str, Any] = {
         "n": len(rows.labels),
         "feedback_ids": rows.about["feedback_id"].tolist(),
-        "givers": retraining.givers(rows).value_counts().to_dict(),
+        "givers": selection.givers(rows).value_counts().to_dict(),
     }
     if len(rows.labels) < gate["least_audit"]:
         return Compared(answers, test, len(rows.labels), report, worse)
-    X_new, y_new = retraining.like(rows.inputs, X), pd.Series(rows.labels.tolist(), name=y.name)
+    X_new, y_new = selection.like(rows.inputs, X), pd.Series(rows.labels.tolist(), name=y.name)
     answered, predicted = learners.answers(champion, X_new, y_new, dataset.task), challenger.predict(X_new)
     audit, more = _pair(answered, predicted, X_new, y_new, dataset.task, gate)
     report["metrics"] = evaluation.score(y_new, predicted, None, challenger.classes, dataset.task)

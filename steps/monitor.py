@@ -14,13 +14,14 @@ from dataclasses import asdict
 import mlflow
 from omegaconf import DictConfig
 
-from mlops import launch, lineage, registry, report
-from mlops.champion import load_champion
-from mlops.drift import Decision
+from mlops import launch, lineage, registry
 from mlops.errors import StoreError, UserError
 from mlops.feedback import Store
 from mlops.forks import Forks
-from mlops.monitoring import check_settings, count_new, look
+from mlops.monitoring import report
+from mlops.monitoring.drift import Decision
+from mlops.monitoring.window import check_settings, count_new, look
+from mlops.retraining.champion import load_champion
 
 YES = 3  # exit code
 
@@ -42,9 +43,7 @@ def main(cfg: DictConfig) -> None:
                 raise
             print(f"monitor: the feedback store does not work: {error}", flush=True)
             decision, new_labels = Decision(False, str(error)), 0
-        code = YES if decision.retrain else 0
-        if decision.retrain and settings["act"]:
-            code = act(cfg, decision, new_labels)
+        code = act(cfg, decision, new_labels) if decision.retrain and settings["act"] else YES * decision.retrain
         if not settings["every"]:
             raise SystemExit(code)
         time.sleep(max(0.0, settings["every"] - (time.monotonic() - began)))

@@ -11,8 +11,7 @@ import mlflow
 import numpy as np
 from omegaconf import DictConfig
 
-from mlops import launch, learners, lineage, recovery, registry
-from mlops.champion import load_champion
+from mlops import launch, learners, lineage, registry
 from mlops.datasets import as_mlflow
 from mlops.errors import UserError
 from mlops.evaluation import score_parts
@@ -20,7 +19,9 @@ from mlops.feedback import Store
 from mlops.feedback.claims import Lease, claim, give_back, turn, use
 from mlops.forks import Forks
 from mlops.gate import check_gate
-from mlops.retraining import check_settings, choose, givers, has_new, make_rows, take
+from mlops.retraining import recovery
+from mlops.retraining.champion import load_champion
+from mlops.retraining.selection import check_settings, choose, givers, has_new, make_rows, take
 
 
 @launch.step("retrain", run=False)  # where there is nothing to do, there is no run
@@ -70,13 +71,12 @@ def train_on(cfg: DictConfig, lease: Lease) -> str | None:
             *rows.train, *rows.val, init=choice.init, share=settings["budget"], shrink=settings["shrink"], seed=cfg.seed,
             on_epoch=lambda epoch, metrics: mlflow.log_metrics(metrics, step=epoch),
         )  # fmt: skip
-        if update.note:
-            print(f"retrain: {update.note}")
+        print(f"retrain: {update.init}, {update.epochs} epochs" + (f", {update.note}" if update.note else ""))
         mlflow.set_tags({"reason": cfg.reason, "parent_version": number, "init": update.init})
         report = {"new": sorted(claimed), "replayed": ids[choice.replayed].tolist(), "left_out": choice.left_out}
         mlflow.log_dict(report | {"givers": givers(taken).value_counts().to_dict()}, "feedback.json")
-        example = dataset.part("train")[0].head(5)
-        info = learner.log("model", example=example, metadata=champion.heritage(run.info.run_id))
+        heritage = champion.heritage(run.info.run_id)
+        info = learner.log("model", example=dataset.part("train")[0].head(5), metadata=heritage)
         metrics = score_parts(learner, {"train": rows.train, "val": rows.val})
         metrics |= {"sample_visits": update.visits, "epochs": update.epochs, "new_labels": len(new)}
         mlflow.log_metrics(metrics, model_id=info.model_id)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops import drift
-from mlops.drift import compare_column, compare_columns, decide, holm, interval, mark, measure, psi
+from mlops.monitoring import drift
+from mlops.monitoring.drift import compare_column, compare_columns, decide, holm, interval, mark, measure, psi
 from project.data import load_digits
 
 

@@ -14,7 +14,7 @@ from reports import report
 
 from mlops.feedback import Store
 from mlops.feedback.claims import Lease, turn
-from mlops.retraining import for_gate
+from mlops.retraining.selection import for_gate
 from project.data import load_digits
 
 DIGITS = list(range(10))

@@ -10,7 +10,7 @@ from people import SPLIT, people, refusal
 from mlops.datasets import Dataset, load_data
 from mlops.feedback.reading import Labelled
 from mlops.learners import INITS
-from mlops.retraining import check_settings, choose, for_gate, gate_rows, make_rows, select, take
+from mlops.retraining.selection import check_settings, choose, for_gate, gate_rows, make_rows, select, take
 
 LIMITS: dict[str, Any] = {"giver_share": 1.0, "reach": 10}
 

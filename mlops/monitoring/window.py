@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops import drift, evaluation, retraining
-from mlops.champion import Champion
-from mlops.drift import Decision
+from mlops import evaluation
 from mlops.errors import UserError
 from mlops.feedback.reading import Labelled, Window
+from mlops.monitoring import drift
+from mlops.monitoring.drift import Decision
+from mlops.retraining import selection
+from mlops.retraining.champion import Champion
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +49,11 @@ def look(champion: Champion, window: Window, labelled: Labelled, new_labels: int
     inputs = window.inputs.loc[about.index]
     X, _ = dataset.part("train")
     versions = pd.to_numeric(labelled.about["used_version"], errors="coerce")
-    used = retraining.take(labelled, (versions <= float(champion.number)).to_numpy(bool))
-    reference = pd.concat([X, retraining.like(used.inputs, X)], ignore_index=True) if len(used.labels) else X
+    used = selection.take(labelled, (versions <= float(champion.number)).to_numpy(bool))
+    reference = pd.concat([X, selection.like(used.inputs, X)], ignore_index=True) if len(used.labels) else X
     if len(reference) > settings["reference_rows"]:
         reference = reference.sample(settings["reference_rows"], random_state=0)
-    columns = drift.compare_columns(reference, retraining.like(inputs, X))
+    columns = drift.compare_columns(reference, selection.like(inputs, X))
 
     mine = about[about["model_version"] == champion.number]
     measured = drift.measure(mine, dataset.task) if len(mine) else {}
@@ -84,7 +86,7 @@ def look(champion: Champion, window: Window, labelled: Labelled, new_labels: int
 
 def _givers(labelled: Labelled, ids: pd.Series) -> pd.DataFrame:
     inside = labelled.about["prediction_id"].isin(ids).to_numpy()
-    who = retraining.givers(labelled)[inside]
+    who = selection.givers(labelled)[inside]
     table = pd.DataFrame({"giver": who, "corrects": labelled.about["is_correction"][inside].astype(float)})
     counted = table.groupby("giver")["corrects"].agg(["size", "mean"]).reset_index()
     return counted.set_axis(["giver", "labels", "share that corrects"], axis=1).sort_values("labels", ascending=False)
@@ -92,8 +94,8 @@ def _givers(labelled: Labelled, ids: pd.Series) -> pd.DataFrame:
 
 def count_new(champion: Champion, labelled: Labelled, settings: Mapping[str, Any], rejected: list[str]) -> int:
     """How many labels a retraining would take now."""
-    left = retraining.select(
+    left = selection.select(
         labelled, champion.dataset, classes=champion.learner.classes,
         giver_share=settings["giver_share"], reach=settings["reach"], rejected=rejected,
     )  # fmt: skip
-    return int(np.sum((left == retraining.TAKEN).to_numpy() & (labelled.about["state"] == "accepted").to_numpy()))
+    return int(np.sum((left == selection.TAKEN).to_numpy() & (labelled.about["state"] == "accepted").to_numpy()))
