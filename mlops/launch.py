@@ -52,9 +52,8 @@ def step(
 
     run=False opens no MLflow run; `offline` is for what starts while the tracking server is away.
 
-    Exit codes: 0; 2 after a UserError, which prints one line; 1 after any other exception, which keeps its traceback but for a
-    feedback store that is away;
-    130 and 143 after Ctrl-C and SIGTERM. The MLflow run ends FINISHED, FAILED or KILLED accordingly.
+    Exit codes: 0; 2 after a UserError, which prints one line; 1 after any other exception, with its traceback unless it is
+    a feedback store that is away; 130 and 143 after Ctrl-C and SIGTERM. The MLflow run ends FINISHED, FAILED or KILLED.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], NoReturn]:
@@ -268,8 +267,10 @@ def check(cfg: DictConfig, config_name: str) -> None:
         if (number and OmegaConf.select(cfg, key) == value) or (
             isinstance(default, bool) and not isinstance(value, bool)
         ):
-            kind = "true or false" if isinstance(default, bool) else "a number"
-            shown = "null" if value is None else value
+            kind, shown = (
+                "true or false" if isinstance(default, bool) else "a number",
+                "null" if value is None else value,
+            )
             raise UserError(f"{key}={shown} is not {kind}: the default is {key}={str(default).lower()}")
 
 
