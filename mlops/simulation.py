@@ -133,7 +133,7 @@ def accuracy_figure(asked: list[Asked], marks: list[tuple[int, str]], model: str
         axes.annotate(str(phase), (rows.index[0], 0.02), xytext=(3, 0), textcoords="offset points", color=DIM)
     for at, text in marks:
         axes.axvline(at, color=DIM, ls=":", lw=1)
-        axes.annotate(text, (at, 0.12), rotation=90, ha="right", va="bottom", color=DIM)
+        axes.annotate(text, (at, 0.5), rotation=90, ha="right", va="bottom", color=DIM)
     axes.set(ylim=(0, 1.12), xlim=(0, len(asked)), xlabel="requests", ylabel=f"accuracy of the last {WINDOW} answers")
     axes.set_title(model, loc="left")
     return figure

@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
         cfg.feedback.url = cfg.feedback.url or f"sqlite:///{folder}/feedback.db"
 
         def tell(line: str) -> None:
-            if line.startswith(("monitor: retrain yes", "monitor: not", "retrain:", "evaluate:")):
+            if line.startswith(("monitor: retrain yes", "retrain:", "evaluate:")):
                 bar.write(line)
                 marks.extend((len(traffic.asked), mark) for start, mark in MARKS.items() if line.startswith(start))
 
