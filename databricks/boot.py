@@ -48,7 +48,9 @@ def words(arguments):
 
 
 def hand_over(arguments):
-    """Take the @words out and do as they say; None where there is nothing to do."""
+    """Take the @words of a task out and do as they say; None where there is nothing to do."""
+    if OPENED:
+        return arguments
     import mlflow
 
     told = dict(word[1:].split("=", 1) for word in arguments if word.startswith("@"))
@@ -121,7 +123,8 @@ def close(code, line):
 
 
 def boot():
-    root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "MLproject").is_file())
+    near = [Path.cwd(), *([Path(__file__).resolve()] if "__file__" in globals() else [])]
+    root = next(up for place in near for up in (place, *place.parents) if (up / "MLproject").is_file())
     os.chdir(root)
     sys.path.insert(0, str(root))
     os.environ.setdefault("MLFLOW_TRACKING_URI", "databricks")

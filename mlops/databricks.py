@@ -105,8 +105,13 @@ def check_tracking() -> None:
         raise UserError(f"MLFLOW_TRACKING_URI is {shown}, and a job logs to its workspace: set it to databricks")
 
 
-def check_arguments(entry_point: str, tokens: Sequence[str]) -> dict[str, str]:
-    """The `-P` parameters that say what `tokens` say. UserError for what the step itself would refuse."""
+def as_parameters(tokens: Sequence[str]) -> dict[str, str]:
+    """The `-P` parameters that say what `tokens` say: MLflow allows neither flags nor signs in a parameter's name."""
+    return {"overrides": shlex.join(tokens)} if tokens else {}
+
+
+def check_arguments(entry_point: str, tokens: Sequence[str]) -> None:
+    """UserError for what the step itself would refuse, and for what does not run there."""
     known = staging.entry_points(staging.ROOT)
     if entry_point not in known:
         raise UserError(f"{entry_point} is no entry point: there is {', '.join(known)}")
@@ -115,7 +120,6 @@ def check_arguments(entry_point: str, tokens: Sequence[str]) -> dict[str, str]:
     cfg = launch.compose(entry_point, tokens)
     if cfg is not None and entry_point != "train":  # which has the key and asks no registry
         registry.check_name(cfg.get("registered_model_name"))
-    return {"overrides": shlex.join(tokens)} if tokens else {}
 
 
 def check_experiment(name: str) -> None:
@@ -129,7 +133,7 @@ def check_experiment(name: str) -> None:
 
 def run(entry_point: str, tokens: Sequence[str], cluster: dict[str, Any], experiment: str, every: float) -> int:
     """Run an entry point to its end; its exit code. The run that it gets never stays RUNNING."""
-    parameters = check_arguments(entry_point, tokens)
+    check_arguments(entry_point, tokens)
     check_experiment(experiment)
     stage()
     experiment_id = open_experiment(experiment)
@@ -139,7 +143,7 @@ def run(entry_point: str, tokens: Sequence[str], cluster: dict[str, Any], experi
     runner = DatabricksJobRunner(mlflow.get_tracking_uri())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        job = _submit(runner, entry_point, parameters, cluster, opened)
+        job = _submit(runner, entry_point, as_parameters(tokens), cluster, opened)
         MlflowClient().set_tag(opened.info.run_id, MLFLOW_DATABRICKS_SHELL_JOB_RUN_ID, job)
         follow(runner, job, every, opened.info.run_id)
     except KeyboardInterrupt:

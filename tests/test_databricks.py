@@ -160,6 +160,12 @@ def test_what_must_not_leave_is_refused(checkout: Path, name: str, content: str 
     assert sorted(to.rglob("*")) == before
 
 
+def test_only_what_linux_needs_is_a_library(tmp_path: Path):
+    lines = ("# pins", "a==1", 'b==2; sys_platform != "win32"  # why', 'c==3; sys_platform == "win32"', "")
+    (tmp_path / "requirements.txt").write_text("\n".join(lines))
+    assert staging.libraries(tmp_path) == ["a==1", "b==2"]
+
+
 def test_a_link_out_of_the_project_and_a_folder_without_git_are_refused(checkout: Path, tmp_path: Path):
     (tmp_path / "outside.txt").write_text("x")
     (checkout / "link.txt").symlink_to(tmp_path / "outside.txt")
@@ -245,12 +251,27 @@ def test_hosted_tracking_asks_for_an_experiment(monkeypatch: pytest.MonkeyPatch,
     lineage._check_experiment(name)
 
 
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["--multirun", "model=sklearn_sgd", "seed=1,2"],
+        ["model=sklearn_sgd", "--model.lr", "0.1", "description=it's  two words", "save_to="],
+        ["--description", "--help", "overrides=seed=3 data.name='a b'", "+data.more=[1,2]"],
+    ],
+)
+def test_the_words_of_run_mean_there_what_they_mean_here(tokens: list[str]):
+    (parameter,) = databricks.as_parameters(tokens).items()
+    there = (f"--{parameter[0]}", parameter[1])
+    assert launch.to_overrides(there) == launch.to_overrides(tokens)
+    assert databricks.as_parameters([]) == {}
+
+
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
 
 def test_mlflow_run_takes_every_form_there_that_it_takes_here(there: There):
     """The CLI submits and leaves; its run is the step's, with the configuration that the same words make here."""
-    text = "a  b=c, 'd' \"e\" {f} #g @h 50% $i `j` \\k"
+    text = "@a  b=c, 'd' \"e\" {f} #g @h 50% $i `j` \\k"
     words = ("model=sklearn_sgd", "model.lr=1e-1", "data.drop=[pixel_0_0,pixel_0_1]", "save_to=", "data.name=two words",
              f"description={text}", "overrides=seed=7 data.stop=600")  # fmt: skip
     parameters = [part for word in words for part in ("-P", word)]
@@ -420,6 +441,16 @@ def test_what_fails_before_the_step_leaves_a_failed_run(there: There, path: str,
     assert line in said and "Traceback" not in said
     assert len(there.runs()) == before + 1
     assert there.runs()[0].info.status == "FAILED" and not there.running()
+
+
+def test_a_driver_that_dies_leaves_a_failed_run(there: There):
+    def die() -> None:
+        job = there.workspace.jobs[max(there.workspace.jobs)]
+        job.process.kill()
+
+    there.workspace.once_running = die
+    assert "train failed, its run is FAILED: Workload failed" in there.job("train", *SMALL, code=1)
+    assert not there.running()
 
 
 def test_a_token_that_expires_before_the_submit_leaves_a_run_that_the_next_launch_closes(there: There, monkeypatch):
