@@ -275,7 +275,7 @@ def test_mlflow_run_takes_every_form_there_that_it_takes_here(there: There):
     words = ("model=sklearn_sgd", "model.lr=1e-1", "data.drop=[pixel_0_0,pixel_0_1]", "save_to=", "data.name=two words",
              f"description={text}", "overrides=seed=7 data.stop=600")  # fmt: skip
     parameters = [part for word in words for part in ("-P", word)]
-    there.run(sys.executable, "-m", "mlops.databricks", "stage")
+    there.here("stage")
     before = len(there.workspace.calls)
     there.run(
         "mlflow", "run", "build/databricks", "-e", "train", "-b", "databricks", "--backend-config",
@@ -342,29 +342,25 @@ def task(there: There, *words: str, code: int = 0) -> str:
 
 def test_tasks_hand_over_by_the_number_of_their_job(there: There):
     from_job = (f"@experiment={EXPERIMENT}", "@job=77")
-    name = f"registered_model_name={MODEL}"
+    there.workspace.secrets["alacarte/feedback"] = "s3cret"
+    (there.root / "project" / "told.py").write_text("import os, sys\n\nprint(sys.argv, os.environ['PGPASSWORD'])\n")
     task(there, "steps.train", *from_job, *SMALL, "overrides=seed=5 description='two words'")
     (train,) = there.runs("tags.job_run_id = '77'")
     assert train.data.tags["mlflow.note.content"] == "two words" and train.data.params["seed"] == "5"
-    task(there, "steps.evaluate", *from_job, "@run_id=train", name, "gate.dry_run=true")
-    evaluate = there.runs("tags.job_run_id = '77' and tags.step = 'evaluate'")[0]
-    assert evaluate.data.tags["source_run_id"] == train.info.run_id
+    told = ("project.told", "@secret=PGPASSWORD:alacarte/feedback", f"@experiment={EXPERIMENT}", "a=b  c")
+    said = task(there, *told, "@job=77", "@run_id=train")
+    assert f"told.py', 'a=b  c', 'run_id={train.info.run_id}'] s3cret" in said
+    assert "no finished run of train has the tag job_run_id=78" in task(
+        there, *told, "@job=78", "@run_id=train", code=1
+    )
 
-    retrain = ("steps.retrain", *from_job, "@if=monitor", name)
     experiment = there.client.get_experiment_by_name(EXPERIMENT)
     tags = {"step": "monitor", "job_run_id": "77", "retrain": "no"}
     run = there.client.create_run(experiment.experiment_id, tags=tags)
     there.client.set_terminated(run.info.run_id)
-    assert "monitor did not ask for it: nothing to do" in task(there, *retrain)
+    said = task(there, *told, "@job=77", "@if=monitor")
+    assert "monitor did not ask for it: nothing to do" in said and "s3cret" not in said
     assert not there.running()
-
-
-def test_a_task_gets_its_secret(there: There, tmp_path: Path):
-    there.workspace.secrets["alacarte/feedback"] = "s3cret"
-    (there.root / "project" / "told.py").write_text("import os\n\nprint(os.environ['PGPASSWORD'])\n")
-    assert "s3cret" in task(there, "project.told", "@secret=PGPASSWORD:alacarte/feedback")
-    other = ("project.told", f"@experiment={EXPERIMENT}", "@job=78", "@run_id=train")
-    assert "no finished run of train has the tag job_run_id=78" in task(there, *other, code=1)
 
 
 def test_an_endpoint_follows_the_champion_and_keeps_the_rest(there: There, capsys, monkeypatch):
