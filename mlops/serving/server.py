@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import AF_INET, AF_INET6, create_server, socket
@@ -19,7 +20,7 @@ from mlops.serving.http.app import SETTINGS
 from mlops.serving.http.connections import Connection
 from mlops.serving.http.metrics import SHARED
 from mlops.serving.settings import Settings
-from mlops.serving.workers import Workers
+from mlops.serving.workers import Workers, told_to_stop
 
 # For the webhook's calls, which the server waits for: it is a convenience, so a registry that is silent is left alone.
 SHORT_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
@@ -32,6 +33,16 @@ def run(settings: Settings) -> None:
 
     UserError when the address cannot be taken, or what is stored cannot be. SystemExit 1 when a worker fails to start.
     """
+    with told_to_stop() as told:
+        _run(settings, told)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A model may still be on its way in a thread. Python's own end would stop that thread wherever it is, which in native
+    # code aborts the process, and with a lock in its hands hangs it.
+    os._exit(0)
+
+
+def _run(settings: Settings, told: threading.Event) -> None:
     if settings.feedback.url:
         Store(settings.feedback.url).close()  # what is wrong with it ends here, in one line, and not in every worker
     Cache(settings.cache, settings.registered_model_name)
@@ -46,15 +57,11 @@ def run(settings: Settings) -> None:
     host, port = listening.getsockname()[:2]
     webhook = _register(settings, f"http://{host}:{port}/events") if settings.webhook else None
     try:
-        _serve(config, listening, f"serve: http://{host}:{port} for {settings.registered_model_name}, Ctrl-C stops it")
+        ready = f"serve: http://{host}:{port} for {settings.registered_model_name}, Ctrl-C stops it"
+        _serve(config, listening, ready, told)
     finally:
         if webhook:
             _remove(webhook)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A model may still be on its way in a thread. Python's own end would stop that thread wherever it is, which in native
-    # code aborts the process, and with a lock in its hands hangs it.
-    os._exit(0)
 
 
 def _listen(settings: Settings) -> socket:
@@ -69,25 +76,24 @@ def _listen(settings: Settings) -> socket:
         ) from None
 
 
-def _serve(config: uvicorn.Config, listening: socket, ready: str) -> None:
+def _serve(config: uvicorn.Config, listening: socket, ready: str, told: threading.Event) -> None:
     """Serve until told to stop. The signals are uvicorn's before the line `ready` is printed: from then on none is lost."""
     if config.workers > 1:
         with tempfile.TemporaryDirectory() as folder:
             os.environ[SHARED] = folder
             workers = Workers(config, [listening])
             print(ready, flush=True)
-            workers.run()
+            if not told.is_set():
+                workers.run()
             if workers.failed:
                 raise SystemExit(1)
         return
     server = uvicorn.Server(config)
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # uvicorn calls these again once it has drained, which then is nothing
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn calls these again after it has drained, to no effect
         signal.signal(number, server.handle_exit)
     print(ready, flush=True)
-    server.run(sockets=[listening])
+    if not told.is_set():
+        server.run(sockets=[listening])
 
 
 @contextmanager

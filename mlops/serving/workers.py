@@ -3,9 +3,13 @@
 import logging
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from socket import socket
+from typing import Any
 
 from uvicorn import Config
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
@@ -85,3 +89,27 @@ class Workers(Multiprocess):
                 logger.warning("worker %s does not end and is killed", process.pid)
                 process.process.kill()
                 process.process.join()
+
+
+@contextmanager
+def told_to_stop() -> Iterator[threading.Event]:
+    """Set by SIGTERM or Ctrl-C, beside what these do already, which may come to nothing.
+
+    uvicorn hears them only once its start is over; and an exception that they raise is lost where Python runs a callback of
+    its own, such as that of a weak reference.
+    """
+    told = threading.Event()
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def tell(number: int, frame: Any) -> None:
+        told.set()
+        if callable(before[number]):
+            before[number](number, frame)
+
+    for number in before:
+        signal.signal(number, tell)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

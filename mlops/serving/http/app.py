@@ -5,11 +5,9 @@ import contextlib
 import gc
 import logging
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -22,7 +20,7 @@ from mlops.serving.http.parts import Parts
 from mlops.serving.http.routes import make_api
 from mlops.serving.reading.parsing import RequestError
 from mlops.serving.settings import Settings
-from mlops.serving.workers import REPLACES
+from mlops.serving.workers import REPLACES, told_to_stop
 
 SETTINGS = "ALACARTE_SERVE"  # the environment variable by which a worker process gets its settings
 UNREADY = 60  # seconds at most that a worker in the place of another one leaves requests to the others
@@ -158,28 +156,9 @@ class App:
     async def _load_first(self) -> None:
         """Wait for the model, so that requests go to workers that have one; no longer than it may yet come."""
         end = time.monotonic() + UNREADY
-        with _told_to_stop() as told:
+        with told_to_stop() as told:
             while not (self.parts.holder.settled or told.is_set() or time.monotonic() > end):
                 await asyncio.sleep(0.02)
-
-
-@contextlib.contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """Set by a signal that ends the server, which uvicorn only hears once the start is over."""
-    told = threading.Event()
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def tell(number: int, frame: Any) -> None:
-        told.set()
-        before[number](number, frame)
-
-    for number in before:
-        signal.signal(number, tell)
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 async def _send(send: Send, status: int, answer: dict[str, Any]) -> None:
