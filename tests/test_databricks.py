@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +15,11 @@ from types import SimpleNamespace
 import mlflow
 import pandas as pd
 import pytest
-import yaml
 from conftest import ROOT, environment
 from mlflow import MlflowClient
-from workspace import Workspace, checkout_at, git, stand_in
+from workspace import Workspace, checkout_at, stand_in
 
 from mlops import databricks, endpoint, launch, lineage, staging
-from mlops.errors import UserError
 from project.data import load_digits
 
 EXPERIMENT = "/Shared/tests"
@@ -86,184 +83,6 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[There]:
     root = checkout_at(folder / "project")
     with stand_in(folder) as workspace:
         yield There(root, workspace, workspace.server)
-
-
-# --- the folder ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    return checkout_at(tmp_path / "project")
-
-
-def test_only_what_git_knows_is_staged(checkout: Path):
-    (checkout / ".env").write_text("TOKEN=x")
-    (checkout / "mlflow.db").write_text("x")
-    (checkout / "houses.csv").write_text("a,b\n1,2\n")
-    (checkout / "gone.py").write_text("")
-    git(checkout, "add", "houses.csv", "gone.py")
-    (checkout / "gone.py").unlink()
-    (checkout / "project" / "data.py").write_text("# edited, not committed\n")
-    to = checkout / "build" / "databricks"
-    assert staging.stage(checkout, {}) == ["houses.csv"]
-    listed = subprocess.run(["git", "ls-files"], cwd=checkout, capture_output=True, text=True, check=True)
-    found = {path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file()}
-    assert found == {*listed.stdout.split(), "git_tags.json"} - {"houses.csv", "gone.py"}
-    assert (to / "project" / "data.py").read_text() == "# edited, not committed\n"
-    (checkout / "new.py").write_text("")
-    git(checkout, "add", "new.py")
-    staging.stage(checkout, {})
-    assert (to / "new.py").is_file()
-    assert [path.name for path in to.parent.iterdir()] == ["databricks"]
-
-
-def test_the_job_has_every_entry_point_and_every_pin():
-    from mlflow.projects._project_spec import Project, load_project
-    from test_pins import pins
-
-    project = staging.spark_project(ROOT)
-    here = staging.entry_points(ROOT)
-    assert list(project["entry_points"]) == list(here)
-    for name, entry in project["entry_points"].items():
-        words = entry["command"].split(" ")
-        assert words[:2] == ["python", "databricks/boot.py"]
-        assert name in staging.NOT_THERE or words[2:] == here[name]["command"].split(" ")[2:]
-    libraries = project["databricks_spark_job"]["python_libraries"]
-    assert dict(one.split("==") for one in libraries) == pins("requirements.txt")
-    assert set(staging.NOT_THERE) <= set(here)
-    assert isinstance(load_project(str(ROOT)), Project)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "line"),
-    [
-        (".env", "A=1", "by its name a secret"),
-        ("keys/server.pem", "x", "by its name a secret"),
-        ("notes.txt", "token: dapi" + "0a" * 16, "looks like a secret, dapi0a0a"),
-        ("key.txt", "-----BEGIN RSA " + "PRIVATE KEY-----", "looks like a secret"),
-        ("weights.bin", "x" * 1_000_001, "1,000,001 bytes"),
-        ("databricks/boot.py", None, "databricks/boot.py is not in git"),
-    ],
-)  # fmt: skip
-def test_what_must_not_leave_is_refused(checkout: Path, name: str, content: str | None, line: str):
-    to = checkout / "build" / "databricks"
-    staging.stage(checkout, {})
-    before = sorted(to.rglob("*"))
-    if content is None:
-        git(checkout, "rm", "--quiet", "--cached", name)
-    else:
-        (checkout / name).parent.mkdir(exist_ok=True)
-        (checkout / name).write_text(content)
-        git(checkout, "add", "--force", name)
-    with pytest.raises(UserError, match=line):
-        staging.stage(checkout, {})
-    assert sorted(to.rglob("*")) == before
-
-
-def test_only_what_linux_needs_is_a_library(tmp_path: Path):
-    lines = ("# pins", "a==1", 'b==2; sys_platform != "win32"  # why', 'c==3; sys_platform == "win32"', "")
-    (tmp_path / "requirements.txt").write_text("\n".join(lines))
-    assert staging.libraries(tmp_path) == ["a==1", "b==2"]
-
-
-def test_a_link_out_of_the_project_and_a_folder_without_git_are_refused(checkout: Path, tmp_path: Path):
-    (tmp_path / "outside.txt").write_text("x")
-    (checkout / "link.txt").symlink_to(tmp_path / "outside.txt")
-    git(checkout, "add", "link.txt")
-    with pytest.raises(UserError, match="leads out of the project"):
-        staging.stage(checkout, {})
-    shutil.rmtree(checkout / ".git")
-    with pytest.raises(UserError, match="no git checkout"):
-        staging.stage(checkout, {})
-
-
-def test_an_entry_point_that_is_no_module_is_refused(checkout: Path):
-    project = yaml.safe_load((checkout / "MLproject").read_text())
-    project["entry_points"]["more"] = {"command": "bash more.sh"}
-    (checkout / "MLproject").write_text(yaml.safe_dump(project))
-    with pytest.raises(UserError, match="entry point more is `bash more"):
-        staging.stage(checkout, {})
-
-
-CLUSTER = json.loads((ROOT / "databricks" / "cluster.json").read_text())
-
-
-@pytest.mark.parametrize(
-    ("cluster", "line"),
-    [
-        ({"new_cluster": CLUSTER}, "one level too many"),
-        ({"existing_cluster_id": "0101-x"}, "starts a new cluster for each run"),
-        ({**CLUSTER, "libraries": []}, "come from requirements.txt"),
-        ({key: value for key, value in CLUSTER.items() if key != "spark_version"}, "spark_version is missing"),
-        ({key: value for key, value in CLUSTER.items() if key != "node_type_id"}, "node_type_id is missing"),
-        ({key: value for key, value in CLUSTER.items() if key != "num_workers"}, "num_workers is missing"),
-        ([CLUSTER], "holds list"),
-    ],
-)  # fmt: skip
-def test_a_cluster_that_cannot_work_is_refused(tmp_path: Path, cluster: object, line: str):
-    path = tmp_path / "cluster.json"
-    path.write_text(json.dumps(cluster))
-    with pytest.raises(UserError, match=line) as caught:
-        staging.read_cluster(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    assert staging.read_cluster(ROOT / "databricks" / "cluster.json") == CLUSTER
-
-
-@pytest.mark.parametrize(
-    ("arguments", "uri", "line"),
-    [
-        (("stage",), "sqlite:///mlflow.db", "a store on this machine"),
-        (("run", "train"), "http://127.0.0.1:1", "your own server"),
-        (("run", "main"), "databricks", "write main.default.alacarte"),
-        (("run", "main", "registered_model_name=a..b"), "databricks", "asks for"),
-        (("run", "train", "modle.lr=1"), "databricks", "did you mean model.lr"),
-        (("run", "train", "model=torch_mpl"), "databricks", "did you mean torch_mlp"),
-        (("run", "train", "seed=x"), "databricks", "seed=x is not a number"),
-        (("run", "train", "--cfg", "job"), "databricks", "does nothing in a job"),
-        (("run", "trian"), "databricks", "there is main, train"),
-        (("run", "serve"), "databricks", "a model serving endpoint does that"),
-        (("explain", "serve"), "databricks", "a model serving endpoint does that"),
-        (("run", "train", "--experiment-name", "mine"), "databricks", "write /Shared/mine"),
-        (("run", "train", "--backend-config", "none.json"), "databricks", "see databricks/cluster.json"),
-    ],
-)  # fmt: skip
-def test_a_mistake_is_one_line_before_anything_is_sent(capsys, monkeypatch, arguments: tuple, uri: str, line: str):
-    """There is no workspace here: whoever asked one would hear so."""
-    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: uri)
-    monkeypatch.setattr("mlflow.get_registry_uri", lambda: "databricks-uc")
-    assert databricks.main(arguments) == 2
-    said = capsys.readouterr().err
-    assert line in said and said.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [(None, "experiment_name=null: Databricks asks for a path, such as /Shared/alacarte"), ("mine", "such as /Shared/mine")],
-)  # fmt: skip
-def test_hosted_tracking_asks_for_an_experiment(monkeypatch: pytest.MonkeyPatch, name: str | None, line: str):
-    for variable in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "databricks")
-    with pytest.raises(UserError, match=line):
-        lineage._check_experiment(name)
-    lineage._check_experiment("/Shared/mine")
-    monkeypatch.setenv("MLFLOW_RUN_ID", "x")  # as `mlflow run` does, in the experiment that it was told
-    lineage._check_experiment(name)
-
-
-@pytest.mark.parametrize(
-    "tokens",
-    [
-        ["--multirun", "model=sklearn_sgd", "seed=1,2"],
-        ["model=sklearn_sgd", "--model.lr", "0.1", "description=it's  two words", "save_to="],
-        ["--description", "--help", "overrides=seed=3 data.name='a b'", "+data.more=[1,2]"],
-    ],
-)
-def test_the_words_of_run_mean_there_what_they_mean_here(tokens: list[str]):
-    (parameter,) = databricks.as_parameters(tokens).items()
-    there = (f"--{parameter[0]}", parameter[1])
-    assert launch.to_overrides(there) == launch.to_overrides(tokens)
-    assert databricks.as_parameters([]) == {}
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
@@ -428,7 +247,7 @@ def test_a_step_that_fails_there_fails_here_also_when_an_answer_does_not_come(th
 )
 def test_what_fails_before_the_step_leaves_a_failed_run(there: There, path: str, cluster: dict, line: str):
     config = there.root.parent / "cluster.json"
-    config.write_text(json.dumps({**CLUSTER, **cluster}))
+    config.write_text(json.dumps({**staging.read_cluster(ROOT / "databricks" / "cluster.json"), **cluster}))
     if path:
         (there.root / "project" / "networks.py").open("a").write("# another archive\n")
         there.workspace.faults[path, 400] = 1

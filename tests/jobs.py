@@ -1,0 +1,80 @@
+"""Jobs of the stand-in workspace: what was submitted is taken from DBFS and executed as a driver does."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from conftest import environment
+
+if TYPE_CHECKING:
+    from workspace import Workspace
+
+RSYNC = '#!/bin/sh\nfor from; do to=$last; last=$from; done\nexec cp --no-clobber "$to" "$last"\n'
+# The driver's sys.argv begins with the script; -c puts itself there, and the script after it.
+RUN_IT = """import sys
+sys.argv = sys.argv[1:]
+exec(compile(open(sys.argv[0]).read(), "<job>", "exec"), {"__name__": "__main__"})"""
+
+
+class Job:
+    """A submitted run: its files are taken from DBFS and executed as a driver does, behind MLflow's own lines."""
+
+    def __init__(self, number: int, body: dict) -> None:
+        self.number, self.body = number, body
+        self.state = {"life_cycle_state": "PENDING", "state_message": "Waiting for cluster"}
+        self.process: subprocess.Popen | None = None
+        self.cancelled = False
+        self.log = ""
+
+    def run(self, workspace: "Workspace") -> None:
+        cluster = self.body["new_cluster"]
+        missing = [one["pypi"]["package"] for one in self.body["libraries"] if not installed(one["pypi"]["package"])]
+        if missing or cluster.get("num_workers", 0) > 8:
+            self.end("INTERNAL_ERROR", "FAILED", f"Library installation failed: {missing}" if missing else "Over quota")
+            return
+        driver = workspace.root / f"driver-{self.number}"
+        (driver / "bin").mkdir(parents=True)
+        (driver / "bin" / "rsync").write_text(RSYNC)
+        (driver / "bin" / "rsync").chmod(0o755)
+        task = self.body["spark_python_task"]
+        text = workspace.dbfs(task["python_file"].removeprefix("dbfs:")).read_text()
+        text = text.replace("/databricks/mlflow", f"{driver}/mlflow").replace("/dbfs/", f"{workspace.root}/dbfs/")
+        (driver / "job.py").write_text(text)
+        env = environment(
+            DATABRICKS_HOST=workspace.url, DATABRICKS_TOKEN=workspace.job_token, **cluster.get("spark_env_vars", {})
+        )
+        env = {key: value for key, value in env.items() if not key.startswith(("PYTHONPATH", "PYTEST"))}
+        env["PATH"] = f"{driver}/bin{os.pathsep}{env['PATH']}"
+        command = [sys.executable, "-P", "-c", RUN_IT, str(driver / "job.py"), *task["parameters"]]
+        with (driver / "log").open("w+") as log:
+            if self.cancelled:
+                return
+            self.state = {"life_cycle_state": "RUNNING", "state_message": "In run"}
+            self.process = subprocess.Popen(
+                command, cwd=driver, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            code = self.process.wait()
+            log.seek(0)
+            self.log = log.read()
+        if not self.cancelled:
+            self.end("TERMINATED", "FAILED" if code else "SUCCESS", "Workload failed, see run output" if code else "")
+
+    def end(self, life_cycle: str, result: str, message: str) -> None:
+        self.state = {"life_cycle_state": life_cycle, "result_state": result, "state_message": message}
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if self.process:
+            self.process.kill()
+        self.end("TERMINATED", "CANCELED", "Run cancelled")
+
+
+def installed(package: str) -> bool:
+    """Whether this machine has just that version, and so the job what it would have there."""
+    name, _, number = package.partition("==")
+    try:
+        return bool(number) and version(name).split("+")[0] == number
+    except PackageNotFoundError:
+        return False
