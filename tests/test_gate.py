@@ -11,7 +11,8 @@ from mlops.errors import UserError
 from mlops.evaluation import Comparison, paired_test
 from mlops.gate import check_gate, decide, rows_needed
 
-pytestmark = pytest.mark.filterwarnings("error")
+# What a test before left to the garbage collector is no warning of this code.
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 # --- the paired tests ---
 

@@ -10,7 +10,8 @@ from conftest import ROOT
 
 from mlops.plots import plots
 
-pytestmark = pytest.mark.filterwarnings("error")
+# What a test before left to the garbage collector is no warning of this code.
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 
 @pytest.mark.parametrize("kind", LABELS)
