@@ -29,7 +29,7 @@ FORK = sys.platform == "linux"
 
 
 class Forks:
-    """A process that waits to fork steps. Create it before anything opens a connection; `close` it after the last step."""
+    """A process that waits to fork steps. Enter it before anything opens a connection."""
 
     def __init__(self) -> None:
         if FORK:
@@ -78,7 +78,10 @@ class Forks:
             raise SystemExit(code)
         return mlflow.get_run(run_id)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Forks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if FORK:
             self._pipe.close()
             self._process.join()

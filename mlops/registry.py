@@ -204,7 +204,7 @@ def ancestry(version: ModelVersion) -> list[ModelVersion]:
 
 def history(version: ModelVersion) -> str:
     """A table of `ancestry`: version -> run -> parent version -> labels, with verdicts and promotions."""
-    names = {str(number): alias for alias, number in MlflowClient().get_registered_model(version.name).aliases.items()}
+    aliases = MlflowClient().get_registered_model(version.name).aliases
     columns = ["version", "now", "from", "labels", "run_id", "verdict", "promoted", "by"]
     rows = []
     for one in ancestry(version):
@@ -212,7 +212,8 @@ def history(version: ModelVersion) -> str:
         run_id = tags.get(RUN_TAG) or one.run_id or "-"
         found = [tags.get(key, "-") for key in ("gate.verdict", "promoted_at", "promoted_by")]
         origin = [tags.get("parent_version", "scratch"), tags.get("new_labels", "-")]
-        rows.append([number, names.get(number, "-"), *origin, run_id, *found])
+        now = ",".join(sorted(alias for alias, other in aliases.items() if str(other) == number)) or "-"
+        rows.append([number, now, *origin, run_id, *found])
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in (columns, *rows)]
     note = "The labels of a retraining are the artifact feedback.json of its run, and the rows that are used there."

@@ -92,8 +92,5 @@ def act(cfg: DictConfig, decision: Decision, new_labels: int) -> int:
 
 
 if __name__ == "__main__":
-    forks = Forks()  # before MLflow opens a connection, which a fork must not share
-    try:
+    with Forks() as forks:  # before MLflow opens a connection, which a fork must not share
         main()
-    finally:
-        forks.close()

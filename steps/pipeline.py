@@ -72,8 +72,5 @@ if __name__ == "__main__":
     if mlflow.get_tracking_uri().startswith("sqlite"):  # what opens the store, loaded once and not by every step again
         import mlflow.store.model_registry.sqlalchemy_store
         import mlflow.store.tracking.sqlalchemy_store
-    forks = Forks()  # before MLflow opens a connection, which a fork must not share
-    try:
+    with Forks() as forks:  # before MLflow opens a connection, which a fork must not share
         main()
-    finally:
-        forks.close()

@@ -93,8 +93,5 @@ def train_on(cfg: DictConfig, lease: Lease) -> str | None:
 
 
 if __name__ == "__main__":
-    forks = Forks()  # before MLflow opens a connection, which a fork must not share
-    try:
+    with Forks() as forks:  # before MLflow opens a connection, which a fork must not share
         main()
-    finally:
-        forks.close()
