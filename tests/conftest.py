@@ -11,8 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from postgres import Postgres
+    from workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("conf", "databricks", "mlops", "project", "steps")
@@ -88,6 +93,39 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         os.killpg(process.pid, 15)
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["Postgres"]:
+    from postgres import postgres_server
+
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Workspace"]:
+    """A workspace that has a SQL warehouse, and no MLflow."""
+    from statements import spark_engine
+    from workspace import warehouse_in
+
+    folder = tmp_path_factory.mktemp("warehouse")
+    with spark_engine(folder) as engine, warehouse_in(folder, engine) as workspace:
+        yield workspace
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "databricks"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`feedback.url` of a new store, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/feedback.db"
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres").create()
+    workspace = request.getfixturevalue("warehouse")
+    for key in ("DATABRICKS_HOST", "DATABRICKS_TOKEN"):
+        monkeypatch.setenv(key, workspace.env()[key])
+    monkeypatch.setattr("mlops.feedback.warehouse.RETRY", 1)
+    return workspace.statements.create_schema()
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Turns, and claims on labels: the same on SQLite and on PostgreSQL, between real processes."""
+"""Turns, and claims on labels: the same on SQLite, PostgreSQL and Delta tables, between real processes."""
 
 import sqlite3
 import subprocess
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from conftest import ROOT, environment
-from postgres import Postgres, postgres_server
 from test_feedback import give, predict
 
 from mlops.errors import UserError
@@ -19,19 +18,6 @@ from mlops.feedback.claims import Lease, claim, claims, give_back, turn, use
 from mlops.feedback.database import leases
 
 NAME = "digits"
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/feedback.db"
-    return request.getfixturevalue("postgres").create()
 
 
 @pytest.fixture

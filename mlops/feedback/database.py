@@ -17,9 +17,11 @@ from sqlalchemy import Boolean, Column, Double, ForeignKey, Index, Integer, Larg
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from mlops.errors import StoreError, UserError
+from mlops.feedback.records import ALL, Scope
 
 SCHEMA_VERSION = 2
-FORMS = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+FORMS = "write sqlite:///FILE, postgresql+psycopg://USER@HOST/DATABASE or databricks://WAREHOUSE_ID/CATALOG.SCHEMA"
+AT_ONCE = 256  # predictions in one INSERT, a power of 2
 MISTAKES = (
     sqlite3.InterfaceError,
     sqlite3.ProgrammingError,
@@ -109,6 +111,8 @@ class Database:
     `timeout`: seconds that a transaction waits for others, and for a connection.
     """
 
+    arrives_in = 1.5  # seconds from a prediction's answer to its row here, when other servers write too
+
     def __init__(self, url: str, timeout: float) -> None:
         try:
             parsed = sa.make_url(url)
@@ -129,7 +133,7 @@ class Database:
                 connect_args={key: value for key, value in limits.items() if key not in parsed.query},
             )  # fmt: skip
         else:
-            raise UserError(f"feedback.url={self.shown}: only SQLite and PostgreSQL are supported: {FORMS}")
+            raise UserError(f"feedback.url={self.shown}: SQLite, PostgreSQL and Databricks are supported: {FORMS}")
         try:
             with self.read():
                 pass
@@ -165,7 +169,7 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def read(self) -> Iterator[sa.Connection]:
+    def read(self, scope: Scope = ALL) -> Iterator[sa.Connection]:
         """One view of the data."""
         with self._errors(), self._connect() as connection:
             if self.is_sqlite:
@@ -173,7 +177,7 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self, *, durable: bool) -> Iterator[sa.Connection]:
+    def write(self, scope: Scope = ALL, *, durable: bool) -> Iterator[sa.Connection]:
         """One transaction. `durable`: a file too is on disk before this returns, should the machine lose its power then."""
         with self._errors(), self._connect() as connection:
             transaction = connection.begin()
@@ -184,7 +188,20 @@ class Database:
             self._look()
             transaction.commit()
 
-    def insert(self, connection: sa.Connection, table: Table, rows: Sequence[tuple]) -> None:
+    def append(self, layout_rows: Sequence[tuple], prediction_rows: Sequence[tuple]) -> None:
+        """Store all of them or none; what is there already stays as it is."""
+        with self.write(durable=False) as connection:
+            self._insert(connection, layouts, layout_rows)
+            start, size = 0, AT_ONCE
+            while start < len(
+                prediction_rows
+            ):  # in few statements: each hands the interpreter to the server's thread and back
+                while size > len(prediction_rows) - start:
+                    size //= 2
+                self._insert(connection, predictions, prediction_rows[start : start + size])
+                start += size
+
+    def _insert(self, connection: sa.Connection, table: Table, rows: Sequence[tuple]) -> None:
         """All rows in one statement, leaving out those that are there; values in the order of the table's columns."""
         values = tuple(value for row in rows for value in row)
         text = _insert_text(table.name, tuple(column.name for column in table.columns), len(rows), self.is_sqlite)

@@ -16,12 +16,20 @@ import sqlalchemy as sa
 
 from mlops.feedback import reading
 from mlops.feedback.database import Database, feedback, layouts, predictions
+from mlops.feedback.delta import DeltaDatabase
 from mlops.feedback.labels import NO_CLASS, check_label, dumps, new_class, same
-from mlops.feedback.records import Feedback, Outcome, Prediction, clean, iso, parse, prediction_id, request_id
+from mlops.feedback.records import (
+    Feedback,
+    Outcome,
+    Prediction,
+    Scope,
+    clean,
+    iso,
+    parse,
+    prediction_id,
+    request_id,
+)  # fmt: skip
 
-YOUNG = 2.0  # seconds: an unknown prediction of that age may still be in the buffer of another worker
-PATIENCE = 1.5  # seconds that a label waits for such a prediction
-AT_ONCE = 256  # predictions in one INSERT, a power of 2
 STEP_ROWS, STEP_BYTES = 5_000, 32_000_000  # that one call of prune deletes at most
 ROW_BYTES = 300  # of a prediction, beside inputs and outputs
 
@@ -29,14 +37,15 @@ encode = msgspec.json.Encoder().encode
 
 
 class Store:
-    """A feedback store at an SQLAlchemy URL of SQLite or PostgreSQL; the tables are made where there are none.
+    """A feedback store at a URL of SQLite, PostgreSQL or a Databricks warehouse; the tables are made where there are none.
 
     Safe to use from several threads and processes. UserError where the URL cannot be opened. Every method raises
     StoreError, and has changed nothing, when the database is locked for more than `timeout` seconds, full or gone.
     """
 
     def __init__(self, url: str, timeout: float = 3.0) -> None:
-        self.database = Database(url, timeout)
+        is_delta = url.startswith("databricks:")
+        self.database: Database | DeltaDatabase = DeltaDatabase(url) if is_delta else Database(url, timeout)
 
     def close(self) -> None:
         self.database.close()
@@ -54,21 +63,17 @@ class Store:
              as_json(one.audit) if one.audit else None, one.audit_share, one.sample)
             for one in records
         ]  # fmt: skip
-        with self.database.write(durable=False) as connection:
-            self.database.insert(connection, layouts, [(name, json.dumps(columns)) for columns, name in names.items()])
-            start, size = 0, AT_ONCE
-            while start < len(values):  # in few statements: each hands the interpreter to the server's thread and back
-                while size > len(values) - start:
-                    size //= 2
-                self.database.insert(connection, predictions, values[start : start + size])
-                start += size
+        self.database.append([(name, json.dumps(columns)) for columns, name in names.items()], values)
 
     def prune(self, name: str, max_age_days: float, max_bytes: float) -> int:
         """Delete the oldest predictions of model `name` without feedback, by age and then by the size of the store; how many.
 
-        Call again until it is 0. One call deletes a part at most, so that writers wait only for a moment.
+        Call again until it is 0. One call deletes a part at most, so that writers wait only for a moment. Delta tables
+        are pruned by age alone, and all at once.
         """
         oldest = request_id(max(0, int((time.time() - max_age_days * 86400) * 1e9)), 0)
+        if isinstance(self.database, DeltaDatabase):
+            return self.database.prune(name, oldest)
         free = ~sa.exists().where(feedback.c.prediction_id == predictions.c.id)
         free &= predictions.c.registered_model_name == name
         size = sa.func.length(predictions.c.inputs) + sa.func.length(predictions.c.outputs) + ROW_BYTES
@@ -107,7 +112,7 @@ class Store:
         query = sa.select(*columns).where(predictions.c.id.in_(wanted)).order_by(predictions.c.id)
         if name is not None:
             query = query.where(predictions.c.registered_model_name == name)
-        with self.database.write(durable=True) as connection:
+        with self.database.write(Scope(requests=wanted, inputs=False), durable=True) as connection:
             found = {  # locked, so that two labels for one prediction take turns; SQLite has one writer anyway
                 row.id: (row.n_rows, json.loads(row.outputs), json.loads(row.audit or "[]"))
                 for row in connection.execute(query.with_for_update())
@@ -174,7 +179,7 @@ class Store:
         the classes can be accepted, as the first of a new class, where it is of their type; other rejected ones cannot.
         """
         request, row = parse(prediction_id)
-        with self.database.write(durable=True) as connection:
+        with self.database.write(Scope(requests=[request], inputs=False), durable=True) as connection:
             query = sa.select(predictions.c.outputs).where(predictions.c.id == request).with_for_update()
             outputs = connection.scalar(query)
             query = sa.select(feedback).where(feedback.c.prediction_id == request, feedback.c.row == (row or 0))
@@ -197,7 +202,7 @@ class Store:
         """
         request, _ = parse(prediction_id)
         self._await([request] if request else [])
-        with self.database.read() as connection:
+        with self.database.read(Scope(requests=[request], inputs=False)) as connection:
             return self._get(connection, prediction_id)
 
     def _get(self, connection: sa.Connection, prediction_id: str) -> dict[str, Any] | None:
@@ -234,7 +239,7 @@ class Store:
             .order_by(feedback.c.id)
             .limit(limit)
         )
-        with self.database.read() as connection:
+        with self.database.read(Scope(states=[state])) as connection:
             found = connection.execute(query).mappings().all()
         return [
             {
@@ -254,13 +259,13 @@ class Store:
 
     def _await(self, requests: Sequence[str]) -> None:
         """Wait for those requests that are so young that another worker may still hold them in its buffer."""
-        now = time.time()
-        missing = {one for one in requests if abs(now - int(one[:16], 16) / 1e9) < YOUNG}
+        now, delay = time.time(), self.database.arrives_in
+        missing = {one for one in requests if abs(now - int(one[:16], 16) / 1e9) < delay}
         while missing:
-            with self.database.read() as connection:
+            with self.database.read(Scope(requests=list(missing), inputs=False)) as connection:
                 query = sa.select(predictions.c.id).where(predictions.c.id.in_(missing))
                 missing -= set(connection.scalars(query))
-            if time.time() - now > PATIENCE:
+            if time.time() - now > delay:
                 return
             if missing:
                 time.sleep(0.05)
@@ -273,13 +278,14 @@ class Store:
 
     def labelled(self, name: str, *states: str) -> reading.Labelled:
         """The labels of a registered model in these states, in the order in which they came."""
-        with self.database.read() as connection:
+        with self.database.read(Scope(name=name, states=states)) as connection:
             return reading.labelled(connection, name, states)
 
     def window(self, name: str, since: float, until: float) -> reading.Window:
         """The predictions of a registered model from `since` to before `until` (Unix seconds), in order of time."""
-        with self.database.read() as connection:
-            return reading.window(connection, name, request_id(int(since * 1e9), 0), request_id(int(until * 1e9), 0))
+        first, after = request_id(int(since * 1e9), 0), request_id(int(until * 1e9), 0)
+        with self.database.read(Scope(name=name, between=(first, after))) as connection:
+            return reading.window(connection, name, first, after)
 
 
 def _decide(given: Sequence, chosen: Sequence, accept: bool, predicted: Any) -> dict[int, dict[str, Any]]:
