@@ -17,6 +17,7 @@ import pytest
 
 if TYPE_CHECKING:
     from postgres import Postgres
+    from there import There
     from workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,6 +113,19 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Workspace"]
     folder = tmp_path_factory.mktemp("warehouse")
     with spark_engine(folder) as engine, warehouse_in(folder, engine) as workspace:
         yield workspace
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator["There"]:
+    from statements import Statements, spark_engine
+    from there import There
+    from workspace import checkout_at, stand_in
+
+    folder = tmp_path_factory.mktemp("there")
+    root = checkout_at(folder / "project")
+    with stand_in(folder) as workspace, spark_engine(folder) as engine:
+        workspace.statements = Statements(engine, workspace.url)
+        yield There(root, workspace, workspace.server)
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "databricks"])

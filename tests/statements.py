@@ -123,8 +123,14 @@ class Statements:
     def described(self, statement: Statement) -> dict[str, Any]:
         found: dict[str, Any] = {"statement_id": statement.number, "status": statement.status}
         if statement.status["state"] == "SUCCEEDED":
-            found["manifest"] = {"format": "ARROW_STREAM", "total_row_count": statement.rows.num_rows}
-            found["result"] = {"external_links": [self.link(statement, 0)]}
+            rows = statement.rows
+            columns = [{"name": name, "position": at} for at, name in enumerate(rows.column_names)]
+            found["manifest"] = {
+                "format": "ARROW_STREAM",
+                "total_row_count": rows.num_rows,
+                "schema": {"columns": columns},
+            }
+            found["result"] = {"external_links": [self.link(statement, 0)]} if rows.num_rows else {}
             if statement.body.get("disposition") != "EXTERNAL_LINKS":
                 found["result"] = {"data_array": [], "row_count": 0}  # nobody here reads rows inline
         return found

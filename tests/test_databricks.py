@@ -1,122 +1,13 @@
 """The entry points as jobs of a workspace, which here is the stand-in of workspace.py: real uploads, jobs and runs."""
 
-import io
-import json
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
-
-import mlflow
+import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, environment
-from mlflow import MlflowClient
-from workspace import Workspace, checkout_at, stand_in
+from reports import report
+from there import MODEL, SMALL, There
 
-from mlops import databricks, endpoint, launch, lineage, staging
+from mlops.feedback import Store
 from project.data import load_digits
-
-EXPERIMENT = "/Shared/tests"
-MODEL = "main.default.digits"
-SMALL = ("model=sklearn_sgd", "data.stop=600")
-
-
-@dataclass
-class There:
-    """A checkout of the project, and a workspace to send it to."""
-
-    root: Path
-    workspace: Workspace
-    server: str
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        env = environment(**self.workspace.env())
-        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-        return done
-
-    def job(self, entry_point: str, *arguments: str, code: int = 0) -> str:
-        """What `python -m mlops.databricks run` says, to its end; in this process, which has the imports loaded."""
-        options = ("--experiment-name", EXPERIMENT, "--poll-seconds", "0.5")
-        return self.here("run", entry_point, *options, *arguments, code=code)
-
-    def here(self, *arguments: str, code: int = 0) -> str:
-        said = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
-            for key, value in self.workspace.env().items():
-                patch.setenv(key, value)
-            patch.setattr(staging, "ROOT", self.root)
-            before = signal.getsignal(signal.SIGTERM)
-            mlflow.set_tracking_uri("databricks")
-            try:
-                ended = databricks.main(arguments)
-            finally:
-                signal.signal(signal.SIGTERM, before)
-                mlflow.set_tracking_uri(None)
-        logs = "\n".join(job.log for job in self.workspace.jobs.values())[-5000:]
-        assert ended == code, f"exit code {ended}\n{said.getvalue()}\n{logs}"
-        return said.getvalue()
-
-    @property
-    def client(self) -> MlflowClient:
-        return MlflowClient(self.server)
-
-    def runs(self, condition: str = "") -> list:
-        """All runs of the experiment, newest first."""
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        ids = [found.experiment_id] if found else []
-        return self.client.search_runs(ids, filter_string=condition, order_by=["attributes.start_time DESC"])
-
-    def running(self) -> list:
-        return self.runs("attributes.status = 'RUNNING'")
-
-
-@pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[There]:
-    folder = tmp_path_factory.mktemp("there")
-    root = checkout_at(folder / "project")
-    with stand_in(folder) as workspace:
-        yield There(root, workspace, workspace.server)
-
-
-# --- jobs ------------------------------------------------------------------------------------------------------------
-
-
-def test_mlflow_run_takes_every_form_there_that_it_takes_here(there: There):
-    """The CLI submits and leaves; its run is the step's, with the configuration that the same words make here."""
-    text = "@a  b=c, 'd' \"e\" {f} #g @h 50% $i `j` \\k"
-    words = ("model=sklearn_sgd", "model.lr=1e-1", "data.drop=[pixel_0_0,pixel_0_1]", "save_to=", "data.name=two words",
-             f"description={text}", "overrides=seed=7 data.stop=600")  # fmt: skip
-    parameters = [part for word in words for part in ("-P", word)]
-    there.here("stage")
-    before = len(there.workspace.calls)
-    there.run(
-        "mlflow", "run", "build/databricks", "-e", "train", "-b", "databricks", "--backend-config",
-        "databricks/cluster.json", "--experiment-name", EXPERIMENT, *parameters,
-    )  # fmt: skip
-    calls = there.workspace.calls[before:]
-    job = there.workspace.jobs[max(there.workspace.jobs)]
-    wait_until(lambda: job.state["life_cycle_state"] == "TERMINATED")
-    assert job.state["result_state"] == "SUCCESS", job.log
-    run = there.runs()[0]
-    assert run.info.status == "FINISHED" and run.data.tags["mlflow.note.content"] == text
-    assert run.data.tags["mlflow.source.git.commit"] and run.data.tags["exit_code"] == "0"
-    here = launch.compose("train", [part for word in words for part in to_tokens(word)])
-    assert run.data.tags["config_hash"] == lineage.config_hash(here)
-    (upload,) = [call for call in calls if call.endswith(".tar.gz")]
-    assert there.workspace.dbfs(upload.split()[1]).stat().st_size < 1_000_000
-
-
-def to_tokens(word: str) -> tuple[str, str]:
-    """A parameter as `mlflow run` hands it to a step."""
-    key, _, value = word.partition("=")
-    return f"--{key}", value
 
 
 def test_every_entry_point_runs_there(there: There):
@@ -137,167 +28,30 @@ def test_every_entry_point_runs_there(there: There):
     rows.to_csv(there.root.parent / "rows.csv", index=False)
     there.job("score", f"input={there.root.parent}/rows.csv", f"output={there.root.parent}/out put.csv", name)
     assert set(pd.read_csv(there.root.parent / "out put.csv")["model_version"]) == {1}
-    # Neither finds anything in a new store: monitor says no, and retrain opens no run, so that the one it was given
-    # is closed for it.
-    for step, answer in (("monitor", "no"), ("retrain", None)):
-        store = f"feedback.url=sqlite:///{there.workspace.root}/{step}.db"
-        said = there.job(step, store, name)
-        run = there.client.get_run(said.splitlines()[-1].removeprefix("run_id="))
-        assert run.info.status == "FINISHED" and run.data.tags.get("retrain") == answer
-    assert not there.running()
-
-
-# --- tasks of databricks.yml -------------------------------------------------------------------------------------------
-
-
-def task(there: There, *words: str, code: int = 0) -> str:
-    """Run the boot script as a task does: the file itself, beside it, with whole words."""
-    folder, env = there.root / "databricks", environment(**there.workspace.env())
-    command = (sys.executable, "-P", str(folder / "boot.py"), *words)
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def test_tasks_hand_over_by_the_number_of_their_job(there: There):
-    from_job = (f"@experiment={EXPERIMENT}", "@job=77")
-    there.workspace.secrets["alacarte/feedback"] = "s3cret"
-    (there.root / "project" / "told.py").write_text("import os, sys\n\nprint(sys.argv, os.environ['PGPASSWORD'])\n")
-    task(there, "steps.train", *from_job, *SMALL, "overrides=seed=5 description='two words'")
-    (train,) = there.runs("tags.job_run_id = '77'")
-    assert train.data.tags["mlflow.note.content"] == "two words" and train.data.params["seed"] == "5"
-    told = ("project.told", "@secret=PGPASSWORD:alacarte/feedback", f"@experiment={EXPERIMENT}", "a=b  c")
-    said = task(there, *told, "@job=77", "@run_id=train")
-    assert f"told.py', 'a=b  c', 'run_id={train.info.run_id}'] s3cret" in said
-    assert "no finished run of train has the tag job_run_id=78" in task(
-        there, *told, "@job=78", "@run_id=train", code=1
-    )
-
-    experiment = there.client.get_experiment_by_name(EXPERIMENT)
-    tags = {"step": "monitor", "job_run_id": "77", "retrain": "no"}
-    run = there.client.create_run(experiment.experiment_id, tags=tags)
-    there.client.set_terminated(run.info.run_id)
-    said = task(there, *told, "@job=77", "@if=monitor")
-    assert "monitor did not ask for it: nothing to do" in said and "s3cret" not in said
-    assert not there.running()
-
-
-def test_an_endpoint_follows_the_champion_and_keeps_the_rest(there: There, capsys, monkeypatch):
-    for key, value in there.workspace.env().items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.setattr(mlflow.MlflowClient, "get_model_version_by_alias", lambda *_: SimpleNamespace(version="7"))
-    monkeypatch.setattr("mlflow.get_registry_uri", lambda: "databricks-uc")
-    other = {"name": "other", "entity_name": "main.default.other", "entity_version": "3", "state": {"x": 1}}
-    ours = {"name": "champion", "entity_name": MODEL, "entity_version": "1", "workload_size": "Small", "creator": "me"}
-    traffic = {"routes": [{"served_model_name": "champion", "traffic_percentage": 100}]}
-    there.workspace.endpoints["there"] = {"config": {"served_entities": [other, ours], "traffic_config": traffic}}
-    assert endpoint.main(["there", MODEL]) == 0
-    assert "goes over to version 7" in capsys.readouterr().out
-    config = there.workspace.endpoints["there"]["config"]
-    assert config["served_entities"] == [
-        {"name": "other", "entity_name": "main.default.other", "entity_version": "3"},
-        {"name": "champion", "entity_name": MODEL, "entity_version": "7", "workload_size": "Small"},
-    ]
-    assert config["traffic_config"] == traffic
-    before = len(there.workspace.calls)
-    assert endpoint.main(["there", MODEL]) == 0
-    assert "already" in capsys.readouterr().out
-    assert not [call for call in there.workspace.calls[before:] if call.startswith("PUT")]
-    for arguments, line in (
-        (["nowhere", MODEL], "endpoint nowhere cannot be read"),
-        (["there", "main.default.none"], "serves main.default.other, main.default.digits, not main.default.none"),
-        (["there", "none"], "asks for: write main.default.none"),
-    ):
-        assert endpoint.main(arguments) == 2
-        assert line in capsys.readouterr().err
-
-
-# --- failures --------------------------------------------------------------------------------------------------------
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.1)
-
-
-MISTAKE = ("data=table", "data.path=/nowhere/houses.csv", "data.target=y")
-
-
-def test_a_step_that_fails_there_fails_here_also_when_an_answer_does_not_come(there: There):
-    def fail_once() -> None:
-        there.workspace.faults["/api/2.0/jobs/runs/get", 400] = 1  # which no client asks again by itself
-
-    there.workspace.once_running = fail_once
-    said = there.job("train", *MISTAKE, code=2)
-    assert "no answer, asked again" in said
-    assert "train failed, its run is FAILED: train: data.path=/nowhere/houses.csv" in said
-    assert there.runs()[0].info.status == "FAILED" and not there.running()
-
-
-@pytest.mark.parametrize(
-    ("path", "cluster", "line"),
-    [
-        ("/api/2.0/jobs/runs/submit", {}, "refused"),
-        (".tar.gz", {}, "refused"),
-        ("", {"node_type_id": "none"}, "Invalid node_type_id"),
-        ("", {"num_workers": 99}, "Over quota"),
-    ],
-)
-def test_what_fails_before_the_step_leaves_a_failed_run(there: There, path: str, cluster: dict, line: str):
-    config = there.root.parent / "cluster.json"
-    config.write_text(json.dumps({**staging.read_cluster(ROOT / "databricks" / "cluster.json"), **cluster}))
-    if path:
-        (there.root / "project" / "networks.py").open("a").write("# another archive\n")
-        there.workspace.faults[path, 400] = 1
-    before = len(there.runs())
-    said = there.job("train", *SMALL, "--backend-config", str(config), code=1)
-    assert line in said and "Traceback" not in said
-    assert len(there.runs()) == before + 1
-    assert there.runs()[0].info.status == "FAILED" and not there.running()
-
-
-def test_a_driver_that_dies_leaves_a_failed_run(there: There):
-    def die() -> None:
-        job = there.workspace.jobs[max(there.workspace.jobs)]
-        job.process.kill()
-
-    there.workspace.once_running = die
-    assert "train failed, its run is FAILED: Workload failed" in there.job("train", *SMALL, code=1)
-    assert not there.running()
-
-
-def test_a_token_that_expires_before_the_submit_leaves_a_run_that_the_next_launch_closes(there: There, monkeypatch):
-    there.workspace.expire_after = "/api/2.0/mlflow/runs/create"
-    said = there.job("train", *SMALL, code=1)
-    assert "expired" in said and "stays RUNNING" in said and databricks.AGAIN in said
-    (left,) = there.running()
-    there.workspace.renew("n" * 36)
-    there.here("settle", "--experiment-name", EXPERIMENT)
-    assert there.running(), "a run that may just be being submitted is left alone"
-    monkeypatch.setattr(databricks, "SUBMITTING", 0)
-    there.here("settle", "--experiment-name", EXPERIMENT)
-    assert there.client.get_run(left.info.run_id).info.status == "FAILED" and not there.running()
-
-
-def test_a_token_that_expires_during_the_job_leaves_the_step_to_end_its_run(there: There):
-    there.workspace.once_running = there.workspace.expire
-    try:
-        assert "goes on unseen" in there.job("train", *MISTAKE, code=1)
-    finally:
-        there.workspace.renew("m" * 36)
-    wait_until(lambda: there.runs()[0].data.tags.get("exit_code") == "2")
-    assert there.runs()[0].info.status == "FAILED" and not there.running()
-
-
-def test_whoever_stops_waiting_stops_the_job(there: There):
-    command = (sys.executable, "-m", "mlops.databricks", "run", "train", "--experiment-name", EXPERIMENT)
-    slow = ("--poll-seconds", "0.1", "model=sklearn_hgb", "model.max_iter=100000")
-    env = environment(**there.workspace.env())
-    process = subprocess.Popen([*command, *slow], cwd=there.root, env=env, stdout=subprocess.PIPE, text=True)
-    there.workspace.once_running = process.terminate
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "its job with it" in said, said
-    assert there.runs()[0].info.status == "KILLED"
-    assert there.workspace.jobs[max(there.workspace.jobs)].state["result_state"] == "CANCELED"
+    # In a store without labels retrain opens no run, so that the one it was given is closed for it.
+    assert there.workspace.statements
+    store = f"feedback.url={there.workspace.statements.create_schema()}"
+    run = there.client.get_run(there.job("retrain", store, name).splitlines()[-1].removeprefix("run_id="))
+    assert run.info.status == "FINISHED" and not there.running()
+    # What was asked and said is in tables there; monitor finds that the inputs changed, and retrain learns from them.
+    url = store.partition("=")[2]
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in there.workspace.env().items():
+            patch.setenv(key, value)
+        rows = load_digits(rotate=25).head(200)
+        mistakes, labels = np.arange(200) < 100, rows["digit"].to_numpy()
+        report(
+            Store(url),
+            MODEL,
+            rows.drop(columns="digit"),
+            labels,
+            (labels + 1) % 10,
+            classes=list(range(10)),
+            mistakes=mistakes,
+        )
+        there.job("monitor", store, name, "monitor.least_rows=100", code=3)
+        assert there.runs("tags.step = 'monitor'")[0].data.tags["retrain"] == "yes"
+        there.job("retrain", store, name, "retrain.least_labels=10", "retrain.giver_share=1", "retrain.reach=1000")
+        labelled = Store(url).labelled(MODEL, "accepted", "used").about
+    assert (labelled["state"] == "used").all() and set(labelled["used_version"]) == {"2"} and len(labelled) == 100
+    assert registry.get_model_version(MODEL, "2").tags["gate.verdict"] and not there.running()

@@ -31,8 +31,7 @@ FORM = "databricks://WAREHOUSE_ID/CATALOG.SCHEMA"
 LOCK = "write"  # a name in `leases`
 LOCKED = 180.0  # seconds after which the lock of a process that died is free,
 HURRY = 60.0  # and those after which a living one sends nothing any more: it would not end in time
-PATIENCE = 30.0  # seconds that a transaction waits for the lock
-TRIES = 8  # of a statement that another one came between
+PATIENCE = 30.0  # seconds that a transaction waits for the lock, and a statement for others that come between
 BYTES = 8_000_000  # in one statement, before base64; a warehouse takes 16 MiB
 ROW_BYTES = 500  # of names, numbers and quotes
 NOW = "unix_micros(current_timestamp()) / 1e6D"  # Unix seconds
@@ -186,14 +185,15 @@ class DeltaDatabase:
         self._insist(statement, **values)
 
     def _insist(self, statement: str, **values: str) -> None:
-        for tried in range(1, TRIES + 1):
+        end, pause = time.monotonic() + PATIENCE, 0.1
+        while True:
             try:
                 return self._warehouse.run(statement, **values)
             except Conflict:
-                if tried == TRIES:
+                if time.monotonic() > end:
                     raise
-            time.sleep(random.uniform(0.1, 0.5) * tried)
-        raise AssertionError
+            time.sleep(random.uniform(0, pause))
+            pause = min(2.0, 2 * pause)
 
     def _of(self, table: sa.Table) -> str:
         return f"{self._schema}.`{table.name}`"

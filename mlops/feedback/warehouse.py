@@ -10,6 +10,7 @@ from mlops.errors import StoreError, UserError
 
 START = 600.0  # seconds that a warehouse has to start; after that a statement has
 STATEMENT = 60.0
+WAIT = 30  # seconds that one call waits for a statement; 5 to 50 are allowed
 POLL = 0.5
 RETRY = 10.0  # seconds in which a call that gets no answer is made again
 LOGIN = "log in with DATABRICKS_HOST and DATABRICKS_TOKEN, or a profile of ~/.databrickscfg"
@@ -62,22 +63,23 @@ class Warehouse:
             if after is None:
                 break
             links = self._ask(self._api.get_statement_result_chunk_n, response.statement_id, after).external_links
-        assert tables, "not even an empty table came"
+        if not tables:  # no row, no link
+            return pa.table({column.name: pa.nulls(0) for column in response.manifest.schema.columns})
         return pa.concat_tables(tables)
 
     def _execute(self, statement: str, values: dict[str, str], **options: Any) -> Any:
         from databricks.sdk.service.sql import StatementState
 
-        response = self._ask(
-            self._api.execute_statement, statement, self.identifier, parameters=_parameters(values), wait_timeout="30s", **options
-        )  # fmt: skip
-        going, began, patience = (StatementState.PENDING, StatementState.RUNNING), time.monotonic(), STATEMENT
+        began, patience, parameters = time.monotonic(), STATEMENT, _parameters(values)
+        options |= {"parameters": parameters, "wait_timeout": f"{WAIT}s"}
+        response = self._ask(self._api.execute_statement, statement, self.identifier, **options)
+        going = (StatementState.PENDING, StatementState.RUNNING)
         while response.status.state in going:
             if response.status.state == StatementState.PENDING:
                 patience = START
             if time.monotonic() - began > patience:
                 self._ask(self._api.cancel_execution, response.statement_id)
-                raise StoreError(f"warehouse {self.identifier} was asked and did not answer in {patience:.0f} seconds")
+                raise StoreError(f"warehouse {self.identifier} was asked and did not answer in {patience:g} seconds")
             time.sleep(POLL)
             response = self._ask(self._api.get_statement, response.statement_id)
         if response.status.state != StatementState.SUCCEEDED:

@@ -1,0 +1,79 @@
+"""A checkout of the project and a workspace to send it to, as one who uses both has them."""
+
+import io
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import environment
+from mlflow import MlflowClient
+from workspace import Workspace
+
+from mlops import databricks, staging
+
+EXPERIMENT = "/Shared/tests"
+MODEL = "main.default.digits"
+SMALL = ("model=sklearn_sgd", "data.stop=600")
+
+
+@dataclass
+class There:
+    """A checkout of the project, and a workspace to send it to."""
+
+    root: Path
+    workspace: Workspace
+    server: str
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        env = environment(**self.workspace.env())
+        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done
+
+    def job(self, entry_point: str, *arguments: str, code: int = 0) -> str:
+        """What `python -m mlops.databricks run` says, to its end; in this process, which has the imports loaded."""
+        options = ("--experiment-name", EXPERIMENT, "--poll-seconds", "0.5")
+        return self.here("run", entry_point, *options, *arguments, code=code)
+
+    def here(self, *arguments: str, code: int = 0) -> str:
+        said = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+            for key, value in self.workspace.env().items():
+                patch.setenv(key, value)
+            patch.setattr(staging, "ROOT", self.root)
+            before = signal.getsignal(signal.SIGTERM)
+            mlflow.set_tracking_uri("databricks")
+            try:
+                ended = databricks.main(arguments)
+            finally:
+                signal.signal(signal.SIGTERM, before)
+                mlflow.set_tracking_uri(None)
+        logs = "\n".join(job.log for job in self.workspace.jobs.values())[-5000:]
+        assert ended == code, f"exit code {ended}\n{said.getvalue()}\n{logs}"
+        return said.getvalue()
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.server)
+
+    def runs(self, condition: str = "") -> list:
+        """All runs of the experiment, newest first."""
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        ids = [found.experiment_id] if found else []
+        return self.client.search_runs(ids, filter_string=condition, order_by=["attributes.start_time DESC"])
+
+    def running(self) -> list:
+        return self.runs("attributes.status = 'RUNNING'")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.1)
