@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Project, copy_project
+from statements import Statements, spark_engine
 from workspace import checkout_at, stand_in
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -28,7 +29,8 @@ def surroundings(page: Path, folder: Path) -> Iterator[tuple[Path, dict[str, str
     if page.stem != "databricks":
         yield copy_project(folder / "project"), {}
         return
-    with stand_in(folder) as workspace:
+    with stand_in(folder) as workspace, spark_engine(folder) as engine:
+        workspace.statements = Statements(engine, workspace.url)
         yield checkout_at(folder / "project"), workspace.env()
 
 

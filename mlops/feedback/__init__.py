@@ -1,4 +1,4 @@
-"""One SQL store of predictions and of what people said about them: SQLite for one machine, PostgreSQL for a team."""
+"""One SQL store of predictions and of what people said about them: SQLite, PostgreSQL, or tables of Unity Catalog."""
 
 from mlops.errors import StoreError
 from mlops.feedback.reading import Labelled, Window
