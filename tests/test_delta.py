@@ -38,6 +38,7 @@ def table(url: str, name: str) -> str:
     [
         ("databricks://{id}", "write databricks://WAREHOUSE_ID/CATALOG.SCHEMA"),
         ("databricks://{id}/default", "write databricks://WAREHOUSE_ID/CATALOG.SCHEMA"),
+        ("databricks:main.default", "feedback.url is not the URL of a warehouse"),
         ("databricks:///main.default", "write databricks://WAREHOUSE_ID/CATALOG.SCHEMA"),
         ("databricks://token:secret@host/main.default", "the login is Databricks' own"),
         ("databricks://other/main.default", "other is not a valid endpoint id"),
@@ -48,7 +49,7 @@ def table(url: str, name: str) -> str:
 def test_a_url_that_leads_nowhere_ends_in_one_line(url: str, given: str, said: str):
     with pytest.raises(UserError, match=said) as error:
         Store(given.format(id=WAREHOUSE))
-    assert "\n" not in str(error.value) and "secret" not in str(error.value) and "feedback.url=" in str(error.value)
+    assert "\n" not in str(error.value) and "secret" not in str(error.value) and "feedback.url" in str(error.value)
 
 
 def test_whoever_has_no_login_is_told_how(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path):

@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError
 
 from mlops.errors import StoreError, UserError
 from mlops.feedback.database import SCHEMA_VERSION, Database, feedback, layouts, leases, metadata, predictions
@@ -47,15 +48,16 @@ class DeltaDatabase:
     UserError for one that cannot be opened. The tables are made where there are none; the schema is not.
     """
 
-    is_sqlite = False
     arrives_in = 10.0  # seconds from a prediction's answer to its row here, when other servers write too
 
     def __init__(self, url: str) -> None:
-        parsed = sa.make_url(url)
+        try:
+            parsed = sa.make_url(url)
+        except (ArgumentError, ValueError):
+            raise UserError(f"feedback.url is not the URL of a warehouse: write {FORM}") from None
         schema = (parsed.database or "").split(".")
         if not parsed.host or len(schema) != 2 or not all(schema) or parsed.query or parsed.username:
             raise UserError(f"feedback.url={parsed.render_as_string()}: write {FORM}; the login is Databricks' own")
-        self.shown = url
         self._schema = ".".join(f"`{part.replace('`', '``')}`" for part in schema)
         self._ahead = 0.0  # seconds by which the warehouse's clock is ahead of this machine's
         self._one = threading.Lock()  # threads of one process do not quarrel over there

@@ -1,5 +1,6 @@
 """A SQL warehouse of Databricks: one statement at a time by its REST interface; what it answers comes as Arrow."""
 
+import re
 import time
 from typing import Any
 
@@ -119,7 +120,7 @@ def _download(link: str) -> pa.Table:
 
 
 def _error(text: str) -> StoreError:
-    if "DELTA_CONCURRENT" in text or "DELTA_METADATA_CHANGED" in text or "DELTA_PROTOCOL_CHANGED" in text:
+    if re.search(r"DELTA_CONCURRENT|Concurrent\w+Exception|DELTA_(METADATA|PROTOCOL)_CHANGED", text):
         return Conflict(text)
     missing = any(word in text for word in ("TABLE_OR_VIEW_NOT_FOUND", "SCHEMA_NOT_FOUND", "NO_SUCH_CATALOG"))
     return Missing(text) if missing else Refused(text)
