@@ -112,6 +112,7 @@ class Database:
     """
 
     arrives_in = 1.5  # seconds from a prediction's answer to its row here, when other servers write too
+    pruned_every = 600.0  # seconds
 
     def __init__(self, url: str, timeout: float) -> None:
         try:

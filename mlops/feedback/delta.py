@@ -49,6 +49,7 @@ class DeltaDatabase:
     """
 
     arrives_in = 10.0  # seconds from a prediction's answer to its row here, when other servers write too
+    pruned_every = 86400.0  # seconds: nobody pays for a warehouse that is kept awake for it
 
     def __init__(self, url: str) -> None:
         try:

@@ -20,7 +20,6 @@ BATCH = 2_000  # requests in one transaction,
 BATCH_BYTES = 32_000_000  # or as many as take this
 ROOM = 256_000_000  # bytes that may wait; beyond it the oldest go
 REQUEST_BYTES = 1_000  # what a request takes beside its rows
-PRUNE_EVERY = 600.0  # seconds, and whenever a fiftieth of the store's size was written
 
 logger = logging.getLogger(__name__)
 
@@ -203,8 +202,8 @@ class Recorder:
         return records
 
     def _prune(self) -> None:
-        limit = self._settings.keep_gb * 1e9
-        if time.monotonic() - self._pruned < PRUNE_EVERY and self._written < limit / 50:
+        limit = self._settings.keep_gb * 1e9  # and whenever a fiftieth of it was written
+        if time.monotonic() - self._pruned < self._store.database.pruned_every and self._written < limit / 50:
             return
         try:
             if (
