@@ -67,8 +67,10 @@ class DeltaDatabase:
         try:
             self._warehouse = Warehouse(parsed.host)
             self._prepare()
-        except Refused as error:
+        except Missing as error:
             raise UserError(f"feedback.url={url}: {error}: write {FORM}, of a schema that is there") from None
+        except Refused as error:
+            raise UserError(f"feedback.url={url}: {error}: {FORM} is due") from None
         except StoreError as error:
             logger.warning("feedback.url=%s: %s; it is tried again with each use", url, error)
 
@@ -247,7 +249,9 @@ class DeltaDatabase:
             if any(one["name"] == LOCK and one["holder"] == me for one in found):
                 break
             if time.monotonic() > end:
-                raise StoreError("another process is writing")
+                raise StoreError(
+                    f"another process is writing, or died while it did: then it is free in {LOCKED:g} seconds"
+                )
             time.sleep(random.uniform(0.1, 0.6))
         self._ahead = found[0]["now"] - time.time()
         held = [(one["name"], one["holder"], one["until"]) for one in found if one["name"] != LOCK]

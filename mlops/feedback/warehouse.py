@@ -88,18 +88,19 @@ class Warehouse:
             raise _error(_line(error.message if error else response.status.state.value))
         return response
 
-    @staticmethod
-    def _ask(call: Any, *arguments: Any, **options: Any) -> Any:
+    def _ask(self, call: Any, *arguments: Any, **options: Any) -> Any:
         from databricks.sdk import errors
 
         try:
             return call(*arguments, **options)
-        except (errors.InternalError, errors.TemporarilyUnavailable, errors.TooManyRequests, TimeoutError) as error:
+        except (errors.Unauthenticated, errors.PermissionDenied) as error:
+            raise Refused(f"{_line(error)}: {LOGIN}") from error
+        except (errors.InternalError, errors.TemporarilyUnavailable, errors.TooManyRequests) as error:
             raise StoreError(_line(error)) from error
         except errors.DatabricksError as error:
             raise _error(_line(error)) from error
-        except (requests.RequestException, OSError) as error:
-            raise StoreError(_line(error)) from error
+        except (requests.RequestException, OSError) as error:  # a TimeoutError too
+            raise StoreError(f"the workspace of warehouse {self.identifier} does not answer: {_line(error)}") from error
 
 
 def _parameters(values: dict[str, str]) -> list[Any]:
@@ -127,4 +128,5 @@ def _error(text: str) -> StoreError:
 
 
 def _line(error: object) -> str:
-    return " ".join(str(error).split())[:500]
+    """Without the settings that Databricks' client lists behind its messages."""
+    return " ".join(str(error).split(" Config: ")[0].split())[:500]

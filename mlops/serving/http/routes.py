@@ -113,8 +113,9 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
         return JSONResponse(parts.refusal(RequestError(422, f"{where}: {first['msg']}, see /docs")), 422)
 
     @api.exception_handler(StoreError)
-    async def store_is_away(_: Request, error: StoreError) -> JSONResponse:
-        return JSONResponse(parts.refusal(RequestError(503, f"nothing was stored: {error}; try again")), 503)
+    async def store_is_away(request: Request, error: StoreError) -> JSONResponse:
+        what = "the feedback store does not work" if request.method == "GET" else "nothing was stored"
+        return JSONResponse(parts.refusal(RequestError(503, f"{what}: {error}; try again")), 503)
 
     # --- health and status ---
 
