@@ -91,7 +91,6 @@ def check_store() -> None:
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_DATABRICKS_ENDPOINT_HTTP_RETRY_TIMEOUT", "30")  # seconds; a workspace has its own
     uri = mlflow.get_tracking_uri()
     try:
         if uri.startswith(("http://", "https://")):
