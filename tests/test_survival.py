@@ -217,6 +217,7 @@ def test_what_was_acknowledged_survives_a_kill(project: Project, told: Served):
         addresses = [webhook.url for webhook in project.client.list_webhooks()]
         assert sorted(addresses) == sorted(f"{server.url}/events" for server in (told, served))
         slow = Slow(served)
+        assert served.ask("/livez").status == 200  # came later, so the slow one is in the server's hands by now
         served.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         assert slow.answer(whole=True).body["predictions"] == [1, 1] and served.process.wait(60) == 0
