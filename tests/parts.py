@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -11,9 +12,14 @@ def need(name: str, package: str) -> str:
     """The path of a program, of PATH or of Debian's PostgreSQL; skips the test, or fails it, where there is none."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, versions)])
-    if found := shutil.which(name, path=path):
-        return found
-    message = f"{name} is not installed: apt-get install {package}"
+    found = shutil.which(name, path=path)
+    if found is None:
+        lacks(f"{name} is not installed: apt-get install {package}")
+    return found
+
+
+def lacks(message: str) -> NoReturn:
+    """Skip the test, or fail it where all parts are due."""
     if os.environ.get("ALL_PARTS"):
         pytest.fail(message)
     pytest.skip(message)

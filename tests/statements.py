@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pytest
 from conftest import ROOT, environment, free_port, wait_for
+from parts import lacks
 
 WAREHOUSE = "0123456789abcdef"
 PART = 1_000  # rows behind one link
@@ -166,10 +166,7 @@ def spark_engine(folder: Path) -> Iterator[str]:
     """The address of a Spark SQL whose tables are in `folder`."""
     installed = Path(sys.prefix) / "warehouse"
     if not installed.is_dir():
-        message = f"{installed} is missing: make setup"
-        if os.environ.get("ALL_PARTS"):
-            pytest.fail(message)
-        pytest.skip(message)
+        lacks(f"{installed} is missing: make setup")
     port = free_port()
     command = [sys.executable, str(ROOT / "tests" / "spark.py"), str(folder / "tables"), str(port)]
     env = environment(

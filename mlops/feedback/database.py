@@ -193,10 +193,8 @@ class Database:
         """Store all of them or none; what is there already stays as it is."""
         with self.write(durable=False) as connection:
             self._insert(connection, layouts, layout_rows)
-            start, size = 0, AT_ONCE
-            while start < len(
-                prediction_rows
-            ):  # in few statements: each hands the interpreter to the server's thread and back
+            start, size = 0, AT_ONCE  # few statements: each hands the interpreter to the server's thread and back
+            while start < len(prediction_rows):
                 while size > len(prediction_rows) - start:
                     size //= 2
                 self._insert(connection, predictions, prediction_rows[start : start + size])

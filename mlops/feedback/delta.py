@@ -105,7 +105,7 @@ class DeltaDatabase:
                     self._merge(table, list(rows), "WHEN MATCHED THEN UPDATE SET *")
 
     def append(self, layout_rows: Sequence[tuple], prediction_rows: Sequence[tuple]) -> None:
-        """Store what is not there yet. Labels wait for no lock this way."""
+        """Store what is not there yet, without the lock. ValueError for a request that no statement takes."""
         new = [row for row in layout_rows if row[0] not in self._layouts]
         self._merge(layouts, new)
         self._layouts |= {row[0] for row in new}

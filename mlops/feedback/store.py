@@ -28,7 +28,7 @@ from mlops.feedback.records import (
     parse,
     prediction_id,
     request_id,
-)  # fmt: skip
+)
 
 STEP_ROWS, STEP_BYTES = 5_000, 32_000_000  # that one call of prune deletes at most
 ROW_BYTES = 300  # of a prediction, beside inputs and outputs
@@ -53,7 +53,10 @@ class Store:
     # --- predictions ---
 
     def write_predictions(self, records: Sequence[Prediction]) -> None:
-        """Store all of them or none; one that is there already stays as it is, so that a try may be repeated."""
+        """Store all of them or none; one that is there already stays as it is, so that a try may be repeated.
+
+        Where a warehouse needs several statements for them, some may be stored when StoreError comes.
+        """
         names = {record.columns: "" for record in records}
         for columns in names:
             names[columns] = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16]
