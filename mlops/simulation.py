@@ -107,7 +107,8 @@ class Traffic:
 
     def _post(self, path: str, body: dict) -> dict:
         answer = self._session.post(self.url + path, json=body, timeout=30)
-        answer.raise_for_status()
+        if not answer.ok:
+            raise requests.HTTPError(f"{path} {answer.status_code}: {answer.text.strip()}")
         return answer.json()
 
     def accuracy(self, phase: str | None = None, version: str | None = None, last: int | None = None) -> float:

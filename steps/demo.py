@@ -88,6 +88,8 @@ def show(cfg: DictConfig, traffic: Traffic, marks: list[tuple[int, str]]) -> Non
     mlflow.log_figure(accuracy_figure(traffic.asked, marks, cfg.registered_model_name), "demo.png")
     accuracies = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key.startswith("accuracy"))
     print(f"demo: {accuracies}; version {first} to {last}, {len(traffic.failures)} failed requests")
+    for failure in traffic.failures[:1]:
+        print(f"demo: the first that failed: {failure}")
     print(f"demo: {lineage.how_to_look('/#/models/' + quote(cfg.registered_model_name))}")
     raise SystemExit(bool(traffic.failures or first == last))
 
