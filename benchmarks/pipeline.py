@@ -81,9 +81,8 @@ def main() -> None:
     print("| command | CPU s, median | ratio to one script, median (min to max) |\n|---|---|---|")
     for name, values in seconds.items():
         ratios = [value / other for value, other in zip(values, seconds["one script"], strict=True)]
-        print(
-            f"| {name} | {statistics.median(values):.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
-        )
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {name} | {statistics.median(values):.1f} | {ratio} |")
     reused = [b / a for a, b in zip(seconds["steps.pipeline"], seconds["steps.pipeline, reused"], strict=True)]
     print(f"\nreused run to first run: {statistics.median(reused):.2f}")
 

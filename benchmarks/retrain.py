@@ -190,8 +190,8 @@ def print_arms(cases: dict[tuple[str, str], list[dict[str, Result]]], key: str) 
 
 def print_targets(cases: dict[tuple[str, str], list[dict[str, Result]]], floor: float = -1.0) -> None:
     print(
-        f"\n| family | regime | warm to scratch, new (≥ {floor:.0f}) | warm to equal budget, new (≥ 2) | warm to champion, old (≥ -2) "
-        "| visits (≤ .25) | missed |\n|---|---|---|---|---|---|---|"
+        f"\n| family | regime | warm to scratch, new (≥ {floor:.0f}) | warm to equal budget, new (≥ 2) "
+        "| warm to champion, old (≥ -2) | visits (≤ .25) | missed |\n|---|---|---|---|---|---|---|"
     )
     for (family, regime), results in cases.items():
         new, old = ({arm: column(results, arm, key) for arm in results[0]} for key in ("new", "old"))

@@ -3,7 +3,8 @@
     python benchmarks/serving.py --seconds 5 --rounds 3
 
 Needs wrk (apt-get install wrk). Every server runs alone on 2 cores with one process; ours checks the schema, stores every
-prediction and counts, and is measured once its compiled path is in use, a second or two after its first answer. A cell is the median over rounds of the ratio to mlflow's requests per second in the same round.
+prediction and counts, and is measured once its compiled path is in use, a second or two after its first answer. A cell is the
+median over rounds of the ratio to mlflow's requests per second in the same round.
 """
 
 import argparse
@@ -39,7 +40,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PORT = 5099
 URL = f"http://127.0.0.1:{PORT}"
-CELLS = [("numeric", 1, 1), ("numeric", 1, 8), ("numeric", 1, 64), ("numeric", 1000, 8), ("mixed", 1, 1), ("mixed", 1, 8), ("mixed", 1, 64)]  # fmt: skip
+CELLS = [("numeric", 1, 1), ("numeric", 1, 8), ("numeric", 1, 64), ("numeric", 1000, 8),
+         ("mixed", 1, 1), ("mixed", 1, 8), ("mixed", 1, 64)]  # fmt: skip
 
 
 def tables() -> dict[str, tuple[pd.DataFrame, object]]:

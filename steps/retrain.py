@@ -56,7 +56,8 @@ def train_on(cfg: DictConfig, lease: Lease) -> str | None:
         **{key: settings[key] for key in ("init", "new_classes", "giver_share", "reach")},
     )  # fmt: skip
     if len(choice.new) < settings["least_labels"]:
-        return print(f"retrain: nothing to do, {len(choice.new)} new labels; left out are {choice.left_out}")
+        due = f"{len(choice.new)} new labels of retrain.least_labels={settings['least_labels']}"
+        return print(f"retrain: nothing to do, {due}; left out: {choice.why_left_out}")
 
     ids = labelled.about["feedback_id"].to_numpy()
     with lineage.start_run("retrain", cfg) as run:

@@ -572,7 +572,8 @@ columns = tuple(f"column {i}" for i in range(30))
 start = time.perf_counter()
 for at in range(0, len(rows), 5000):
     store.write_predictions([
-        Prediction(request_id(10**9 + i, 0), 1.0, "digits", "1", 1, columns, "f8", rows[i].tobytes(), [i % 10], [0.5], 1.0, None, 0.05, 1.0)
+        Prediction(request_id(10**9 + i, 0), 1.0, "digits", "1", 1, columns, "f8", rows[i].tobytes(), [i % 10], [0.5], 1.0,
+                   None, 0.05, 1.0)
         for i in range(at, at + 5000)
     ])
 wrote = time.perf_counter() - start

@@ -66,6 +66,8 @@ def test_one_giver_adds_so_much_and_the_newest_first(dataset: Dataset) -> None:
     left = select(flood, dataset, classes=None, **limits).to_numpy()
     assert (left[:n] == "share").all() and (left[n : n + 5] == "").all()
     assert (left == "").sum() == most + 5 and (left[-most:] == "").all()
+    choice = choose(flood, dataset, classes=None, init="warm", new_classes="error", rejected=[], **limits)
+    assert choice.why_left_out == f"{2 * n - most - 5} (share)"
     # Those that trained already do not count again, and what a client calls itself counts where it has no token.
     flood.about.loc[flood.about.index[-most:], "state"] = "used"
     left = select(flood, dataset, classes=None, **limits).to_numpy()
@@ -150,7 +152,7 @@ def test_an_unknown_label_stops_it_or_starts_from_scratch(dataset: Dataset) -> N
     message = refusal(choose, labels, dataset, new_classes="error", **settings)
     assert "retrain.new_classes=error: 3 accepted labels" in message and "'perhaps' (3)" in message
     choice = choose(labels, dataset, new_classes="scratch", **settings)
-    assert choice.init == "scratch" and choice.new.tolist() == list(range(15)) and choice.left_out == {}
+    assert choice.init == "scratch" and choice.new.tolist() == list(range(15)) and choice.why_left_out == "none"
     assert choice.replayed.tolist() == list(range(15, 20))
     known = take(labels, np.arange(3, 20))
     choice = choose(known, dataset, new_classes="error", **settings)

@@ -203,14 +203,16 @@ def bad(rows: pd.DataFrame) -> Iterator[tuple[str, str, bytes]]:
             body = f'{{"dataframe_split":{{"columns":{json.dumps(columns)},"data":[[{",".join(cells)}]]}}}}'
             yield f"{text[:20]} in column {i}", JSON, body.encode()
             if i in (0, 4):
-                two = f'{{"dataframe_split":{{"columns":{json.dumps(columns)},"data":[{json.dumps(data[0])},[{",".join(cells)}]]}}}}'
+                rows = f"[{json.dumps(data[0])},[{','.join(cells)}]]"
+                two = f'{{"dataframe_split":{{"columns":{json.dumps(columns)},"data":{rows}}}}}'
                 yield f"{text[:20]} in column {i}, second row", JSON, two.encode()
                 named = ",".join(f"{json.dumps(name)}:{cell}" for name, cell in zip(columns, cells, strict=True))
                 for key in ("dataframe_records", "instances", "inputs"):
                     yield f"{text[:20]} in column {i} of {key}", JSON, f'{{"{key}":[{{{named}}}]}}'.encode()
     for name, content in {
         "no columns": {"dataframe_split": {"data": data}}, "no data": {"dataframe_split": {"columns": columns}},
-        "no rows": {"dataframe_split": {"columns": columns, "data": []}}, "data is one": {"dataframe_split": {"columns": columns, "data": 1}},
+        "no rows": {"dataframe_split": {"columns": columns, "data": []}},
+        "data is one": {"dataframe_split": {"columns": columns, "data": 1}},
         "other key": {"dataframe_split": {"columns": columns, "data": data, SECRET: 1}},
         "missing column": {"dataframe_split": {"columns": columns[1:], "data": [row[1:] for row in data]}},
         "more columns": {"dataframe_split": {"columns": [*columns, SECRET], "data": [[*row, SECRET] for row in data]}},
@@ -238,9 +240,11 @@ def bad(rows: pd.DataFrame) -> Iterator[tuple[str, str, bytes]]:
     csv = rows.to_csv(index=False).encode()
     for name, kind, body in (
         ("no type", "", whole), ("xml", "text/xml", whole), ("charset", f"{JSON}; charset=latin-1", whole),
-        ("parameter", f"{JSON}; {SECRET}=1", whole), ("upper case", "Application/JSON", whole), ("bytes", "text/csv", b"\xff\xfe"),
+        ("parameter", f"{JSON}; {SECRET}=1", whole), ("upper case", "Application/JSON", whole),
+        ("bytes", "text/csv", b"\xff\xfe"),
         ("empty csv", "text/csv", b""), ("csv of text", "text/csv", csv.replace(b".", SECRET.encode())),
-        ("half csv", "text/csv", csv[: len(csv) // 2]), ("csv as json", JSON, csv), ("parquet", "application/vnd.apache.parquet", b"PAR1"),
+        ("half csv", "text/csv", csv[: len(csv) // 2]), ("csv as json", JSON, csv),
+        ("parquet", "application/vnd.apache.parquet", b"PAR1"),
     ):  # fmt: skip
         yield name, kind, body
 

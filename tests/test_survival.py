@@ -36,7 +36,8 @@ from sklearn.preprocessing import FunctionTransformer
 NAME = "survivor"
 SECRET = "the secret"
 NOWHERE = "serve.webhook_url=http://127.0.0.1:1/events"
-POLLING = (f"registered_model_name={NAME}", "serve.poll_seconds=0.5", "serve.cache=.polling", "serve.timeout=1", "serve.idle_seconds=4",
+POLLING = (f"registered_model_name={NAME}", "serve.poll_seconds=0.5", "serve.cache=.polling", "serve.timeout=1",
+           "serve.idle_seconds=4",
            "feedback.url=sqlite:///polling.db", "serve.webhook=true", NOWHERE)  # fmt: skip
 TABLE = pd.DataFrame({"a": [0.0, 1.0, 2.0], "b": [1.0, 0.0, 1.0]})
 

@@ -105,8 +105,9 @@ class Store:
         """Check and store labels in one transaction that is on disk before this returns; one outcome each, in order.
 
         `classes` are those of the registered model `name` (None: of any); None for a regression. With review="manual"
-        every label waits as `new`. A label that is none of the classes is kept as `rejected`. The same label again is counted. Another label than one given
-        before waits as `new`, and so does the earlier one unless an administrator accepted or a training used it.
+        every label waits as `new`. A label that is none of the classes is kept as `rejected`. The same label again is
+        counted. Another label than one given before waits as `new`, and so does the earlier one unless an administrator
+        accepted or a training used it.
         """
         assert review in ("auto", "manual"), review
         wanted = sorted({request for item in items if (request := parse(item.prediction_id)[0])})
@@ -160,7 +161,8 @@ class Store:
         else:
             connection.execute(
                 sa.insert(feedback).values(
-                    prediction_id=request, row=index, label=text, source=clean(item.source), comment=clean(item.comment), token=clean(item.token),
+                    prediction_id=request, row=index, label=text, source=clean(item.source),
+                    comment=clean(item.comment), token=clean(item.token),
                     given=None if dumps(item.label) == text else dumps(item.label), time=time.time(), state=state,
                     reason=reason, is_correction=not same(label, outputs[index]), audit=index in audit,
                 )

@@ -98,6 +98,10 @@ class Choice:
     init: str
     left_out: dict[str, int]  # why, and how many of the accepted labels
 
+    @property
+    def why_left_out(self) -> str:
+        return ", ".join(f"{n} ({why})" for why, n in self.left_out.items()) or "none"
+
 
 def choose(
     labelled: Labelled,
