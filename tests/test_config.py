@@ -31,6 +31,12 @@ def test_each_entry_point_has_a_configuration_and_a_script():
         assert "parameters" not in entry, "defaults live in conf/ alone"
 
 
+def test_the_people_of_the_demo_are_not_limited_as_one_client():
+    """All their labels, at most one for each request, come from one address."""
+    cfg = composed("demo", "demo.per_second=500")
+    assert cfg.serve.feedback_per_minute >= 60 * cfg.demo.per_second > composed("serve").serve.feedback_per_minute
+
+
 @pytest.mark.parametrize("path", GROUPS, ids=str)
 def test_each_option_composes_and_can_be_made(path: Path):
     group, option = path.parent.name, path.stem

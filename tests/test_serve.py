@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 
+import pandas as pd
 import pytest
 from conftest import Project
 from hydra import compose, initialize_config_dir
@@ -17,6 +18,7 @@ from serving import ROWS, Served, register_constant, serving
 from mlops.errors import UserError
 from mlops.feedback import Store
 from mlops.serving.settings import Settings
+from mlops.simulation import Traffic
 
 NAME = "constant"
 
@@ -154,6 +156,21 @@ def test_an_open_address_needs_tokens(project: Project, client: MlflowClient):
         review = f"/feedback/{given['prediction_id']}/review"
         assert served.ask(review, {"accept": True}, Authorization="Bearer f").status == 401
         assert served.ask(review, {"accept": True}, Authorization="Bearer a").body["state"] == "accepted"
+
+
+def test_simulated_people_count_what_fails_and_say_why(server: Served):
+    rows = pd.DataFrame({"a": [1.0] * 4, "b": [2.0] * 4, "digit": [1, 1, 1, 1]})
+    people = Traffic(target="digit", per_second=100, reports=1, people=1, url=server.url)
+    people.send("right", rows, lambda sent: sent == 4, lambda: None)
+    assert not people.failures and people.accuracy("right") == 1
+    people.send("half a row", rows.drop(columns="b"), lambda sent: sent == 4, lambda: None)
+    assert len(people.failures) == 4 and len(people.asked) == 4
+    labels = people.labels
+    people.send("no class", rows.assign(digit=[[]] * 4), lambda sent: sent == 4, lambda: None)
+    assert len(people.failures) == 8 and people.accuracy("no class") == people.labels - labels == 0
+    assert people.failures[0].startswith("HTTPError: /invocations 400: ") and "column" in people.failures[0]
+    assert people.failures[-1].startswith("HTTPError: /feedback 422: ")
+    assert "body.label: text of at most 1000 characters, a number, true or false is due" in people.failures[-1]
 
 
 def test_a_label_bears_the_name_of_the_token_that_it_came_with(project: Project, client: MlflowClient):

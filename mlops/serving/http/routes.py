@@ -11,7 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from mlflow.version import VERSION
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -27,6 +28,7 @@ PAGE = Path(__file__).with_name("page.html").read_text()
 # Nothing on the page comes from elsewhere, and nothing on it can send anywhere else.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
+LABEL_CHARACTERS = 1000
 ROWS = {"type": "array", "items": {"type": "array", "items": {}}}
 INVOCATIONS = {
     "requestBody": {
@@ -53,7 +55,18 @@ INVOCATIONS = {
         },
     }
 }
-Label = StrictBool | StrictInt | StrictFloat | Annotated[StrictStr, Field(max_length=1000)]
+
+
+def _check_label(given: Any) -> Any:
+    """One message for what is none of the kinds below, instead of one for each of them."""
+    if isinstance(given, bool | int | float) or (isinstance(given, str) and len(given) <= LABEL_CHARACTERS):
+        return given
+    due = f"text of at most {LABEL_CHARACTERS} characters, a number, true or false is due"
+    raise PydanticCustomError("label", due)
+
+
+AnyLabel = StrictBool | StrictInt | StrictFloat | Annotated[StrictStr, Field(max_length=LABEL_CHARACTERS)]
+Label = Annotated[AnyLabel, BeforeValidator(_check_label)]
 
 
 class Given(BaseModel):
@@ -109,7 +122,8 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
         first = max(error.errors(), key=lambda one: len(one["loc"]))  # of one label or a list of them, what was meant
         # A key that is not known is the client's own text.
         known = first["loc"][:-1] if first["type"] == "extra_forbidden" else first["loc"]
-        where = ".".join(str(part) for part in known if isinstance(part, int) or str(part).isidentifier())
+        named = (part for part in known if isinstance(part, int) or str(part).isidentifier())
+        where = ".".join(str(part) for part in named if part != Given.__name__)
         return JSONResponse(parts.refusal(RequestError(422, f"{where}: {first['msg']}, see /docs")), 422)
 
     @api.exception_handler(StoreError)
