@@ -57,9 +57,17 @@ def test_each_option_composes_and_can_be_made(path: Path):
         assert callable(get_method(cfg.data._target_))
 
 
+def test_an_experiment_wins_over_the_defaults_and_the_command_line_over_it():
+    quick = composed("main", "experiment=quick")
+    assert quick.data.stop == 600 and quick.model.classifier._target_.endswith("SGDClassifier")
+    typed = composed("main", "experiment=quick", "model=sklearn_forest", "data.stop=900")
+    assert typed.data.stop == 900 and typed.model == composed("main", "model=sklearn_forest").model
+
+
 @pytest.mark.parametrize("path", sorted(launch.CONF.rglob("*.yaml")), ids=lambda path: path.name)
 def test_each_file_opens_with_the_command_that_runs_it(path: Path):
-    first = path.read_text().splitlines()[0]
+    lines = path.read_text().splitlines()
+    first = lines[lines[0].startswith("# @package ")]  # which Hydra reads in the first line alone
     assert first.startswith(("# mlflow run .", "# python -m steps.", "# What every entry point takes")), first
 
 
