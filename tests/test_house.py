@@ -41,9 +41,9 @@ def test_no_circle():
     TopologicalSorter(inside).prepare()
 
 
-def test_only_launch_knows_hydra():
+def test_only_launch_and_its_arguments_know_hydra():
     knowing = {name for name, found in modules("mlops").items() if any(m.split(".")[0] == "hydra" for m in found)}
-    assert knowing == {"mlops.launch"}
+    assert knowing == {"mlops.launch", "mlops.arguments"}
 
 
 def test_no_step_is_long():

@@ -8,14 +8,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from mlops import launch
+from mlops import arguments, launch
 
 ROOT = Path(__file__).parent.parent
 
 
 def composed(*tokens: str, config: str = "train"):
     with initialize_config_dir(str(launch.CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose(config, overrides=launch.to_overrides(tokens)), resolve=True)
+        return OmegaConf.to_container(compose(config, overrides=arguments.to_overrides(tokens)), resolve=True)
 
 
 def test_every_form_means_the_same():
@@ -28,8 +28,8 @@ def test_every_form_means_the_same():
 
 
 def test_version_is_a_key_where_it_has_a_value():
-    assert launch.to_overrides(["--version", "previous"]) == ["version=previous"]
-    assert launch.to_overrides(["--version"]) == ["--version"]
+    assert arguments.to_overrides(["--version", "previous"]) == ["version=previous"]
+    assert arguments.to_overrides(["--version"]) == ["--version"]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,6 @@ def test_hydra_meaning_where_its_grammar_reads_the_value_and_plain_text_elsewher
 @example("1,2 = {3} 'x\" #@%")
 @settings(max_examples=300, deadline=None)
 def test_free_text_survives_unchanged(text):
-    quoted = launch.quote(f"description={text}")
-    cfg = OmegaConf.create({"description": launch._parse(quoted).value(), "seed": 1})
+    quoted = arguments.quote(f"description={text}")
+    cfg = OmegaConf.create({"description": arguments.parse(quoted).value(), "seed": 1})
     assert cfg.description == text

@@ -10,7 +10,8 @@ import yaml
 from conftest import ROOT
 from workspace import checkout_at, git
 
-from mlops import databricks, launch, lineage, staging
+from mlops import databricks, lineage, staging
+from mlops.arguments import to_overrides
 from mlops.errors import UserError
 
 
@@ -185,5 +186,5 @@ def test_hosted_tracking_asks_for_an_experiment(monkeypatch: pytest.MonkeyPatch,
 def test_the_words_of_run_mean_there_what_they_mean_here(tokens: list[str]):
     (parameter,) = databricks.as_parameters(tokens).items()
     there = (f"--{parameter[0]}", parameter[1])
-    assert launch.to_overrides(there) == launch.to_overrides(tokens)
+    assert to_overrides(there) == to_overrides(tokens)
     assert databricks.as_parameters([]) == {}
