@@ -12,8 +12,10 @@ import re
 import signal
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
@@ -75,7 +77,14 @@ def step(
     return decorate
 
 
-def _terminate(*_: object) -> NoReturn:
+def _terminate(_: int, frame: FrameType | None) -> None:
+    """Raise Terminated; a moment later where an exception would be lost: in a finalizer, or what a weak reference calls."""
+    while frame:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
+            signal.signal(signal.SIGALRM, _terminate)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
+        frame = frame.f_back
     raise Terminated(128 + signal.SIGTERM)
 
 

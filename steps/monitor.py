@@ -82,7 +82,7 @@ def look_once(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
 
 def act(cfg: DictConfig, decision: Decision, new_labels: int) -> int:
     """Start retrain and wait for it; its exit code. One at a time is its own affair: it takes a turn in the store."""
-    due = cfg.monitor.labels_with_drift
+    due = min(cfg.monitor.labels, cfg.monitor.labels_with_drift)
     if new_labels < due:
         print(f"monitor: not retrained, {new_labels} new labels of {due}: ask for labels of audit rows", flush=True)
         return 0

@@ -1,5 +1,8 @@
 """Any argument form gives the same configuration; text survives; mistakes end in one line."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,20 @@ def test_every_form_means_the_same():
     assert composed("--model.lr=0.1", "--seed=7") == wanted
     assert composed("--overrides", "model.lr=0.1 seed=7") == wanted
     assert composed("overrides=model.lr=0.1 --seed 7", "") == wanted
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer")
+def test_sigterm_in_a_callback_that_loses_exceptions_comes_back():
+    program = (
+        "import os, signal, time, weakref; from mlops import launch\n"
+        "class Thing: pass\n"
+        "signal.signal(signal.SIGTERM, launch._terminate)\n"
+        "thing = Thing(); weakref.finalize(thing, os.kill, os.getpid(), signal.SIGTERM)\n"
+        "del thing\n"
+        "time.sleep(10); print('lost')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143 and "lost" not in done.stdout + done.stderr, done.stderr
 
 
 def test_version_is_a_key_where_it_has_a_value():

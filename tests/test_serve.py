@@ -224,7 +224,9 @@ def test_connections_are_limited_and_idle_ones_end(project: Project, client: Mlf
     with serving(project, *arguments, "feedback.url=null") as served:
         served.wait()
         host, port = served.url.removeprefix("http://").split(":")
-        idle = [socket.create_connection((host, int(port)), timeout=60) for _ in range(12)]
+        idle = [socket.create_connection((host, int(port)), timeout=60) for _ in range(9)]
+        served.wait("/livez", seconds=2)  # the tenth
+        idle += [socket.create_connection((host, int(port)), timeout=60) for _ in range(3)]
         refused = served.ask("/livez")
         assert refused.status == 503 and "\n" not in refused.body
         assert {one.recv(1) for one in idle} == {b""}

@@ -203,8 +203,8 @@ def bad(rows: pd.DataFrame) -> Iterator[tuple[str, str, bytes]]:
             body = f'{{"dataframe_split":{{"columns":{json.dumps(columns)},"data":[[{",".join(cells)}]]}}}}'
             yield f"{text[:20]} in column {i}", JSON, body.encode()
             if i in (0, 4):
-                rows = f"[{json.dumps(data[0])},[{','.join(cells)}]]"
-                two = f'{{"dataframe_split":{{"columns":{json.dumps(columns)},"data":{rows}}}}}'
+                both = f"[{json.dumps(data[0])},[{','.join(cells)}]]"
+                two = f'{{"dataframe_split":{{"columns":{json.dumps(columns)},"data":{both}}}}}'
                 yield f"{text[:20]} in column {i}, second row", JSON, two.encode()
                 named = ",".join(f"{json.dumps(name)}:{cell}" for name, cell in zip(columns, cells, strict=True))
                 for key in ("dataframe_records", "instances", "inputs"):

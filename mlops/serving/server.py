@@ -51,10 +51,11 @@ def _run(settings: Settings, told: threading.Event) -> None:
         "mlops.serving.http.app:create_app", factory=True, host=settings.host, port=settings.port, workers=settings.workers,
         http=Connection, ws="none", access_log=False, log_level="warning", server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=int(settings.timeout) + 5, timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]
-        limit_concurrency=settings.max_connections, backlog=2048,
+        limit_concurrency=settings.max_connections + 1, backlog=2048,  # from which on it refuses
     )  # fmt: skip
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
     webhook = _register(settings, f"http://{host}:{port}/events") if settings.webhook else None
     try:
         ready = f"serve: http://{host}:{port} for {settings.registered_model_name}, Ctrl-C stops it"
