@@ -61,7 +61,7 @@ def load_data(
     task: str = "auto",
     key: str | None = None,
     drop: Sequence[str] = (),
-    split: Mapping[str, Any],
+    split: Mapping[str, Any] | None = None,
     **loader_arguments: Any,
 ) -> Dataset:
     """Call the loader `_target_` with `loader_arguments` and make its DataFrame a Dataset.
@@ -75,6 +75,10 @@ def load_data(
 
     Raises UserError, in one line, for whatever in the arguments or in the rows leaves no model to learn.
     """
+    if split is None:
+        raise UserError(
+            "data.split is missing: add split: {val: 0.15, test: 0.2, seed: 0}, as conf/data/digits.yaml has it"
+        )
     fractions = checked_split(split)
     if task not in ("auto", "classification", "regression"):
         raise UserError(f"data.task={task}: use auto, classification or regression")

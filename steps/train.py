@@ -14,6 +14,7 @@ from mlops import launch, lineage
 from mlops.datasets import as_mlflow, load_data
 from mlops.evaluation import score_parts
 from mlops.formats import make_folder
+from mlops.tables import absolute
 
 
 @launch.step("train")
@@ -34,7 +35,7 @@ def main(cfg: DictConfig) -> None:
 
     # The model says what it learned from, so that evaluate needs nothing but the model.
     if "path" in data:
-        data["path"] = dataset.source  # absolute, for whoever evaluates from another folder
+        data["path"] = absolute(str(data["path"]))  # for whoever evaluates from another folder
     metadata = {
         "data": data, "dataset_digest": dataset.digest, "task": dataset.task, "target": dataset.target,
         "run_id": lineage.active_run().info.run_id,

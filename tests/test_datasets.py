@@ -57,6 +57,7 @@ def test_bad_columns(csv, tmp_path):
     assert "data.target=Incom" in message and "'income'" in message
     message = refusal(table, csv, target="qqqqqq")
     assert "age, income, member" in message
+    assert "data.split is missing" in refusal(table, csv, split=None)
     assert "data.key=citi" in refusal(table, csv, key="citi")
     assert "data.drop=agee" in refusal(table, csv, drop=["agee"])
     assert "data.key or data.drop" in refusal(table, csv, key="y")

@@ -301,8 +301,10 @@ def test_wrong_settings(key: str):
     assert key.partition("=")[0] in refused(key)
 
 
-@pytest.mark.parametrize("tokens", ["secret-a,", "alice:", ":secret-a", "alice:secret-a,bob:secret-a", " "])
+@pytest.mark.parametrize("tokens", ["secret-a,", "alice:", ":secret-a", "alice:secret-a,bob:secret-a", " ",
+                                    "bob:secret-admin"])  # fmt: skip
 def test_tokens_that_are_none(monkeypatch: pytest.MonkeyPatch, tokens: str):
+    monkeypatch.setenv("SERVE_ADMIN_TOKEN", "secret-admin")
     monkeypatch.setenv("SERVE_FEEDBACK_TOKEN", tokens)
     said = refused()
     assert "SERVE_FEEDBACK_TOKEN" in said and "secret" not in said

@@ -85,7 +85,11 @@ class Settings:
                 f"serve.host={self.host} is open to others: set {', '.join(missing)}, or serve.host=127.0.0.1"
             )
 
-        named_tokens(self.feedback_token)
+        givers = {token for _, token in named_tokens(self.feedback_token)}
+        if self.admin_token in givers:
+            raise UserError(
+                "SERVE_ADMIN_TOKEN stands in SERVE_FEEDBACK_TOKEN too: who gives feedback would also review it"
+            )
         if self.webhook and not self.webhook_url and self.host in ("0.0.0.0", "::"):
             raise UserError(
                 f"serve.webhook_url=null: name where the registry reaches this server, as serve.host={self.host} is no address"
