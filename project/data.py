@@ -1,9 +1,9 @@
 """Your data: a function here returns one DataFrame with the target column in it; a file in conf/data/ names it.
 
 Copy conf/data/digits.yaml for yours: what it holds beside the arguments (`target`, `split`, ...) is read by all loaders.
-The function's arguments are keys of that file: `def load_houses(since: int)` goes with `_target_: project.data.load_houses` and
-`since: 2020`, and is then set by `-P data.since=2021`. One called `path` is a file whose
-content counts when `main` looks for a finished run to reuse; without it the same arguments mean the same rows.
+The function's arguments are keys of that file: `def load_houses(since: int)` goes with `_target_: project.data.load_houses`
+and `since: 2020`, and is then set by `-P data.since=2021`. One called `path` is a file whose content counts when `main`
+looks for a finished run to reuse; without it the same arguments mean the same rows.
 """
 
 import numpy as np

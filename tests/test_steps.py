@@ -4,10 +4,11 @@ import json
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Project, environment
+from conftest import Project, copy_project, environment
 
 FAST = ("model=sklearn_sgd", "registered_model_name=fast")
 
@@ -219,3 +220,24 @@ def test_gate_json_and_the_tags_agree(project: Project, first: str):
     report = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/gate.json"))
     assert report["verdict"] == run.data.tags["gate.verdict"]
     assert report["reason"] == run.data.tags["gate.reason"]
+
+
+def test_a_loader_of_a_file_may_say_where_its_rows_are_from(tmp_path: Path):
+    root = copy_project(tmp_path / "project")
+    own = Project(root, f"sqlite:///{root}/mlflow.db")
+    with (root / "project" / "data.py").open("a") as file:
+        file.write(
+            "\n\ndef load_table(path):\n"
+            "    frame = load_digits(stop=600)\n"
+            "    assert open(path).read() == 'rows'\n"
+            "    frame.attrs['source'] = 'our warehouse'\n"
+            "    return frame\n"
+        )
+    (root / "rows").write_text("rows")
+    digits = (root / "conf" / "data" / "digits.yaml").read_text().split("\n")
+    kept = [line for line in digits if not line.startswith(("_target_", "rotate", "start", "stop"))]
+    (root / "conf" / "data" / "own.yaml").write_text(
+        "\n".join([*kept, "_target_: project.data.load_table", "path: rows", ""])
+    )
+    trained = own.step("train", "data=own", "model=sklearn_sgd").stdout.splitlines()[-1]
+    assert "evaluate: PROMOTE" in own.step("evaluate", trained).stdout
