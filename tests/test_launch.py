@@ -1,6 +1,5 @@
 """Any argument form gives the same configuration; text survives; mistakes end in one line."""
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +29,6 @@ def test_every_form_means_the_same():
     assert composed("overrides=model.lr=0.1 --seed 7", "") == wanted
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer")
 def test_sigterm_in_a_callback_that_loses_exceptions_comes_back():
     program = (
         "import os, signal, time, weakref; from mlops import launch\n"
