@@ -51,6 +51,15 @@ def test_nothing_is_decided_from_too_few(case: Case):
     assert "monitor.hours=0" in case.project.step("monitor", "monitor.hours=0", code=2).stderr
 
 
+def test_drift_wants_labels_and_labels_want_nothing_else(case: Case):
+    case.report(400, seed=1)
+    dear = ("monitor.act=true", "monitor.labels_with_drift=100000")
+    told = monitor(case, *dear, "monitor.labels=100000")
+    assert "retrain yes" in told and "not retrained" in told and not case.runs("retrain")
+    told = monitor(case, *dear, "monitor.labels=5", "retrain.giver_share=10", "gate.dry_run=true")
+    assert "retrain: from version 1" in told and "not retrained" not in told and len(case.runs("retrain")) == 1
+
+
 def test_two_loops_retrain_once(case: Case):
     """Two monitors look at one store: one of them retrains, the new version is champion, and both end when told to."""
     case.report(400, seed=1)

@@ -152,7 +152,8 @@ def test_an_unknown_label_stops_it_or_starts_from_scratch(dataset: Dataset) -> N
     message = refusal(choose, labels, dataset, new_classes="error", **settings)
     assert "retrain.new_classes=error: 3 accepted labels" in message and "'perhaps' (3)" in message
     choice = choose(labels, dataset, new_classes="scratch", **settings)
-    assert choice.init == "scratch" and choice.new.tolist() == list(range(15)) and choice.why_left_out == "none"
+    assert choice.init == "scratch" and choice.new.tolist() == list(range(15)) and choice.left_out == {}
+    assert choice.why_left_out == "none"
     assert choice.replayed.tolist() == list(range(15, 20))
     known = take(labels, np.arange(3, 20))
     choice = choose(known, dataset, new_classes="error", **settings)
