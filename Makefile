@@ -38,4 +38,4 @@ $(VENV)/test.done: requirements-dev.txt requirements-warehouse.txt requirements.
 	touch $@ $(VENV)/run.done
 
 databricks: $(VENV)/run.done
-	python -m mlops.databricks stage $(ARGS)
+	python -m alacarte.databricks stage $(ARGS)

@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from mlops.datasets import load_data
-from mlops.feedback import Prediction, Store, request_id
-from mlops.feedback.reading import Labelled, Window
-from mlops.learners.sklearn import SklearnLearner
-from mlops.monitoring.window import look
-from mlops.retraining.champion import Champion
+from alacarte.data.dataset import load_data
+from alacarte.feedback import Prediction, Store, request_id
+from alacarte.feedback.queries import Labelled, Window
+from alacarte.learners.sklearn import SklearnLearner
+from alacarte.monitoring.window import look
+from alacarte.retraining.champion import Champion
 from project.data import load_digits
 
 ROOT = Path(__file__).resolve().parent.parent

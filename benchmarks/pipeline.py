@@ -42,7 +42,7 @@ def cpu_seconds(command: list[str], folder: Path) -> float:
 
 def fresh(folder: Path) -> Path:
     """A copy of the project with an empty store."""
-    for part in ("conf", "mlops", "project", "steps"):
+    for part in ("conf", "alacarte", "project", "steps"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("MLproject", "python_env.yaml", "requirements.txt"):
         shutil.copy(ROOT / file, folder / file)
@@ -52,7 +52,7 @@ def fresh(folder: Path) -> Path:
         check=True,
         capture_output=True,
     )
-    subprocess.run([sys.executable, "-m", "compileall", "-q", "mlops", "project", "steps"], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "alacarte", "project", "steps"], cwd=folder, check=True)
     return folder
 
 

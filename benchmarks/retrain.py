@@ -30,11 +30,12 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from alacarte.evaluation import gate
+from alacarte.evaluation import metrics as evaluation
+from alacarte.feedback.queries import Labelled
+from alacarte.retraining import selection
 from benchmarks.retrain_cases import TARGETS, Case, give_labels, join, make_case
 from benchmarks.retrain_gate import print_simulation
-from mlops import evaluation, gate
-from mlops.feedback.reading import Labelled
-from mlops.retraining import selection
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FAMILIES = {

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops.datasets import Dataset, load_data
-from mlops.feedback.reading import Labelled
+from alacarte.data.dataset import Dataset, load_data
+from alacarte.feedback.queries import Labelled
 from project.data import load_digits
 
 REQUESTS = 400

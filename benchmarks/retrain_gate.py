@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from mlops import gate
-from mlops.evaluation import Comparison, paired_test
+from alacarte.evaluation import gate
+from alacarte.evaluation.metrics import Comparison, paired_test
 
 TEST_ROWS = 360
 CASES = {  # shares of the rows that the challenger wins and loses: on the test rows, on the audit rows

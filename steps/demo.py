@@ -19,11 +19,11 @@ from mlflow.entities import Run
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from mlops import launch, lineage, registry
-from mlops.children import started
-from mlops.errors import UserError
-from mlops.forks import Forks
-from mlops.simulation import MARKS, WINDOW, Traffic, accuracy_figure
+from alacarte import launch, registry, tracking
+from alacarte.children import started
+from alacarte.errors import UserError
+from alacarte.processes import Forks
+from alacarte.simulation import MARKS, WINDOW, Traffic, accuracy_figure
 from project.data import load_digits
 
 PACE = 1 if sys.stderr.isatty() else 15  # seconds from one report of progress to the next
@@ -31,7 +31,7 @@ PACE = 1 if sys.stderr.isatty() else 15  # seconds from one report of progress t
 
 @launch.step("demo")
 def main(cfg: DictConfig) -> None:
-    run, name = lineage.active_run(), cfg.registered_model_name
+    run, name = tracking.active_run(), cfg.registered_model_name
     registry.check_name(name)
     before = registry.champion_of(name) if name else None
     if not name or (before and "demo" not in registry.ancestry(before)[-1].tags):
@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> None:
 
 def make_champion(name: str, before: str, trained: Run) -> None:
     """Register what was just trained and let it be the champion, as at the beginning of every demo."""
-    model_uri = registry.locate(lineage.logged_model_uri(trained)).uri
+    model_uri = registry.locate(tracking.logged_model_uri(trained)).uri
     version = registry.register(name, model_uri, {"demo": "true"})
     registry.promote(version, expected=before, reason="a demo starts")
 
@@ -90,7 +90,7 @@ def show(cfg: DictConfig, traffic: Traffic, marks: list[tuple[int, str]]) -> Non
     print(f"demo: {accuracies}; version {first} to {last}, {len(traffic.failures)} failed requests")
     for failure in traffic.failures[:1]:
         print(f"demo: the first that failed: {failure}")
-    print(f"demo: {lineage.how_to_look('/#/models/' + quote(cfg.registered_model_name))}")
+    print(f"demo: {tracking.how_to_look('/#/models/' + quote(cfg.registered_model_name))}")
     raise SystemExit(bool(traffic.failures or first == last))
 
 

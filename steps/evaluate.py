@@ -12,14 +12,15 @@ from dataclasses import asdict
 import mlflow
 from omegaconf import DictConfig
 
-from mlops import evaluation, launch, learners, lineage, registry
-from mlops.comparing import compare
-from mlops.datasets import as_mlflow, load_data, recorded
-from mlops.errors import UserError
-from mlops.feedback import Store
-from mlops.gate import Verdict, check_gate, decide
-from mlops.plots import plots
-from mlops.tables import nearest
+from alacarte import launch, learners, registry, tracking
+from alacarte.data.dataset import as_mlflow, load_data, recorded
+from alacarte.data.tables import nearest
+from alacarte.errors import UserError
+from alacarte.evaluation import metrics as evaluation
+from alacarte.evaluation.comparison import compare
+from alacarte.evaluation.gate import Verdict, check_gate, decide
+from alacarte.evaluation.plots import plots
+from alacarte.feedback import Store
 
 
 @launch.step("evaluate")
@@ -28,7 +29,7 @@ def main(cfg: DictConfig) -> None:
     check_gate(**gate)
     registry.check_name(name)
     slices = [gate["slices"]] if isinstance(gate["slices"], str) else gate["slices"]
-    model = registry.locate(lineage.model_uri_of(cfg.run_id, cfg.model_uri))
+    model = registry.locate(tracking.model_uri_of(cfg.run_id, cfg.model_uri))
     learner = learners.load(model.path)
     data = launch.plain(cfg.data) if cfg.get("data") else model.metadata.get("data")
     if not data:
@@ -63,7 +64,7 @@ def main(cfg: DictConfig) -> None:
         **{key: gate[key] for key in ("rule", "margin", "strict", "least_audit", "floors", "ceilings")},
     )  # fmt: skip
 
-    lineage.log_scores(scores, "test", as_mlflow(dataset, "test", predicted), model.model_id)
+    tracking.log_scores(scores, "test", as_mlflow(dataset, "test", predicted), model.model_id)
     if found:
         mlflow.log_metrics({f"audit_{metric}": value for metric, value in found.report.get("metrics", {}).items()})
     for file, figure in plots(
@@ -88,7 +89,7 @@ def main(cfg: DictConfig) -> None:
         "worse_slices": found.worse_slices if found else [], "checks": verdict.checks, "gate": gate,
     }  # fmt: skip
     mlflow.log_dict(report, "gate.json")
-    run_id = lineage.active_run().info.run_id
+    run_id = tracking.active_run().info.run_id
     if version and not itself and registry.settle(version, verdict, expected=versions["champion"], run_id=run_id):
         champion = version
     tags = registry.verdict_tags(verdict, versions["champion"], run_id)

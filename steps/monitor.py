@@ -14,14 +14,14 @@ from dataclasses import asdict
 import mlflow
 from omegaconf import DictConfig
 
-from mlops import launch, lineage, registry
-from mlops.errors import StoreError, UserError
-from mlops.feedback import Store
-from mlops.forks import Forks
-from mlops.monitoring import report
-from mlops.monitoring.drift import Decision
-from mlops.monitoring.window import check_settings, count_new, look
-from mlops.retraining.champion import load_champion
+from alacarte import launch, registry, tracking
+from alacarte.errors import StoreError, UserError
+from alacarte.feedback import Store
+from alacarte.monitoring import report
+from alacarte.monitoring.drift import Decision
+from alacarte.monitoring.window import check_settings, count_new, look
+from alacarte.processes import Forks
+from alacarte.retraining.champion import load_champion
 
 YES = 3  # exit code
 
@@ -55,7 +55,7 @@ def look_once(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
     champion = load_champion(name, launch.plain(cfg.data) if cfg.get("data") else None)
     now = time.time()
     window = store.window(name, now - settings["hours"] * 3600, now)
-    with lineage.start_run("monitor", cfg) as run:
+    with tracking.start_run("monitor", cfg) as run:
         labelled, n = store.labelled(name, "accepted", "used"), len(window.about)
         new = count_new(champion, labelled, launch.plain(cfg.retrain), registry.rejected_versions(name))
         if n < settings["least_rows"]:

@@ -12,17 +12,23 @@ import mlflow
 from mlflow.entities import Run
 from omegaconf import DictConfig
 
-from mlops import launch, lineage, registry
-from mlops.forks import Forks
-from mlops.gate import check_gate
+from alacarte import launch, registry, tracking
+from alacarte.evaluation.gate import check_gate
+from alacarte.processes import Forks
 
 # What both steps need, loaded once. torch is not here: a step that needs it imports it.
-PRELOAD = ["mlflow.sklearn", "mlops.datasets", "mlops.evaluation", "mlops.learners.sklearn", "mlops.formats:skops_io"]
+PRELOAD = [
+    "mlflow.sklearn",
+    "alacarte.data.dataset",
+    "alacarte.evaluation.metrics",
+    "alacarte.learners.sklearn",
+    "alacarte.formats:skops_io",
+]
 
 
 def find_run(step: str, cfg: DictConfig, reuse: bool) -> Run | None:
     """The finished run that makes this step unnecessary, if there is one and reuse is on."""
-    found = lineage.find_finished(lineage.active_run().info.experiment_id, step, cfg) if reuse else None
+    found = tracking.find_finished(tracking.active_run().info.experiment_id, step, cfg) if reuse else None
     if found:
         print(f"{step}: reused run {found.info.run_id}, with the same configuration, source, data and upstream")
     return found
@@ -42,7 +48,7 @@ def show(evaluated: Run, name: str | None) -> None:
         if number == "none"
         else f"models/{quote(str(name))}/versions/{number}"
     )
-    print(f"main: {lineage.how_to_look('/#/' + page)}")
+    print(f"main: {tracking.how_to_look('/#/' + page)}")
 
 
 @launch.step("main")
@@ -52,7 +58,7 @@ def main(cfg: DictConfig) -> None:
     train_cfg = launch.part_of(cfg, "train")
     # A folder asked for by save_to is not made by reusing a run.
     trained = find_run("train", train_cfg, cfg.reuse and not cfg.save_to) or forks.run_step(
-        "train", train_cfg, lineage.active_run(), PRELOAD
+        "train", train_cfg, tracking.active_run(), PRELOAD
     )
     mlflow.set_tag("train_run_id", trained.info.run_id)
 
@@ -62,7 +68,7 @@ def main(cfg: DictConfig) -> None:
     if evaluated and not registry.is_current(cfg.registered_model_name, evaluated.data.tags):
         print("evaluate: the champion has changed since, so it runs again")
         evaluated = None
-    evaluated = evaluated or forks.run_step("evaluate", evaluate_cfg, lineage.active_run(), PRELOAD)
+    evaluated = evaluated or forks.run_step("evaluate", evaluate_cfg, tracking.active_run(), PRELOAD)
     mlflow.set_tag("evaluate_run_id", evaluated.info.run_id)
     mlflow.log_metrics({name: value for name, value in evaluated.data.metrics.items() if name.startswith("test_")})
     show(evaluated, cfg.registered_model_name)

@@ -12,8 +12,8 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from omegaconf import DictConfig
 
-from mlops import launch, lineage, registry
-from mlops.errors import UserError
+from alacarte import launch, registry, tracking
+from alacarte.errors import UserError
 
 ALIASES = {"champion": registry.CHAMPION, "previous": registry.PREVIOUS, "challenger": registry.CHALLENGER}
 
@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.history:
         print(registry.history(version))
         return
-    with lineage.start_run("promote", cfg):
+    with tracking.start_run("promote", cfg):
         move(cfg, version)
 
 

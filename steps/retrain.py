@@ -11,17 +11,17 @@ import mlflow
 import numpy as np
 from omegaconf import DictConfig
 
-from mlops import launch, learners, lineage, registry
-from mlops.datasets import as_mlflow
-from mlops.errors import UserError
-from mlops.evaluation import score_parts
-from mlops.feedback import Store
-from mlops.feedback.claims import Lease, claim, give_back, turn, use
-from mlops.forks import Forks
-from mlops.gate import check_gate
-from mlops.retraining import recovery
-from mlops.retraining.champion import load_champion
-from mlops.retraining.selection import check_settings, choose, givers, has_new, make_rows, take
+from alacarte import launch, learners, registry, tracking
+from alacarte.data.dataset import as_mlflow
+from alacarte.errors import UserError
+from alacarte.evaluation.gate import check_gate
+from alacarte.evaluation.metrics import score_parts
+from alacarte.feedback import Store
+from alacarte.feedback.locks import Lease, claim, give_back, turn, use
+from alacarte.processes import Forks
+from alacarte.retraining import recovery
+from alacarte.retraining.champion import load_champion
+from alacarte.retraining.selection import check_settings, choose, givers, has_new, make_rows, take
 
 
 @launch.step("retrain", run=False)  # where there is nothing to do, there is no run
@@ -60,7 +60,7 @@ def train_on(cfg: DictConfig, lease: Lease) -> str | None:
         return print(f"retrain: nothing to do, {due}; left out: {choice.why_left_out}")
 
     ids = labelled.about["feedback_id"].to_numpy()
-    with lineage.start_run("retrain", cfg) as run:
+    with tracking.start_run("retrain", cfg) as run:
         claimed = claim(lease, ids[choice.new].tolist(), run.info.run_id)
         new = choice.new[np.isin(ids[choice.new], claimed)]  # a label may just have been rejected
         taken = take(labelled, np.concatenate([choice.replayed, new]))

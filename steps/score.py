@@ -10,8 +10,8 @@ with their digests. Hands on the run id.
 import mlflow
 from omegaconf import DictConfig
 
-from mlops import launch, learners, lineage, registry, scoring
-from mlops.datasets import table_as_mlflow
+from alacarte import launch, learners, registry, scoring, tracking
+from alacarte.data.dataset import table_as_mlflow
 
 
 @launch.step("score")
@@ -24,13 +24,13 @@ def main(cfg: DictConfig) -> None:
 
     frame, digest = scoring.read_input(cfg.input, cfg.separator)
     answered = scoring.answer(learner, scoring.inputs_of(model.path), frame, cfg.input)
-    run_id = lineage.active_run().info.run_id
+    run_id = tracking.active_run().info.run_id
     scoring.write_output(
         scoring.beside(frame, answered.assign(model_version=number, run_id=run_id), cfg.input), cfg.output
     )
 
     mlflow.log_input(table_as_mlflow(frame, cfg.input, digest), context="score")
-    lineage.log_model_input(model.model_id)
+    tracking.log_model_input(model.model_id)
     mlflow.log_metric("rows", len(frame))
     mlflow.set_tags(
         {

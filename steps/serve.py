@@ -12,10 +12,10 @@ import secrets
 
 from omegaconf import DictConfig
 
-from mlops import launch
-from mlops.errors import UserError
-from mlops.serving import server
-from mlops.serving.settings import SECRETS, Settings
+from alacarte import launch
+from alacarte.errors import UserError
+from alacarte.serving import server
+from alacarte.serving.settings import SECRETS, Settings
 
 
 @launch.step("serve", run=False, offline=True)

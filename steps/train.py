@@ -10,11 +10,11 @@ and the configuration.
 import mlflow
 from omegaconf import DictConfig
 
-from mlops import launch, lineage
-from mlops.datasets import as_mlflow, load_data
-from mlops.evaluation import score_parts
-from mlops.formats import make_folder
-from mlops.tables import absolute
+from alacarte import launch, tracking
+from alacarte.data.dataset import as_mlflow, load_data
+from alacarte.data.tables import absolute
+from alacarte.evaluation.metrics import score_parts
+from alacarte.formats.check import make_folder
 
 
 @launch.step("train")
@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
         data["path"] = absolute(str(data["path"]))  # for whoever evaluates from another folder
     metadata = {
         "data": data, "dataset_digest": dataset.digest, "task": dataset.task, "target": dataset.target,
-        "run_id": lineage.active_run().info.run_id,
+        "run_id": tracking.active_run().info.run_id,
     }  # fmt: skip
     info = learner.log("model", example=X.head(5), metadata=metadata)
     if folder:
@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
     print("train: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("val_")))
     print(f"train: logged {info.model_uri}")
     # The last line is an argument of the next step: python -m steps.evaluate $(python -m steps.train | tail -1)
-    print(f"run_id={lineage.active_run().info.run_id}")
+    print(f"run_id={tracking.active_run().info.run_id}")
 
 
 if __name__ == "__main__":

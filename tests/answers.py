@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from mlops.evaluation import paired_test
-from mlops.gate import decide
+from alacarte.evaluation.gate import decide
+from alacarte.evaluation.metrics import paired_test
 
 LABELS = {
     "str": ["cat", "dog", "emu", "fox"],

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("conf", "databricks", "mlops", "project", "steps")
+FOLDERS = ("conf", "databricks", "alacarte", "project", "steps")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -138,7 +138,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     workspace = request.getfixturevalue("warehouse")
     for key in ("DATABRICKS_HOST", "DATABRICKS_TOKEN"):
         monkeypatch.setenv(key, workspace.env()[key])
-    monkeypatch.setattr("mlops.feedback.warehouse.RETRY", 1)
+    monkeypatch.setattr("alacarte.feedback.warehouse.RETRY", 1)
     return workspace.statements.create_schema()
 
 

@@ -55,7 +55,7 @@ KINDS = {"table": table, "digits": digits, "houses": houses}
 
 def register(project: Project, kind: str, name: str | None = None) -> None:
     """Register a model of this kind, under its name or another one, as champion."""
-    from mlops import formats  # noqa: F401  # lets skops hold pandas.NA
+    from alacarte import formats  # noqa: F401  # lets skops hold pandas.NA
 
     with threadpool_limits(1):  # several threads wait for each other on a busy machine
         model, rows, signature = KINDS[kind]()

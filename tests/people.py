@@ -4,15 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops.datasets import Dataset, load_data
-from mlops.errors import UserError
+from alacarte.data.dataset import Dataset, load_data
+from alacarte.errors import UserError
 
 SPLIT = {"val": 0.15, "test": 0.2, "seed": 0}
 
 
 def table(path, target="y", **settings) -> Dataset:
     """A CSV or Parquet file as train loads it."""
-    defaults = {"_target_": "mlops.tables.read_table", "split": SPLIT}
+    defaults = {"_target_": "alacarte.data.tables.read_table", "split": SPLIT}
     return load_data(**{**defaults, "path": str(path), "target": target, **settings})
 
 

@@ -21,9 +21,9 @@ from mlflow.models import infer_signature
 from omegaconf import OmegaConf
 from sklearn.dummy import DummyClassifier
 
-from mlops.serving.follow.holder import Holder
-from mlops.serving.model.served import ServedModel
-from mlops.serving.settings import Settings
+from alacarte.serving.follower import Holder
+from alacarte.serving.model import ServedModel
+from alacarte.serving.settings import Settings
 
 X = pd.DataFrame({"a": [0.0, 1.0, 2.0], "b": [1.0, 0.0, 1.0]})
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mlops.feedback import Feedback, Prediction, Store, request_id
+from alacarte.feedback import Feedback, Prediction, Store, request_id
 
 
 def report(

@@ -109,7 +109,7 @@ ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1.0, 2.0], [3.0, 4.
 
 def register_constant(project: Project, name: str, label: int, champion: bool = True, **frame: Any) -> str:
     """Register a model that always answers `label`, so that an answer tells which version gave it; its number."""
-    from mlops import formats  # noqa: F401  # lets skops hold what features.py uses
+    from alacarte import formats  # noqa: F401  # lets skops hold what features.py uses
 
     rows = frame.get("X", X)
     model = DummyClassifier(strategy="constant", constant=label).fit(rows, [0, 1, 2, 3])

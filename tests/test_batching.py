@@ -14,9 +14,9 @@ from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mlops.serving.model import batching
-from mlops.serving.model.batching import Batcher
-from mlops.serving.model.served import Answer, RequestError, Rows, ServedModel
+from alacarte.serving import batching
+from alacarte.serving.batching import Batcher
+from alacarte.serving.model import Answer, RequestError, Rows, ServedModel
 
 X = pd.DataFrame({"a": [0.0, 1.0, 2.0, 5.0]})
 

@@ -9,7 +9,8 @@ from conftest import ROOT
 from databricks.bundles.jobs import Job
 from databricks.bundles.model_serving_endpoints import ModelServingEndpoint
 
-from mlops import launch, staging
+from alacarte import launch
+from alacarte.databricks import stage
 
 BUNDLE = yaml.safe_load((ROOT / "databricks" / "databricks.yml").read_text())
 JOBS = BUNDLE["resources"]["jobs"]
@@ -83,7 +84,7 @@ def test_each_task_is_an_entry_point_with_keys_that_it_has(name: str, task: dict
     module, *words = task["spark_python_task"]["parameters"]
     assert (ROOT / Path(*module.split("."))).with_suffix(".py").is_file()
     if module.startswith("steps."):
-        entry = next(key for key, one in staging.entry_points(ROOT).items() if one["command"].endswith(f" {module}"))
+        entry = next(key for key, one in stage.entry_points(ROOT).items() if one["command"].endswith(f" {module}"))
         tokens = [word for word in words if not word.startswith(("@", "overrides="))]
         filled = [re.sub(r"\$\{var\.(\w+)\}", lambda m: BUNDLE["variables"][m[1]]["default"], one) for one in tokens]
         assert launch.compose(entry, [*filled, *(["run_id=x"] if "@run_id=train" in words else [])]) is not None

@@ -21,7 +21,7 @@ from registries import (
     until,
 )
 
-from mlops.serving.follow.holder import Holder
+from alacarte.serving.follower import Holder
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from conftest import ROOT, environment
 from test_feedback import give, predict
 
-from mlops.errors import UserError
-from mlops.feedback import Store
-from mlops.feedback.claims import Lease, claim, claims, give_back, turn, use
-from mlops.feedback.database import leases
+from alacarte.errors import UserError
+from alacarte.feedback import Store
+from alacarte.feedback.database import leases
+from alacarte.feedback.locks import Lease, claim, claims, give_back, turn, use
 
 NAME = "digits"
 
@@ -29,8 +29,8 @@ def store(url: str) -> Iterator[Store]:
 
 HOLD = """
 import sys, time
-from mlops.feedback import Store
-from mlops.feedback.claims import turn
+from alacarte.feedback import Store
+from alacarte.feedback.locks import turn
 with turn(Store(sys.argv[1]), "digits", 2) as lease:
     print(lease if isinstance(lease, str) else "mine", flush=True)
     sys.stdin.read()

@@ -27,9 +27,9 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from mlops import torch_pyfunc
-from mlops.serving.model import heads
-from mlops.serving.model.compiled import build, build_torch
+from alacarte.learners import torch_pyfunc
+from alacarte.serving.fastpath import estimators
+from alacarte.serving.fastpath.transformers import build, build_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -292,8 +292,8 @@ def test_what_is_not_known_is_not_compiled():
 @pytest.mark.parametrize("many", [0, 10**9], ids=["tree by tree", "all trees at once"])
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_values_at_the_thresholds_of_trees(task, many, monkeypatch):
-    monkeypatch.setattr(heads, "MANY_FOR_FOREST", many)
-    monkeypatch.setattr(heads, "MANY_FOR_BOOSTING", many)
+    monkeypatch.setattr(estimators, "MANY_FOR_FOREST", many)
+    monkeypatch.setattr(estimators, "MANY_FOR_BOOSTING", many)
     X, y = table("numeric", task)
     X = X.to_numpy()
     forests = {"classification": ensemble.ExtraTreesClassifier, "regression": ensemble.RandomForestRegressor}

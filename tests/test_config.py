@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
-from mlops import launch
+from alacarte import launch
 
 ENTRY_POINTS = yaml.safe_load((launch.CONF.parent / "MLproject").read_text())["entry_points"]
 GROUPS = sorted(path.relative_to(launch.CONF) for path in launch.CONF.glob("*/*.yaml"))

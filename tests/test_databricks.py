@@ -6,7 +6,7 @@ import pytest
 from reports import report
 from there import MODEL, SMALL, There
 
-from mlops.feedback import Store
+from alacarte.feedback import Store
 from project.data import load_digits
 
 

@@ -10,7 +10,9 @@ import pytest
 from conftest import ROOT, environment
 from there import EXPERIMENT, MODEL, SMALL, There, wait_until
 
-from mlops import databricks, endpoint, launch, lineage, staging
+from alacarte import launch, tracking
+from alacarte.databricks import endpoint, stage
+from alacarte.databricks import submit as databricks
 
 
 def test_mlflow_run_takes_every_form_there_that_it_takes_here(there: There):
@@ -33,7 +35,7 @@ def test_mlflow_run_takes_every_form_there_that_it_takes_here(there: There):
     assert run.info.status == "FINISHED" and run.data.tags["mlflow.note.content"] == text
     assert run.data.tags["mlflow.source.git.commit"] and run.data.tags["exit_code"] == "0"
     here = launch.compose("train", [part for word in words for part in to_tokens(word)])
-    assert run.data.tags["config_hash"] == lineage.config_hash(here)
+    assert run.data.tags["config_hash"] == tracking.config_hash(here)
     (upload,) = [call for call in calls if call.endswith(".tar.gz")]
     assert there.workspace.dbfs(upload.split()[1]).stat().st_size < 1_000_000
 
@@ -137,7 +139,7 @@ def test_a_step_that_fails_there_fails_here_also_when_an_answer_does_not_come(th
 )
 def test_what_fails_before_the_step_leaves_a_failed_run(there: There, path: str, cluster: dict, line: str):
     config = there.root.parent / "cluster.json"
-    config.write_text(json.dumps({**staging.read_cluster(ROOT / "databricks" / "cluster.json"), **cluster}))
+    config.write_text(json.dumps({**stage.read_cluster(ROOT / "databricks" / "cluster.json"), **cluster}))
     if path:
         (there.root / "project" / "networks.py").open("a").write("# another archive\n")
         there.workspace.faults[path, 400] = 1
@@ -182,7 +184,7 @@ def test_a_token_that_expires_during_the_job_leaves_the_step_to_end_its_run(ther
 
 
 def test_whoever_stops_waiting_stops_the_job(there: There):
-    command = (sys.executable, "-m", "mlops.databricks", "run", "train", "--experiment-name", EXPERIMENT)
+    command = (sys.executable, "-m", "alacarte.databricks", "run", "train", "--experiment-name", EXPERIMENT)
     slow = ("--poll-seconds", "0.1", "model=sklearn_hgb", "model.max_iter=100000")
     env = environment(**there.workspace.env())
     process = subprocess.Popen([*command, *slow], cwd=there.root, env=env, stdout=subprocess.PIPE, text=True)

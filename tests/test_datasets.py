@@ -19,8 +19,8 @@ from conftest import tracking
 from omegaconf import OmegaConf
 from people import SPLIT, people, refusal, table
 
-from mlops.datasets import as_mlflow, load_data, recorded, source_digest
-from mlops.errors import UserError
+from alacarte.data.dataset import as_mlflow, load_data, recorded, source_digest
+from alacarte.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -230,15 +230,13 @@ def test_mlflow_takes_any_source(csv, source):
 
 
 def test_neither_mlflow_nor_torch_is_imported_to_load():
-    code = (
-        "import sys, mlops.datasets, project.data; print(*{'mlflow', 'torch', 'sklearn', 'scipy'} & set(sys.modules))"
-    )
+    code = "import sys, alacarte.data.dataset, project.data; print(*{'mlflow', 'torch', 'sklearn', 'scipy'} & set(sys.modules))"
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.strip() == ""
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "pandas.read_pickle", "project.data.np.load", "mlops.tables.Path", "project.nope"]
+    "target", ["os.system", "pandas.read_pickle", "project.data.np.load", "alacarte.data.tables.Path", "project.nope"]
 )
 def test_a_model_cannot_name_what_is_called(target: str):
     with pytest.raises(UserError, match="no function of project/"):

@@ -10,9 +10,9 @@ from statements import WAREHOUSE, Statements, ask
 from test_feedback import NAME, give, predict
 from workspace import Workspace
 
-from mlops.errors import UserError
-from mlops.feedback import Feedback, Store, StoreError, delta
-from mlops.feedback import warehouse as client
+from alacarte.errors import UserError
+from alacarte.feedback import Feedback, Store, StoreError, delta
+from alacarte.feedback import warehouse as client
 
 pytestmark = pytest.mark.parametrize("url", ["databricks"], indirect=True)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops.monitoring import drift
-from mlops.monitoring.drift import compare_column, compare_columns, decide, holm, interval, mark, measure, psi
+from alacarte.monitoring import drift
+from alacarte.monitoring.drift import compare_column, compare_columns, decide, holm, interval, mark, measure, psi
 from project.data import load_digits
 
 

@@ -6,8 +6,8 @@ import pytest
 import sklearn.metrics as sk
 from answers import LABELS, example
 
-from mlops.errors import UserError
-from mlops.evaluation import baseline, by_slice, losses, score
+from alacarte.errors import UserError
+from alacarte.evaluation.metrics import baseline, by_slice, losses, score
 
 # What a test before left to the garbage collector is no warning of this code.
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("ignore::ResourceWarning")]

@@ -16,9 +16,9 @@ from mlflow.webhooks.delivery import _generate_hmac_signature
 from registries import Registry, following, own_registry, point, register, until
 from starlette.datastructures import Headers
 
-from mlops.errors import UserError
-from mlops.serving.follow import events
-from mlops.serving.follow.events import EventError, ensure_webhook, relevant, remove_webhook, verify
+from alacarte.errors import UserError
+from alacarte.serving import webhooks
+from alacarte.serving.webhooks import EventError, ensure_webhook, relevant, remove_webhook, verify
 
 SECRET = "s3cret"
 NOW = 1_800_000_000
@@ -121,11 +121,11 @@ def test_which_events_concern_a_model(event: dict, ours: bool):
 
 
 def test_only_so_many_deliveries_are_remembered(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(events, "REMEMBERED", 3)
-    monkeypatch.setattr(events, "_seen", OrderedDict())
+    monkeypatch.setattr(webhooks, "REMEMBERED", 3)
+    monkeypatch.setattr(webhooks, "_seen", OrderedDict())
     deliveries = [signed() for _ in range(5)]
     assert all(verify(*delivery, SECRET, NOW) for delivery in deliveries)
-    assert len(events._seen) == 3 and [verify(*delivery, SECRET, NOW) for delivery in deliveries[2:]] == [None] * 3
+    assert len(webhooks._seen) == 3 and [verify(*delivery, SECRET, NOW) for delivery in deliveries[2:]] == [None] * 3
 
 
 def test_a_registry_that_sends_no_events(tmp_path: Path, server: str):

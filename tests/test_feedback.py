@@ -21,13 +21,13 @@ from omegaconf import OmegaConf
 from postgres import Postgres
 from workspace import Workspace
 
-from mlops.errors import UserError
-from mlops.feedback import Feedback, Prediction, Store, StoreError, request_id
-from mlops.feedback import database as tables
-from mlops.serving import recorder as recording
-from mlops.serving.reading.parsing import Answer, Form, Rows
-from mlops.serving.recorder import Recorder
-from mlops.serving.settings import Settings
+from alacarte.errors import UserError
+from alacarte.feedback import Feedback, Prediction, Store, StoreError, request_id
+from alacarte.feedback import database as tables
+from alacarte.serving import prediction_log
+from alacarte.serving.prediction_log import Recorder
+from alacarte.serving.requests import Answer, Form, Rows
+from alacarte.serving.settings import Settings
 
 NAME = "digits"
 CLASSES = [0, 1, 2, 3]
@@ -457,8 +457,8 @@ def test_a_file_that_was_replaced(tmp_path: Path):
 
 def test_room_for_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = Store(f"sqlite:///{tmp_path}/feedback.db")
-    monkeypatch.setattr(recording, "ROOM", 100_000)
-    monkeypatch.setattr(recording, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(prediction_log, "ROOM", 100_000)
+    monkeypatch.setattr(prediction_log, "BATCH_BYTES", 10_000)
     recorder = Recorder(store, settings())
     ids = [record(recorder, 100)[0] for _ in range(100)]
     assert 50 < recorder.dropped < 100
@@ -491,7 +491,7 @@ def child(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 TOGETHER = """
 import time
-from mlops.feedback import Feedback, Prediction, Store, request_id
+from alacarte.feedback import Feedback, Prediction, Store, request_id
 url, me, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 print("ready"), sys.stdin.readline()
 store = Store(url, timeout=20)
@@ -565,7 +565,7 @@ READ = """
 import time
 from pathlib import Path
 import numpy as np
-from mlops.feedback import Prediction, Store, request_id
+from alacarte.feedback import Prediction, Store, request_id
 store = Store(sys.argv[1])
 rows = np.random.default_rng(0).normal(size=(int(sys.argv[2]), 30))
 columns = tuple(f"column {i}" for i in range(30))

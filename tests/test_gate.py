@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from answers import decisions, zero_one
 
-from mlops.errors import UserError
-from mlops.evaluation import Comparison, paired_test
-from mlops.gate import check_gate, decide, rows_needed
+from alacarte.errors import UserError
+from alacarte.evaluation.gate import check_gate, decide, rows_needed
+from alacarte.evaluation.metrics import Comparison, paired_test
 
 # What a test before left to the garbage collector is no warning of this code.
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("ignore::ResourceWarning")]

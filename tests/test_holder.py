@@ -18,9 +18,9 @@ from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from mlops.serving.follow import holder as holding
-from mlops.serving.follow.holder import Holder
-from mlops.serving.model.served import ServedModel
+from alacarte.serving import follower
+from alacarte.serving.follower import Holder
+from alacarte.serving.model import ServedModel
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,7 +191,7 @@ def test_what_failed_is_tried_again_after_a_while_or_when_the_alias_comes_back(f
     point("flaky", "2")
     assert "ends the process" in refuses(holder, "2", kept="1")
     broken.clear()
-    monkeypatch.setattr(holding, "RETRY", 0)
+    monkeypatch.setattr(follower, "RETRY", 0)
     serves(holder, "2")
     assert holder.status()["last_error"] is None
 
@@ -241,7 +241,7 @@ def test_the_thread_outlives_its_own_mistakes(follow, monkeypatch):
     holder = follow("robust")
     serves(holder, "1")
     with monkeypatch.context() as patched:
-        patched.setattr(holding.Found, "of", lambda version: 1 / 0)
+        patched.setattr(follower.Found, "of", lambda version: 1 / 0)
         until(lambda: "ZeroDivisionError" in (holder.status()["last_error"] or ""))
     until(lambda: holder.status()["last_error"] is None)
     register("robust", 2)
@@ -255,8 +255,8 @@ from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 import mlflow
 from registries import settings
-from mlops.serving.follow.holder import Holder
-from mlops.serving.model.served import ServedModel
+from alacarte.serving.follower import Holder
+from alacarte.serving.model import ServedModel
 mlflow.set_tracking_uri({uri!r})
 holder = Holder(settings({name!r}, Path({cache!r}), poll_seconds=600), lambda folder: ServedModel.load(folder, False))
 holder.start()

@@ -1,4 +1,4 @@
-"""The floors: project/ below, mlops/ above it, steps/ on top; no arrow upwards, none in a circle."""
+"""The floors: project/ below, alacarte/ above it, steps/ on top; no arrow upwards, none in a circle."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -26,15 +26,15 @@ def modules(folder: str) -> dict[str, set[str]]:
 
 def test_no_arrow_upwards():
     for name, found in modules("project").items():
-        assert not [module for module in found if module.split(".")[0] in ("mlops", "steps")], name
-    for name, found in modules("mlops").items():
+        assert not [module for module in found if module.split(".")[0] in ("alacarte", "steps")], name
+    for name, found in modules("alacarte").items():
         assert not [module for module in found if module.split(".")[0] == "steps"], name
     for name, found in modules("steps").items():
         assert not [module for module in found if module.split(".")[0] == "steps"], f"{name} imports a step"
 
 
 def test_no_circle():
-    rooms = modules("mlops") | modules("project")
+    rooms = modules("alacarte") | modules("project")
     inside = {name: {module for module in found if module in rooms and module != name} for name, found in rooms.items()}
     for name in inside:  # a package is imported with each of its modules; what it imports itself is what counts
         inside[name] -= {package for package in inside[name] if name.startswith(f"{package}.")}
@@ -42,8 +42,8 @@ def test_no_circle():
 
 
 def test_only_launch_and_its_arguments_know_hydra():
-    knowing = {name for name, found in modules("mlops").items() if any(m.split(".")[0] == "hydra" for m in found)}
-    assert knowing == {"mlops.launch", "mlops.arguments"}
+    knowing = {name for name, found in modules("alacarte").items() if any(m.split(".")[0] == "hydra" for m in found)}
+    assert knowing == {"alacarte.launch", "alacarte.arguments"}
 
 
 def test_no_step_is_long():

@@ -13,8 +13,8 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array, Map, Object, Property
 from sklearn.dummy import DummyClassifier
 
-from mlops.serving.http.inputs import describe
-from mlops.serving.model.served import Answer, ServedModel
+from alacarte.serving.inputs import describe
+from alacarte.serving.model import Answer, ServedModel
 
 
 def served(folder: Path, inputs: list, example: Any = None) -> ServedModel:

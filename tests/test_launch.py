@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from mlops import arguments, launch
+from alacarte import arguments, launch
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +31,7 @@ def test_every_form_means_the_same():
 
 def test_sigterm_in_a_callback_that_loses_exceptions_comes_back():
     program = (
-        "import os, signal, time, weakref; from mlops import launch\n"
+        "import os, signal, time, weakref; from alacarte import launch\n"
         "class Thing: pass\n"
         "signal.signal(signal.SIGTERM, launch._terminate)\n"
         "thing = Thing(); weakref.finalize(thing, os.kill, os.getpid(), signal.SIGTERM)\n"

@@ -18,9 +18,8 @@ from conftest import ROOT, environment, wait_for
 from learning import FAMILIES, fitted, learner, table
 from mlflow.pyfunc import scoring_server
 
-from mlops import learners
-from mlops.errors import UserError
-from mlops.learners import features
+from alacarte import features, learners
+from alacarte.errors import UserError
 
 TASKS = ("classification", "regression")
 MISSING = (None, np.nan, pd.NA, pd.NaT)
@@ -239,7 +238,7 @@ def test_scikit_learn_alone_imports_no_torch(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from learning import fitted, table
-        from mlops import learners
+        from alacarte import learners
         X, _ = table("mixed", "classification")
         fitted("sklearn_sgd", "mixed", "classification").save(Path(sys.argv[1]), example=X.head(2), metadata={})
         learners.load(sys.argv[1]).predict(X)

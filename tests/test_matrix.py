@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mlops.serving.reading.matrix import read_numbers
+from alacarte.serving.matrix import read_numbers
 
 NAMES = ["a", "b[0]", "c"]
 ROWS = np.random.default_rng(0).normal(size=(500, 3))

@@ -8,7 +8,7 @@ import pytest
 from answers import LABELS, example
 from conftest import ROOT
 
-from mlops.plots import plots
+from alacarte.evaluation.plots import plots
 
 # What a test before left to the garbage collector is no warning of this code.
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -56,7 +56,7 @@ def inside(figure) -> bool:
 
 def test_metrics_and_gate_load_neither_mlflow_nor_matplotlib_nor_torch_and_plots_no_pyplot():
     code = (
-        "import sys, mlops.gate, mlops.plots as p;"
+        "import sys, alacarte.evaluation.gate, alacarte.evaluation.plots as p;"
         "print([m for m in ('mlflow', 'matplotlib', 'torch', 'hydra') if m in sys.modules]);"
         "p.plots([1., 2.], [1., 2.], None, None, 'regression');"
         "print('matplotlib.figure' in sys.modules, 'matplotlib.pyplot' in sys.modules)"

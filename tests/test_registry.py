@@ -7,8 +7,8 @@ import mlflow
 import pytest
 from conftest import Project, copy_project
 
-from mlops import registry
-from mlops.errors import UserError
+from alacarte import registry
+from alacarte.errors import UserError
 
 NAME = "served"
 FAST = ("model=sklearn_sgd", f"registered_model_name={NAME}")

@@ -12,9 +12,9 @@ from conftest import ROOT, Project, copy_project
 from mlflow import MlflowClient
 from reports import report
 
-from mlops.feedback import Store
-from mlops.feedback.claims import Lease, turn
-from mlops.retraining.selection import for_gate
+from alacarte.feedback import Store
+from alacarte.feedback.locks import Lease, turn
+from alacarte.retraining.selection import for_gate
 from project.data import load_digits
 
 DIGITS = list(range(10))
@@ -152,7 +152,7 @@ def test_a_dry_run_leaves_registry_and_labels_alone(case: Case):
 def test_a_champion_that_moved_meanwhile_stays(case: Case):
     case.report(200, seed=1)
     before, other = case.states(), case.register()
-    place = "mlops.learners.sklearn:SklearnLearner.update"
+    place = "alacarte.learners.sklearn:SklearnLearner.update"
     done = case.run(kill=(place, "move"), code=2, MOVE_TO=f"{case.name}/{other}")
     assert f"moved from 1 to {other}" in done.stderr and len(done.stderr.strip().splitlines()[-1]) < 200
     assert case.champion() == other and case.states() == before
@@ -171,15 +171,15 @@ def test_one_retraining_at_a_time(case: Case):
 
 
 POINTS = [
-    ("mlops.lineage:log_config", "after"),  # a run is open and has claimed nothing
-    ("mlops.feedback.claims:claim", "after"),
-    ("mlops.learners.sklearn:SklearnLearner.update", "after"),
-    ("mlops.learners.sklearn:SklearnLearner.log", "after"),
+    ("alacarte.tracking:log_config", "after"),  # a run is open and has claimed nothing
+    ("alacarte.feedback.locks:claim", "after"),
+    ("alacarte.learners.sklearn:SklearnLearner.update", "after"),
+    ("alacarte.learners.sklearn:SklearnLearner.log", "after"),
     ("mlflow:register_model", "before"),
     ("mlflow:register_model", "after"),  # a version without an alias, of labels that are not marked
-    ("mlops.registry:register", "after"),
-    ("mlops.feedback.claims:use", "after"),
-    ("mlops.registry:verdict_tags", "before"),  # from here on it is evaluate that dies
+    ("alacarte.registry:register", "after"),
+    ("alacarte.feedback.locks:use", "after"),
+    ("alacarte.registry:verdict_tags", "before"),  # from here on it is evaluate that dies
     ("mlflow:MlflowClient.set_registered_model_alias", "alias=previous_champion"),
 ]
 

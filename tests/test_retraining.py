@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from people import SPLIT, people, refusal
 
-from mlops.datasets import Dataset, load_data
-from mlops.feedback.reading import Labelled
-from mlops.learners import INITS
-from mlops.retraining.selection import check_settings, choose, for_gate, gate_rows, make_rows, select, take
+from alacarte.data.dataset import Dataset, load_data
+from alacarte.feedback.queries import Labelled
+from alacarte.learners import INITS
+from alacarte.retraining.selection import check_settings, choose, for_gate, gate_rows, make_rows, select, take
 
 LIMITS: dict[str, Any] = {"giver_share": 1.0, "reach": 10}
 
@@ -21,7 +21,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     frame = people(600)
     frame["y"] = np.where(frame["age"] > 80, "rare", frame["y"])
     frame.to_csv(path, index=False)
-    return load_data(_target_="mlops.tables.read_table", path=str(path), target="y", split=SPLIT)
+    return load_data(_target_="alacarte.data.tables.read_table", path=str(path), target="y", split=SPLIT)
 
 
 def labelled(n: int, seed: int = 1, frame: pd.DataFrame | None = None, **about: Any) -> Labelled:

@@ -11,9 +11,9 @@ import pytest
 from conftest import Project
 from people import people
 
-from mlops import registry, scoring
-from mlops.errors import UserError
-from mlops.learners import Learner
+from alacarte import registry, scoring
+from alacarte.errors import UserError
+from alacarte.learners import Learner
 
 
 @pytest.fixture(scope="module")

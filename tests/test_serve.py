@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from serving import ROWS, Served, register_constant, serving
 
-from mlops.errors import UserError
-from mlops.feedback import Store
-from mlops.serving.settings import Settings
-from mlops.simulation import Traffic
+from alacarte.errors import UserError
+from alacarte.feedback import Store
+from alacarte.serving.settings import Settings
+from alacarte.simulation import Traffic
 
 NAME = "constant"
 

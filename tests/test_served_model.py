@@ -27,9 +27,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from mlops.errors import UserError
-from mlops.serving.model import admission
-from mlops.serving.model.served import RequestError, ServedModel
+from alacarte.errors import UserError
+from alacarte.formats import load as admission
+from alacarte.serving.model import RequestError, ServedModel
 
 JSON = "application/json"
 SECRET = "zebra4711"  # stands in every bad request, and in no answer
@@ -416,9 +416,9 @@ def test_what_a_model_tells(models: dict, folders: dict[str, Path]) -> None:
 
 
 def test_a_path_that_disagrees_is_not_taken(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlops.serving.model import compiled
+    from alacarte.serving.fastpath import transformers
 
-    build = compiled.build
+    build = transformers.build
 
     def off_by_little(*arguments: Any) -> Any:
         answers = build(*arguments)
@@ -437,7 +437,7 @@ def test_a_path_that_disagrees_is_not_taken(folders: dict[str, Path], monkeypatc
         ("boosted", refuses_rows_alone, "numpy"),
         ("numeric", wrong_when_missing, "numpy"),
     ):
-        monkeypatch.setattr(compiled, "build", made)
+        monkeypatch.setattr(transformers, "build", made)
         model = ServedModel.load(folders[name], trust_code=False)
         model.compile()
         assert model.path_in_use == expected, made

@@ -7,7 +7,7 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 from registries import X
 
-from mlops.serving.model.signatures import objection
+from alacarte.serving.signatures import objection
 
 
 def columns(*specs: ColSpec | TensorSpec, output: str = "double") -> ModelSignature:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from people import SPLIT, people, refusal, table
 
-from mlops.errors import UserError
-from mlops.splits import checked_split, hash_rows, hash_split
-from mlops.tables import plain_column, read_table
+from alacarte.data.splits import checked_split, hash_rows, hash_split
+from alacarte.data.tables import plain_column, read_table
+from alacarte.errors import UserError
 
 
 @pytest.mark.parametrize(

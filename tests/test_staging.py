@@ -10,9 +10,11 @@ import yaml
 from conftest import ROOT
 from workspace import checkout_at, git
 
-from mlops import databricks, lineage, staging
-from mlops.arguments import to_overrides
-from mlops.errors import UserError
+from alacarte import tracking
+from alacarte.arguments import to_overrides
+from alacarte.databricks import stage
+from alacarte.databricks import submit as databricks
+from alacarte.errors import UserError
 
 
 @pytest.fixture
@@ -29,14 +31,14 @@ def test_only_what_git_knows_is_staged(checkout: Path):
     (checkout / "gone.py").unlink()
     (checkout / "project" / "data.py").write_text("# edited, not committed\n")
     to = checkout / "build" / "databricks"
-    assert staging.stage(checkout, {}) == ["houses.csv"]
+    assert stage.stage(checkout, {}) == ["houses.csv"]
     listed = subprocess.run(["git", "ls-files"], cwd=checkout, capture_output=True, text=True, check=True)
     found = {path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file()}
     assert found == {*listed.stdout.split(), "git_tags.json"} - {"houses.csv", "gone.py"}
     assert (to / "project" / "data.py").read_text() == "# edited, not committed\n"
     (checkout / "new.py").write_text("")
     git(checkout, "add", "new.py")
-    staging.stage(checkout, {})
+    stage.stage(checkout, {})
     assert (to / "new.py").is_file()
     assert [path.name for path in to.parent.iterdir()] == ["databricks"]
 
@@ -45,16 +47,16 @@ def test_the_job_has_every_entry_point_and_every_pin():
     from mlflow.projects._project_spec import Project, load_project
     from test_pins import pins
 
-    project = staging.spark_project(ROOT)
-    here = staging.entry_points(ROOT)
+    project = stage.spark_project(ROOT)
+    here = stage.entry_points(ROOT)
     assert list(project["entry_points"]) == list(here)
     for name, entry in project["entry_points"].items():
         words = entry["command"].split(" ")
         assert words[:2] == ["python", "databricks/boot.py"]
-        assert name in staging.NOT_THERE or words[2:] == here[name]["command"].split(" ")[2:]
+        assert name in stage.NOT_THERE or words[2:] == here[name]["command"].split(" ")[2:]
     libraries = project["databricks_spark_job"]["python_libraries"]
     assert dict(one.split("==") for one in libraries) == pins("requirements.txt")
-    assert set(staging.NOT_THERE) <= set(here)
+    assert set(stage.NOT_THERE) <= set(here)
     assert isinstance(load_project(str(ROOT)), Project)
 
 
@@ -71,7 +73,7 @@ def test_the_job_has_every_entry_point_and_every_pin():
 )  # fmt: skip
 def test_what_must_not_leave_is_refused(checkout: Path, name: str, content: str | None, line: str):
     to = checkout / "build" / "databricks"
-    staging.stage(checkout, {})
+    stage.stage(checkout, {})
     before = sorted(to.rglob("*"))
     if content is None:
         git(checkout, "rm", "--quiet", "--cached", name)
@@ -80,14 +82,14 @@ def test_what_must_not_leave_is_refused(checkout: Path, name: str, content: str 
         (checkout / name).write_text(content)
         git(checkout, "add", "--force", name)
     with pytest.raises(UserError, match=line):
-        staging.stage(checkout, {})
+        stage.stage(checkout, {})
     assert sorted(to.rglob("*")) == before
 
 
 def test_only_what_linux_needs_is_a_library(tmp_path: Path):
     lines = ("# pins", "a==1", 'b==2; sys_platform != "win32"  # why', 'c==3; sys_platform == "win32"', "")
     (tmp_path / "requirements.txt").write_text("\n".join(lines))
-    assert staging.libraries(tmp_path) == ["a==1", "b==2"]
+    assert stage.libraries(tmp_path) == ["a==1", "b==2"]
 
 
 def test_a_link_out_of_the_project_and_a_folder_without_git_are_refused(checkout: Path, tmp_path: Path):
@@ -95,10 +97,10 @@ def test_a_link_out_of_the_project_and_a_folder_without_git_are_refused(checkout
     (checkout / "link.txt").symlink_to(tmp_path / "outside.txt")
     git(checkout, "add", "link.txt")
     with pytest.raises(UserError, match="leads out of the project"):
-        staging.stage(checkout, {})
+        stage.stage(checkout, {})
     shutil.rmtree(checkout / ".git")
     with pytest.raises(UserError, match="no git checkout"):
-        staging.stage(checkout, {})
+        stage.stage(checkout, {})
 
 
 def test_an_entry_point_that_is_no_module_is_refused(checkout: Path):
@@ -106,7 +108,7 @@ def test_an_entry_point_that_is_no_module_is_refused(checkout: Path):
     project["entry_points"]["more"] = {"command": "bash more.sh"}
     (checkout / "MLproject").write_text(yaml.safe_dump(project))
     with pytest.raises(UserError, match="entry point more is `bash more"):
-        staging.stage(checkout, {})
+        stage.stage(checkout, {})
 
 
 CLUSTER = json.loads((ROOT / "databricks" / "cluster.json").read_text())
@@ -128,9 +130,9 @@ def test_a_cluster_that_cannot_work_is_refused(tmp_path: Path, cluster: object, 
     path = tmp_path / "cluster.json"
     path.write_text(json.dumps(cluster))
     with pytest.raises(UserError, match=line) as caught:
-        staging.read_cluster(path)
+        stage.read_cluster(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    assert staging.read_cluster(ROOT / "databricks" / "cluster.json") == CLUSTER
+    assert stage.read_cluster(ROOT / "databricks" / "cluster.json") == CLUSTER
 
 
 @pytest.mark.parametrize(
@@ -169,10 +171,10 @@ def test_hosted_tracking_asks_for_an_experiment(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "databricks")
     with pytest.raises(UserError, match=line):
-        lineage._check_experiment(name)
-    lineage._check_experiment("/Shared/mine")
+        tracking._check_experiment(name)
+    tracking._check_experiment("/Shared/mine")
     monkeypatch.setenv("MLFLOW_RUN_ID", "x")  # as `mlflow run` does, in the experiment that it was told
-    lineage._check_experiment(name)
+    tracking._check_experiment(name)
 
 
 @pytest.mark.parametrize(

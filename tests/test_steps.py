@@ -45,7 +45,7 @@ def test_train_then_evaluate_agree_with_the_model_itself(project: Project, first
     """The test metric is what the registered model gives on the recorded rows."""
     import mlflow
 
-    from mlops.datasets import load_data
+    from alacarte.data.dataset import load_data
 
     mlflow.set_tracking_uri(project.uri)
     model = mlflow.pyfunc.load_model("models:/alacarte@champion")

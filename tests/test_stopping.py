@@ -176,7 +176,7 @@ def test_a_worker_that_takes_the_place_of_another_asks_for_no_requests_before_it
 
 
 def test_workers_that_cannot_start_end_the_server(prepared: Project, tmp_path: Path):
-    app = prepared.root / "mlops/serving/http/app.py"
+    app = prepared.root / "alacarte/serving/app.py"
     whole = app.read_text()
     broken = "def create_app() -> App:\n    import multiprocessing\n    assert not multiprocessing.parent_process()"
     try:

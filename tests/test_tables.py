@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from people import people, refusal, table
 
-from mlops.datasets import source_digest
-from mlops.tables import plain_column, read_table
+from alacarte.data.dataset import source_digest
+from alacarte.data.tables import plain_column, read_table
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_urls(tmp_path, scheme, suffix):
     pd.testing.assert_frame_equal(dataset.X, people().drop(columns="y"))
     assert dataset.name == "people"
     assert dataset.source == (f"{tmp_path}/a b/people{suffix}" if scheme == "file" else url)
-    assert source_digest(_target_="mlops.tables.read_table", path=url) == hashlib.sha256(content).hexdigest()
+    assert source_digest(_target_="alacarte.data.tables.read_table", path=url) == hashlib.sha256(content).hexdigest()
     assert "no such file" in refusal(table, url.replace("people", "nobody"))
 
 
@@ -63,7 +63,7 @@ def test_http(tmp_path, csv):
         dataset = table(url)
         assert dataset.digest == table(csv).digest and dataset.name == "people" and dataset.source == url
         expected = hashlib.sha256(csv.read_bytes()).hexdigest()
-        assert source_digest(_target_="mlops.tables.read_table", path=url) == expected
+        assert source_digest(_target_="alacarte.data.tables.read_table", path=url) == expected
         assert "data.path" in refusal(table, url.replace("people", "nobody"))
         server.shutdown()
     assert "data.path" in refusal(table, url)

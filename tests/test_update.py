@@ -13,9 +13,9 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mlops import formats, learners
-from mlops.errors import UserError
-from mlops.learners.sklearn import SklearnLearner
+from alacarte import formats, learners
+from alacarte.errors import UserError
+from alacarte.learners.sklearn import SklearnLearner
 
 GOES_ON = {"sklearn_sgd", "sklearn_hgb", "sklearn_mlp", "torch_mlp"}
 HOW = {"share": 0.25, "shrink": 0.8, "seed": 0}

@@ -15,7 +15,8 @@ from conftest import environment
 from mlflow import MlflowClient
 from workspace import Workspace
 
-from mlops import databricks, staging
+from alacarte.databricks import stage
+from alacarte.databricks import submit as databricks
 
 EXPERIMENT = "/Shared/tests"
 MODEL = "main.default.digits"
@@ -37,7 +38,7 @@ class There:
         return done
 
     def job(self, entry_point: str, *arguments: str, code: int = 0) -> str:
-        """What `python -m mlops.databricks run` says, to its end; in this process, which has the imports loaded."""
+        """What `python -m alacarte.databricks run` says, to its end; in this process, which has the imports loaded."""
         options = ("--experiment-name", EXPERIMENT, "--poll-seconds", "0.5")
         return self.here("run", entry_point, *options, *arguments, code=code)
 
@@ -46,7 +47,7 @@ class There:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
             for key, value in self.workspace.env().items():
                 patch.setenv(key, value)
-            patch.setattr(staging, "ROOT", self.root)
+            patch.setattr(stage, "ROOT", self.root)
             before = signal.getsignal(signal.SIGTERM)
             mlflow.set_tracking_uri("databricks")
             try:

@@ -1,0 +1,1 @@
+"""Tables: read, typed, split and hashed."""

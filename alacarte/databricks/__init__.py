@@ -1,0 +1,1 @@
+"""Run the project as Databricks jobs, and follow the champion with a serving endpoint."""

@@ -1,0 +1,153 @@
+"""What a Databricks job gets of this project: a folder made from the files that git knows, and a cluster to run it on.
+
+Of the two ways in which MLflow runs a project there, only `databricks_spark_job` works on today's runtimes. It stands
+alone in an MLproject, and MLflow uploads the whole folder that holds it. So a second folder is made, with the same entry
+points, the same pins, and nothing that belongs to this machine.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from packaging.requirements import Requirement
+
+from alacarte.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGED = "build/databricks"
+LARGEST = 1_000_000  # bytes of one file
+DATA = re.compile(r"\.(db|sqlite3?|duckdb|csv|tsv|parquet|pq|feather|arrow|xlsx?)(\.(gz|bz2|xz|zip))?$", re.I)
+SECRET_NAMES = re.compile(
+    r"(^|/)(\.env(\..+)?|\.netrc|\.databrickscfg|id_(rsa|ed25519|ecdsa)|.+\.(pem|key|p12|pfx))$", re.I
+)
+SECRETS = re.compile(rb"dapi[0-9a-f]{32}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
+ENVIRONMENTS = ("python_env", "conda_env", "docker_env")  # which databricks_spark_job refuses beside it
+CLUSTER = {"python_version": "3.12", "sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
+BOOT = "databricks/boot.py"
+NOT_THERE = {
+    "serve": "serve does not run as a job on Databricks, where no request would reach it: a model serving endpoint does "
+    "that there, see databricks/databricks.yml; or serve here with MLFLOW_TRACKING_URI=databricks"
+}
+
+
+def stage(root: Path, commit: Mapping[str, str]) -> list[str]:
+    """Make `build/databricks` in the project at `root` anew; what was left out of it, as data.
+
+    `commit` holds the tags that runs of the folder get, where there is no git to ask (`lineage.git_tags`).
+
+    Raises UserError, and leaves the folder as it was, for files that must not leave this machine or are too large to.
+    """
+    files, left_out = _tracked(root)
+    to = root / STAGED
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent) as folder:
+        made = Path(folder, to.name)
+        for name in files:
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, made / name)
+        text = yaml.safe_dump(spark_project(root), sort_keys=False, width=1000)
+        (made / "MLproject").write_text(f"# Made from MLproject and requirements.txt by `make databricks`.\n{text}")
+        (made / "git_tags.json").write_text(json.dumps(commit))
+        if to.exists():
+            to.rename(Path(folder, "old"))
+        made.rename(to)
+    return left_out
+
+
+def _tracked(root: Path) -> tuple[list[str], list[str]]:
+    """The files to take, and those left out as data."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True)
+    if listed.returncode:
+        raise UserError(f"{root} is no git checkout, and only what git knows goes to Databricks: `git init; git add .`")
+    files = [name for name in listed.stdout.split("\0") if name and (root / name).is_file()]
+    left_out = [name for name in files if DATA.search(name)]
+    files = [name for name in files if name not in left_out]
+    for name in files:
+        if not (root / name).resolve().is_relative_to(root.resolve()):
+            raise UserError(f"{name} is a link that leads out of the project: put the file itself in its place")
+        if SECRET_NAMES.search(name):
+            raise UserError(
+                f"{name} is in git and by its name a secret: `git rm --cached {name}`, and make a new secret"
+            )
+        size = (root / name).stat().st_size
+        if size > LARGEST:
+            raise UserError(
+                f"{name} has {size:,} bytes, allowed are {LARGEST:,}: what is large belongs into a volume of the workspace"
+            )
+        if found := SECRETS.search((root / name).read_bytes()):
+            raise UserError(
+                f"{name} holds what looks like a secret, {found[0][:8].decode()}...: take it out, and make a new one"
+            )
+    if BOOT not in files:
+        raise UserError(f"{BOOT} is not in git: `git add {BOOT}`")
+    return files, left_out
+
+
+def spark_project(root: Path) -> dict[str, Any]:
+    """MLproject as a `databricks_spark_job`: the same entry points behind the boot script, the pins as libraries."""
+    project = yaml.safe_load((root / "MLproject").read_text())
+    entries = {
+        name: {**entry, "command": _command(name, entry["command"])} for name, entry in entry_points(root).items()
+    }
+    rest = {key: value for key, value in project.items() if key not in (*ENVIRONMENTS, "entry_points")}
+    return {**rest, "databricks_spark_job": {"python_libraries": libraries(root)}, "entry_points": entries}
+
+
+def _command(name: str, command: str) -> str:
+    if name in NOT_THERE:
+        return f"python {BOOT} alacarte.databricks explain {name}"
+    if not command.startswith("python -m "):
+        raise UserError(
+            f"MLproject: entry point {name} is `{command}`: on Databricks it must be `python -m MODULE ...`"
+        )
+    return f"python {BOOT} {command.removeprefix('python -m ')}"
+
+
+def entry_points(root: Path) -> dict[str, dict[str, Any]]:
+    """The entry points of MLproject."""
+    return yaml.safe_load((root / "MLproject").read_text())["entry_points"]
+
+
+def libraries(root: Path) -> list[str]:
+    """The lines of requirements.txt as a cluster's libraries: those for Linux, without their conditions."""
+    lines = [line.split("#")[0].strip() for line in (root / "requirements.txt").read_text().splitlines()]
+    found = [Requirement(line) for line in lines if line]
+    return [f"{one.name}{one.specifier}" for one in found if one.marker is None or one.marker.evaluate(CLUSTER)]
+
+
+# --- the cluster -----------------------------------------------------------------------------------------------------
+
+
+def read_cluster(path: str | Path) -> dict[str, Any]:
+    """The specification of a new cluster. UserError for a file that is none, and for what MLflow cannot use."""
+    try:
+        cluster = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--backend-config {path} cannot be read: {error}: see databricks/cluster.json") from None
+    check_cluster(cluster, path)
+    return cluster
+
+
+def check_cluster(cluster: object, path: str | Path) -> None:
+    """UserError unless this is the flat specification of a new cluster."""
+    where = f"--backend-config {path}"
+    if not isinstance(cluster, Mapping):
+        raise UserError(f"{where} holds {type(cluster).__name__}: give one object, see databricks/cluster.json")
+    if "new_cluster" in cluster:
+        raise UserError(f"{where}: new_cluster is one level too many: put its fields at the top of the file")
+    if "existing_cluster_id" in cluster:
+        raise UserError(f"{where}: existing_cluster_id: MLflow starts a new cluster for each run: describe one instead")
+    if "libraries" in cluster:
+        raise UserError(f"{where}: libraries are no part of a cluster, and come from requirements.txt: add them there")
+    if not cluster.get("spark_version"):
+        raise UserError(f"{where}: spark_version is missing: name a runtime, such as 16.4.x-scala2.12")
+    if not (cluster.get("node_type_id") or cluster.get("instance_pool_id")):
+        raise UserError(f"{where}: node_type_id is missing: name a machine type, or an instance_pool_id")
+    if "num_workers" not in cluster and "autoscale" not in cluster:
+        raise UserError(f"{where}: num_workers is missing: 0 is the driver alone, which is enough for these steps")

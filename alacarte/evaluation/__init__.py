@@ -1,0 +1,1 @@
+"""Metrics, the paired comparison with the champion, the gate, and plots."""

@@ -1,0 +1,270 @@
+"""Command line -> Hydra configuration -> MLflow run. Beside arguments.py the only module that knows Hydra.
+
+`step` composes the configuration, checks it, opens the MLflow run, gives the configuration to the step's function, and
+closes the run with the status that fits, whatever ended it.
+"""
+
+import contextlib
+import difflib
+import functools
+import os
+import re
+import signal
+import sys
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from alacarte.arguments import parse, to_overrides
+from alacarte.errors import StoreError, UserError
+
+__all__ = ["CONF", "compose", "instantiate", "keys_of", "part_of", "plain", "save_for", "step"]
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+class Terminated(SystemExit):
+    """SIGTERM arrived; 143 is what a shell reports for it."""
+
+
+def step(
+    config_name: str, run: bool = True, offline: bool = False
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], NoReturn]]:
+    """Make a function of the configuration into the command `python -m steps.<name>`.
+
+    run=False opens no MLflow run; `offline` is for what starts while the tracking server is away.
+
+    Exit codes: 0; 2 after a UserError, which prints one line; 1 after any other exception, with its traceback unless it is
+    a feedback store that is away; 130 and 143 after Ctrl-C and SIGTERM. The MLflow run ends FINISHED, FAILED or KILLED.
+    """
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], NoReturn]:
+        @functools.wraps(function)
+        def main() -> NoReturn:
+            signal.signal(signal.SIGTERM, _terminate)
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as steps/__init__.py leaves it
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                code = _launch(function, config_name, run, offline, sys.argv[1:])
+            except KeyboardInterrupt:
+                code = 130
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            except UserError as error:
+                print(f"{config_name}: {error}", file=sys.stderr)
+                code = 2
+            except StoreError as error:
+                print(f"{config_name}: the feedback store does not work: {error}", file=sys.stderr)
+                code = 1
+            except Exception:
+                traceback.print_exc()
+                code = 1
+            sys.exit(code)
+
+        return main
+
+    return decorate
+
+
+def _terminate(_: int, frame: FrameType | None) -> None:
+    """Raise Terminated; a moment later where an exception would be lost: in a finalizer, or what a weak reference calls."""
+    while frame:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
+            signal.signal(signal.SIGALRM, _terminate)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
+        frame = frame.f_back
+    raise Terminated(128 + signal.SIGTERM)
+
+
+def _launch(
+    function: Callable[[DictConfig], Any], config_name: str, tracked: bool, offline: bool, tokens: Sequence[str]
+) -> int:
+    from alacarte import tracking  # late: `--help` and `--cfg job` then cost no import of mlflow
+
+    failures: list[Exception] = []
+
+    def run(cfg: DictConfig) -> None:
+        try:
+            check(cfg, config_name)
+            if not offline:
+                tracking.check_store()
+            with tracking.start_run(config_name, cfg) if tracked else contextlib.nullcontext():
+                function(cfg)
+        except Exception as error:  # kept from Hydra, which adds lines of its own; a sweep goes on with its next job
+            failures.append(error)
+
+    opened_by_mlflow_run = os.environ.get("MLFLOW_RUN_ID")
+    try:
+        arguments = to_overrides(tokens)
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; the one line below replaces Hydra's report
+        sys.argv[1:] = arguments
+        main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)
+        if {"--multirun", "-m"} & set(arguments):  # one parent, one child run a job
+            with tracking.start_run(f"{config_name}-sweep", None):
+                main()
+                if failures:
+                    raise failures[0]
+        else:
+            main()
+        if failures:
+            raise failures[0]
+        return 0
+    except (HydraException, OmegaConfBaseException) as error:
+        tracking.fail(opened_by_mlflow_run)
+        raise UserError(explain(error, config_name)) from error
+    except BaseException:
+        tracking.fail(opened_by_mlflow_run)
+        raise
+
+
+def compose(config_name: str, tokens: Sequence[str]) -> DictConfig | None:
+    """The configuration that a step would run with, checked as it would check it; None for a sweep, which has several.
+
+    For whoever starts a step elsewhere and wants to know first. Raises UserError for what the step would refuse, and for
+    flags other than --multirun, which would do nothing there that can be seen.
+    """
+    arguments = to_overrides(tokens)
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    if other := [flag for flag in flags if flag not in ("--multirun", "-m")]:
+        raise UserError(f"{other[0]} does nothing in a job: try it here, python -m steps.{config_name} {other[0]}")
+    if flags:
+        return None
+    before, sys.argv[1:] = sys.argv[1:], arguments
+    try:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose(config_name, overrides=arguments, return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+        OmegaConf.set_struct(cfg, False)
+        del cfg["hydra"]
+        check(cfg, config_name)
+        return cfg
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, config_name)) from error
+    finally:
+        sys.argv[1:] = before
+
+
+# --- checks and error texts ------------------------------------------------------------------------------------------
+
+
+def check(cfg: DictConfig, config_name: str) -> None:
+    """Refuse what Hydra composes without complaint: required values left out, text where the default is a number."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{missing[0]} is required: add -P {missing[0]}=VALUE")
+    model = cfg.get("model")
+    if OmegaConf.is_dict(model) and OmegaConf.is_dict(model.get("estimator")) and "_target_" not in model.estimator:
+        key = f"model.estimator.{next(iter(model.estimator))}"
+        raise UserError(f"{key} is not a key of this model: add model=sklearn and model.estimator._target_=CLASS")
+    OmegaConf.to_container(cfg, resolve=True)  # an interpolation that leads nowhere fails here, with its key
+    suspects = [o for o in map(parse, HydraConfig.get().overrides.task) if o and o.type and o.type.name == "CHANGE"]
+    suspects = [o for o in suspects if isinstance(o.value(), str | bool | list | dict | None)]
+    if not suspects:
+        return
+    defaults = _defaults(config_name)
+    for override in suspects:
+        key, default, value = override.key_or_group, None, override.value()
+        if "/" not in key and "@" not in key:
+            default = OmegaConf.select(defaults, key, throw_on_missing=False)
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if value is None and key.startswith("model."):  # there null often is a choice of the library's
+            continue
+        if (number and OmegaConf.select(cfg, key) == value) or (
+            isinstance(default, bool) and not isinstance(value, bool)
+        ):
+            kind, shown = (
+                "true or false" if isinstance(default, bool) else "a number",
+                "null" if value is None else value,
+            )
+            raise UserError(f"{key}={shown} is not {kind}: the default is {key}={str(default).lower()}")
+
+
+def _defaults(config_name: str) -> DictConfig:
+    """The configuration with the chosen group options and no other override: the valid keys and the default values."""
+    groups = [o for o in to_overrides(sys.argv[1:]) if (CONF / re.split("[=@]", o.lstrip("+"))[0]).is_dir()]
+    for overrides in (groups, []):  # the groups themselves can be what is wrong
+        try:
+            GlobalHydra.instance().clear()
+            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                return hydra.compose(config_name, overrides=[o for o in overrides if "," not in o])
+        except (HydraException, OmegaConfBaseException):
+            continue
+    raise AssertionError(f"conf/{config_name}.yaml does not compose without overrides")
+
+
+def explain(error: Exception, config_name: str) -> str:
+    """One line for what Hydra or OmegaConf refused, with the nearest valid names."""
+    message = f"{error}\n{error.__cause__ or ''}"
+    if (found := re.search(r"full_key: (\S+)", str(error))) and error.__cause__:  # from making an object
+        return f"{found[1]}: {' '.join(str(error.__cause__).split())}"
+    if found := re.search(r"Could not find '([^'/]+(?:/[^'/]+)*)/([^'/]*)'", message):
+        group, option = found.groups()
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        if options:
+            return f"{group}={option} is unknown: did you mean {_nearest(option, options)}?"
+    if found := re.search(r"Could not (?:override|delete)[^']*'([^']*)'", message):
+        key = found[1].split("@")[0]
+        valid = _key_names(_defaults(config_name))
+        return f"{key} is not a key of {config_name}: did you mean {_nearest(key, valid)}? (+{key}=... adds a new key)"
+    return " ".join(line.strip() for line in message.splitlines() if line.strip())
+
+
+def _nearest(name: str, valid: Sequence[str]) -> str:
+    return " or ".join(difflib.get_close_matches(name, valid, n=3, cutoff=0.5)) or "one of " + ", ".join(valid)
+
+
+def _key_names(node: DictConfig, prefix: str = "") -> list[str]:
+    names = []
+    for name in map(str, node):
+        names.append(f"{prefix}{name}")
+        if OmegaConf.is_dict(node._get_node(name)) and not OmegaConf.is_missing(node, name):
+            names += _key_names(node[name], f"{prefix}{name}.")
+    return names
+
+
+# --- a step's share of a larger configuration ------------------------------------------------------------------------
+
+
+def keys_of(config_name: str) -> set[str]:
+    """Top-level keys of an entry point's configuration, read from `conf/<config_name>.yaml` and what it includes."""
+    root = OmegaConf.load(CONF / f"{config_name}.yaml")
+    assert isinstance(root, DictConfig)
+    keys = {str(key) for key in root if key not in ("defaults", "hydra")}
+    for entry in root.get("defaults", []):
+        if isinstance(entry, str):
+            keys |= set() if entry == "_self_" else keys_of(entry)
+        else:
+            keys |= {str(name).split()[-1] for name in entry if not str(name).split()[-1].startswith("hydra/")}
+    return keys - {"experiment"}
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A configuration as plain, resolved Python: what leaves a step for the library."""
+    container = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def part_of(cfg: DictConfig, config_name: str, **fixed: Any) -> DictConfig:
+    """The resolved share of `cfg` that another entry point takes, with some keys set: what the pipeline hands a step."""
+    whole = {**plain(cfg), **fixed}
+    return OmegaConf.create({key: value for key, value in whole.items() if key in keys_of(config_name)})
+
+
+def save_for(cfg: DictConfig, folder: str) -> list[str]:
+    """Write a resolved configuration to `folder`; return the arguments with which a step runs with just that."""
+    quiet = ["base", "_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
+    OmegaConf.save({"defaults": quiet, **cfg}, Path(folder, "resolved.yaml"))
+    return ["--config-dir", folder, "--config-name", "resolved"]

@@ -1,0 +1,168 @@
+"""One interface over the frameworks: fit, update, predict, save and log, load. One file per framework.
+
+features.py turns a table into numbers and is part of every saved model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from alacarte import formats
+from alacarte.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow.models import Model
+    from mlflow.models.model import ModelInfo
+
+OnEpoch = Callable[[int, dict[str, float]], object]
+INITS = ("warm", "shrink_perturb", "scratch")  # how a retraining begins
+ONWARD = 3.0  # times its learning rate a model is trained on at first; less leaves it where it is, more shakes out what it knows
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a retraining did."""
+
+    init: str  # the one asked for, or what this family can do in its place
+    epochs: int  # passes over the rows; of boosted trees, iterations
+    visits: int  # rows x epochs: what it cost, whatever the machine
+    note: str | None = None  # why it is not what was asked for
+
+
+class Learner(Protocol):
+    task: str
+    """ "classification" or "regression", from fit."""
+    classes: list | None
+    """The labels in the order of predict_proba's columns, as plain str, int or bool; None for regression."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the rows that the last training from scratch took; 1 where there are none. Saved with the model."""
+
+    def fit(
+        self,
+        X: pd.DataFrame,
+        y: pd.Series,
+        X_val: pd.DataFrame,
+        y_val: pd.Series,
+        *,
+        task: str,
+        seed: int,
+        on_epoch: OnEpoch | None = None,
+    ) -> None:
+        """Train on X, y; X_val, y_val are for early stopping. on_epoch(epoch, metrics) follows a learner with epochs.
+
+        Raises UserError for a column that is no number, bool, date or text, and for a model that cannot do `task`.
+        """
+
+    def update(
+        self,
+        X: pd.DataFrame,
+        y: pd.Series,
+        X_val: pd.DataFrame,
+        y_val: pd.Series,
+        *,
+        init: str,
+        share: float,
+        shrink: float,
+        seed: int,
+        on_epoch: OnEpoch | None = None,
+    ) -> Update:
+        """Train on from what this model knows, for `share` of its `epochs`, with its preprocessing and classes frozen.
+
+        Gradient descent takes `onward_rate` times its learning rate, which afterwards is what it was.
+        Only the scale of columns that vary far more than they did is made anew (`features.widen`), and not for trees.
+        init "warm": from its weights. "shrink_perturb": from `shrink` of them and 1 - `shrink` of a fresh
+        initialisation (after Ash and Adams, On warm-starting neural network training, 2020). "scratch": all anew, with
+        the same settings, all epochs, and the classes of y. A family that cannot begin so begins otherwise and notes it.
+
+        Raises UserError where nothing changed. That each label of y is one of `classes` is the caller's to see to.
+        """
+
+    def predict(self, X: pd.DataFrame) -> np.ndarray:
+        """(n,) labels, or float64 for regression. X holds the original columns, in any order; others are ignored."""
+
+    def predict_proba(self, X: pd.DataFrame) -> np.ndarray | None:
+        """(n, n_classes) float64, or None where the model has no probabilities."""
+
+    def save(
+        self, path: Path, *, example: pd.DataFrame, metadata: dict[str, Any], mlflow_model: Model | None = None
+    ) -> None:
+        """Write an MLflow model folder. `example` (2 rows or more of X) becomes the input example."""
+
+    def log(self, name: str, *, example: pd.DataFrame, metadata: dict[str, Any]) -> ModelInfo:
+        """Log the model folder as a LoggedModel of the active run."""
+
+
+def load(path: str | Path) -> Learner:
+    """The learner in a local MLflow model folder. UserError, before anything is made, for a format that is not safe.
+
+    Runs no code from the folder. scikit-learn models that others logged as skops load too.
+    """
+    if formats.inspect(path) == "torch":
+        from alacarte.learners.torch import TorchLearner
+
+        return TorchLearner.load(Path(path))
+    from alacarte.learners.sklearn import SklearnLearner
+
+    return SklearnLearner.load(Path(path))
+
+
+def answers(path: str | Path, X: pd.DataFrame, y: pd.Series, task: str) -> np.ndarray:
+    """(n,) predictions for X of the model in a folder, to compare with those of another model of `task` on labels y.
+
+    Raises UserError where that would compare nothing: another task, other classes, other columns.
+    """
+    learner = load(path)
+    if learner.task != task:
+        raise UserError(f"it is a model of {learner.task}, and these rows ask for {task}")
+    if learner.classes is not None and not set(learner.classes) & set(y.tolist()):
+        raise UserError(
+            f"its classes, such as {learner.classes[0]!r}, are no labels of these rows, such as {y.iloc[0]!r}"
+        )
+    return learner.predict(X)
+
+
+def outputs(learner: Learner, X: pd.DataFrame) -> np.ndarray:
+    """All that a learner says of X, to tell whether a training changed anything."""
+    proba = learner.predict_proba(X)
+    return learner.predict(X) if proba is None else proba
+
+
+def onward_rate(epoch: int, epochs: int) -> float:
+    """By how much the learning rate is multiplied in epoch 0, 1, ... of a retraining: ONWARD at first, falling to zero.
+
+    In so few epochs a model has to leave its minimum for what is new, and to settle again. The mean over the epoch of a
+    line from ONWARD to 0 (warm restarts after Loshchilov and Hutter, SGDR, 2017, with a line for the cosine).
+    """
+    return ONWARD * (1 - (epoch + 0.5) / epochs)
+
+
+def check_changed(before: np.ndarray, learner: Learner, X: pd.DataFrame) -> None:
+    """UserError where a retraining left every output on X what it was."""
+    if np.array_equal(before, outputs(learner, X)):
+        raise UserError("retraining changed nothing: raise retrain.budget or model.lr, or use retrain.init=scratch")
+
+
+def with_answers(learner: Learner, example: pd.DataFrame, metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a saved model: what the caller says of it, and its answers on the input example, for whoever loads it."""
+    return {**metadata, "example_predictions": learner.predict(example).tolist()}
+
+
+def log_model(learner: Learner, name: str, *, example: pd.DataFrame, metadata: dict[str, Any]) -> ModelInfo:
+    """What each learner's `log` does: MLflow makes the LoggedModel, the learner's `save` fills its folder."""
+    from mlflow.models import Model
+
+    def save_model(path: str, mlflow_model: Model, **_: object) -> None:
+        learner.save(Path(path), example=example, metadata=metadata, mlflow_model=mlflow_model)
+
+    # MLflow would load the model once more to try the input example; the tests serve every family instead.
+    flavor = SimpleNamespace(__name__="alacarte.learners", save_model=save_model)
+    return Model.log(artifact_path=None, name=name, flavor=flavor, validate_serving_input=False)

@@ -1,0 +1,101 @@
+"""One window of a model's predictions against what it was trained on: the tables that `monitor` logs and decides by."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from alacarte.errors import UserError
+from alacarte.evaluation import metrics as evaluation
+from alacarte.feedback.queries import Labelled, Window
+from alacarte.monitoring import drift
+from alacarte.monitoring.drift import Decision
+from alacarte.retraining import selection
+from alacarte.retraining.champion import Champion
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    decision: Decision
+    metrics: dict[str, float]
+    columns: pd.DataFrame  # drift.compare_columns and `drifted`, with a row each for predictions and confidence
+    givers: pd.DataFrame  # who gave labels in the window, how many, and the share that corrects
+    answers: tuple[list, list]  # on the data, and in the window
+
+    def metrics_table(self) -> pd.DataFrame:
+        return pd.DataFrame({"metric": list(self.metrics), "value": list(self.metrics.values())})
+
+
+def check_settings(**settings: Any) -> None:
+    """UserError for settings by which no window could be judged."""
+    above = ("hours", "rows", "least_rows", "reference_rows", "labels", "labels_with_drift")
+    for key in (*above, "every", "psi", "margin"):
+        least = 0 if key in ("every", "psi", "margin") else 1e-9
+        if not settings[key] >= least:
+            raise UserError(f"monitor.{key}={settings[key]}: allowed are numbers {'from' if not least else 'above'} 0")
+    if not 0.5 <= settings["level"] < 1:
+        raise UserError(f"monitor.level={settings['level']}: allowed are numbers from 0.5 to below 1, such as 0.95")
+
+
+def look(champion: Champion, window: Window, labelled: Labelled, new_labels: int, settings: Mapping[str, Any]) -> Look:
+    """Measure a window. `labelled` holds the model's accepted and used labels.
+
+    The reference is what the champion was trained on: the train part, and the labels that it and its ancestors used.
+    Predictions, confidence and accuracy are of the champion's own version; the inputs are all that came.
+    """
+    about, dataset = window.about.tail(settings["rows"]), champion.dataset
+    inputs = window.inputs.loc[about.index]
+    X, _ = dataset.part("train")
+    versions = pd.to_numeric(labelled.about["used_version"], errors="coerce")
+    used = selection.take(labelled, (versions <= float(champion.number)).to_numpy(bool))
+    reference = pd.concat([X, selection.like(used.inputs, X)], ignore_index=True) if len(used.labels) else X
+    if len(reference) > settings["reference_rows"]:
+        reference = reference.sample(settings["reference_rows"], random_state=0)
+    columns = drift.compare_columns(reference, selection.like(inputs, X))
+
+    mine = about[about["model_version"] == champion.number]
+    measured = drift.measure(mine, dataset.task) if len(mine) else {}
+    metrics = {**measured, "rows": float(len(about)), "new_labels": float(new_labels)}
+    X_val, _ = dataset.part("val")
+    X_test, y_test = dataset.part("test")
+    answered = champion.learner.predict(X_val)
+    answers: tuple[list, list] = (answered.tolist(), mine["prediction"].tolist())
+    if len(mine) >= settings["least_rows"]:
+        compared = {"(predictions)": (pd.Series(answered), pd.Series(answers[1], dtype=type(answers[0][0])))}
+        proba = champion.learner.predict_proba(X_val)
+        if proba is not None and mine["confidence"].notna().any():
+            compared["(confidence)"] = (pd.Series(proba.max(axis=1)), mine["confidence"])
+        rows = [{"column": name, **drift.compare_column(*pair)} for name, pair in compared.items()]
+        columns = pd.concat([pd.DataFrame(rows), columns], ignore_index=True)
+    columns = drift.mark(columns, 1 - settings["level"], settings["psi"])
+    columns = columns.sort_values("psi", ascending=False, ignore_index=True)
+
+    inner = columns[~columns["column"].isin(["(predictions)", "(confidence)"])]
+    metrics |= {
+        "drift_share": float(inner["drifted"].mean()),
+        "psi_max": float(inner["psi"].max()),
+        "missing_rate": float(inner["missing"].mean()),
+        "out_of_range_rate": float(inner["out_of_range"].mean()),
+    }
+    expected = evaluation.score(y_test, champion.learner.predict(X_test), None, None, dataset.task)
+    decision = drift.decide(columns, metrics, expected, margin=settings["margin"], labels=settings["labels"])
+    return Look(decision, metrics, columns, _givers(labelled, about["prediction_id"]), answers)
+
+
+def _givers(labelled: Labelled, ids: pd.Series) -> pd.DataFrame:
+    inside = labelled.about["prediction_id"].isin(ids).to_numpy()
+    who = selection.givers(labelled)[inside]
+    table = pd.DataFrame({"giver": who, "corrects": labelled.about["is_correction"][inside].astype(float)})
+    counted = table.groupby("giver")["corrects"].agg(["size", "mean"]).reset_index()
+    return counted.set_axis(["giver", "labels", "share that corrects"], axis=1).sort_values("labels", ascending=False)
+
+
+def count_new(champion: Champion, labelled: Labelled, settings: Mapping[str, Any], rejected: list[str]) -> int:
+    """How many labels a retraining would take now."""
+    left = selection.select(
+        labelled, champion.dataset, classes=champion.learner.classes,
+        giver_share=settings["giver_share"], reach=settings["reach"], rejected=rejected,
+    )  # fmt: skip
+    return int(np.sum((left == selection.TAKEN).to_numpy() & (labelled.about["state"] == "accepted").to_numpy()))

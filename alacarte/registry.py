@@ -1,0 +1,281 @@
+"""Champion and challenger in MLflow's registry: registration, guarded promotion, rollback.
+
+Aliases have no compare-and-set. Promotions of one model on one machine therefore take turns (a file lock), every
+promotion names the champion it was decided against, and the alias is read again just before it moves.
+"""
+
+import getpass
+import hashlib
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from alacarte.errors import UserError
+from alacarte.evaluation.gate import Verdict
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
+RUN_TAG = "retrain_run_id"  # of a version, from its first moment on: the retraining that it came from
+ABSENT = (
+    "RESOURCE_DOES_NOT_EXIST",
+    "INVALID_PARAMETER_VALUE",
+    "NOT_FOUND",
+)  # what stores say of a missing alias or version
+
+
+def check_name(name: object) -> None:
+    """UserError for what the registry does not take as a model's name; null, and empty, are no registry."""
+    if not name:
+        return
+    if not isinstance(name, str) or set(name) & set("/:'\"`\\") or name != name.strip():
+        raise UserError(f"registered_model_name={name} is refused: write text without / : and quotes, such as my-model")
+    if mlflow.get_registry_uri().startswith("databricks-uc") and [bool(part) for part in name.split(".")] != [True] * 3:
+        raise UserError(
+            f"registered_model_name={name} has no catalog and schema, which Unity Catalog asks for: write main.default.{name}"
+        )
+
+
+def champion_of(name: str) -> ModelVersion | None:
+    """The version that serves now, or None."""
+    return by_alias(name, CHAMPION)
+
+
+def number_of(version: ModelVersion | None) -> str:
+    """A version's number as text ("none" for no version): stores give it as text or as an integer."""
+    return str(version.version) if version else "none"
+
+
+def by_alias(name: str, alias: str) -> ModelVersion | None:
+    """The version that an alias points to, or None where the alias or the model does not exist."""
+    try:
+        return MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            return None
+        raise
+
+
+def by_number(name: str, version: str) -> ModelVersion | None:
+    """One version by its number, or None where it does not exist."""
+    try:
+        return MlflowClient().get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            return None
+        raise
+
+
+def known_versions(name: str) -> str:
+    """What `version=` can be, for an error message."""
+    try:
+        numbers = sorted(int(version.version) for version in MlflowClient().search_model_versions(f"name = '{name}'"))
+    except MlflowException:
+        numbers = []
+    if not numbers:
+        return f"another registered_model_name: {name} has no version"
+    return ", ".join(map(str, numbers)) + ", challenger or previous"
+
+
+def is_current(name: str | None, tags: Mapping[str, str]) -> bool:
+    """Whether the registry is as an evaluation left it: same champion, and its own version still there."""
+    if not name:
+        return True
+    champion = champion_of(name)
+    if number_of(champion) != tags.get("champion_after"):
+        return False
+    return tags.get("model_version") == "none" or by_number(name, tags.get("model_version", "")) is not None
+
+
+def versions_of(name: str) -> list[ModelVersion]:
+    """All versions of a model with their tags, which Unity Catalog leaves out of a search: there each is asked for."""
+    found = MlflowClient().search_model_versions(f"name = '{name}'")
+    if mlflow.get_registry_uri().startswith("databricks-uc"):
+        return [MlflowClient().get_model_version(name, one.version) for one in found]
+    return list(found)
+
+
+def rejected_versions(name: str) -> list[str]:
+    """The versions that the gate rejected."""
+    return [number_of(one) for one in versions_of(name) if one.tags.get("gate.verdict") == "REJECT"]
+
+
+def find_version(name: str, model_uri: str) -> ModelVersion | None:
+    """The version that already holds a logged model (`models:/m-...`), so that no model is registered twice."""
+    versions = MlflowClient().search_model_versions(f"name = '{name}'")
+    return next((version for version in versions if version.source == model_uri), None)
+
+
+def register(name: str, model_uri: str, tags: Mapping[str, object] | None = None) -> ModelVersion:
+    """Make a logged model a version with alias `challenger`. UserError where the registry refuses the name.
+
+    A version is there with its `tags` or not at all; one that is there already is left as it is.
+    """
+    texts = {key: str(value)[:5000] for key, value in (tags or {}).items()}
+    try:
+        version = find_version(name, model_uri) or mlflow.register_model(model_uri, name, tags=texts)
+        MlflowClient().set_registered_model_alias(name, CHALLENGER, version.version)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        raise UserError(f"registered_model_name={name} is refused: {str(error).splitlines()[0]}") from None
+    return version
+
+
+def check_champion(name: str, expected: str) -> None:
+    """UserError where another version became champion since `expected` was read."""
+    found = number_of(champion_of(name))
+    if found != expected:
+        raise UserError(
+            f"champion of {name} moved from {expected} to {found} meanwhile: nothing is changed; start again"
+        )
+
+
+def tag(version: ModelVersion, tags: Mapping[str, object]) -> None:
+    """Write tags on a model version, as text."""
+    client = MlflowClient()
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, key, str(value)[:5000])
+
+
+def verdict_tags(verdict: Verdict, champion: str, run_id: str) -> dict[str, str]:
+    """What a version and its evaluation say of the gate's verdict; `champion` is the number of its rival."""
+    tags = {"gate.verdict": verdict.decision, "gate.reason": verdict.reason, "gate.champion": champion}
+    return {**tags, "evaluate_run_id": run_id}
+
+
+def settle(version: ModelVersion, verdict: Verdict, *, expected: str, run_id: str) -> bool:
+    """Write a verdict on a version and promote it if it says so; whether it is the champion now.
+
+    UserError where the champion is no longer the one it was compared with: the verdict then is HOLD.
+    """
+    tag(version, verdict_tags(verdict, expected, run_id))
+    if verdict.decision != "PROMOTE":
+        return False
+    try:
+        promote(version, expected=expected, reason=verdict.reason)
+    except UserError as error:
+        tag(version, {"gate.verdict": "HOLD", "gate.reason": error})
+        raise
+    return True
+
+
+def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
+    """Move `champion` to a version and keep the one before it as `previous_champion`.
+
+    `expected` is `number_of` the champion that the decision was made against. Where another promotion came first,
+    nothing moves and a UserError says which.
+    """
+    client, name = MlflowClient(), version.name
+    with _turn(name):
+        check_champion(name, expected)
+        if expected == number_of(version):
+            return
+        if expected != "none":  # first, so that a stop between the two leaves the champion where it was
+            client.set_registered_model_alias(name, PREVIOUS, expected)
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    tag(
+        version,
+        {"promoted_at": now, "promoted_by": getpass.getuser(), "promoted_from": expected, "promotion_reason": reason},
+    )
+
+
+def ancestry(version: ModelVersion) -> list[ModelVersion]:
+    """A version and what it was retrained from, newest first; it ends at one trained from scratch, or deleted since."""
+    line, seen = [version], {number_of(version)}
+    while (parent := line[-1].tags.get("parent_version")) and parent not in seen:  # a tag can be edited into a circle
+        found = by_number(version.name, parent)
+        if found is None:
+            break
+        line.append(found)
+        seen.add(parent)
+    return line
+
+
+def history(version: ModelVersion) -> str:
+    """A table of `ancestry`: version -> run -> parent version -> labels, with verdicts and promotions."""
+    aliases = MlflowClient().get_registered_model(version.name).aliases
+    columns = ["version", "now", "from", "labels", "run_id", "verdict", "promoted", "by"]
+    rows = []
+    for one in ancestry(version):
+        tags, number = one.tags, number_of(one)
+        run_id = tags.get(RUN_TAG) or one.run_id or "-"
+        found = [tags.get(key, "-") for key in ("gate.verdict", "promoted_at", "promoted_by")]
+        origin = [tags.get("parent_version", "scratch"), tags.get("new_labels", "-")]
+        now = ",".join(sorted(alias for alias, other in aliases.items() if str(other) == number)) or "-"
+        rows.append([number, now, *origin, run_id, *found])
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in (columns, *rows)]
+    note = "The labels of a retraining are the artifact feedback.json of its run, and the rows that are used there."
+    return "\n".join([version.name, *(line.rstrip() for line in lines), note])
+
+
+def _turn(name: str) -> FileLock:
+    where = f"{mlflow.get_registry_uri()} {name}".encode()
+    return FileLock(Path(tempfile.gettempdir()) / f"alacarte-{hashlib.sha256(where).hexdigest()[:16]}.lock")
+
+
+def pin(model_uri: str | None, name: str | None) -> tuple[str, str]:
+    """The URI of one version, and its number ("none" outside the registry); without a URI, the champion of `name`.
+
+    An alias may move while it is used; a number does not. Raises UserError where there is no such alias.
+    """
+    uri = str(model_uri) if model_uri else f"models:/{name}@{CHAMPION}"
+    if not model_uri and not name:
+        raise UserError("model_uri=null and registered_model_name=null: give one, such as -P model_uri=models:/NAME/3")
+    if not (found := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)):
+        return uri, "none"
+    model, alias, number = found.groups()
+    if number is None:
+        version = by_alias(model, alias)
+        if version is None:
+            raise UserError(f"model_uri={uri}: {model} has no version with alias {alias}: give {known_versions(model)}")
+        number = number_of(version)
+    return f"models:/{model}/{number}", number
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model that was asked for by URI, on this disk."""
+
+    uri: str  # models:/m-... for a logged model, else as asked for
+    path: Path
+    model_id: str | None
+    run_id: str | None  # of the run that trained it
+    metadata: dict[str, Any]
+
+    def is_same(self, other: "Located") -> bool:
+        """Whether both are one trained model, be it a copy in another place."""
+        return self.uri == other.uri or (self.run_id is not None and self.run_id == other.run_id)
+
+
+def locate(model_uri: str) -> Located:
+    """Find a local folder, `runs:/...`, `models:/NAME/3`, `models:/NAME@alias` or `models:/m-...` and bring it here.
+
+    Raises UserError where there is no model.
+    """
+    local = Path(model_uri)
+    try:
+        path = local if local.is_dir() else Path(mlflow.artifacts.download_artifacts(model_uri))
+        model = Model.load(str(path))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"model_uri={model_uri} is no model that can be read: {str(error).splitlines()[0]}") from None
+    model_id = None if local.is_dir() else model.model_id
+    metadata = dict(model.metadata or {})
+    return Located(
+        f"models:/{model_id}" if model_id else model_uri,
+        path,
+        model_id,
+        metadata.get("run_id") or model.run_id,
+        metadata,
+    )

@@ -1,0 +1,54 @@
+"""What a retraining that was stopped left behind, settled by the next one, which holds the turn by then."""
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from alacarte import registry, tracking
+from alacarte.feedback.locks import Lease, claims, give_back, use
+from alacarte.registry import RUN_TAG
+
+
+def recover(lease: Lease, name: str) -> str | None:
+    """Settle claims and close runs that nobody works on; the run id of a version that still waits for its verdict."""
+    for run_id in claims(lease.store, name):
+        version = version_of(name, run_id)
+        if version is None:
+            give_back(lease, run_id)
+        else:
+            registry.register(name, str(version.source))  # it may have been stopped before the alias
+            use(lease, run_id, registry.number_of(version))
+    for run in _running(f"tags.step = 'retrain' and tags.registered_model_name = '{name}'"):
+        tracking.fail(run)
+    waiting = registry.by_alias(name, registry.CHALLENGER)
+    if waiting is None or RUN_TAG not in waiting.tags or not _is_open(name, waiting):
+        return None
+    run_id = waiting.tags[RUN_TAG]
+    for run in _running(f"tags.step = 'evaluate' and tags.source_run_id = '{run_id}'"):
+        tracking.fail(run)
+    client = MlflowClient()
+    if client.get_run(run_id).info.status != "FINISHED":  # it was stopped after its version was registered
+        client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def version_of(name: str, run_id: str) -> ModelVersion | None:
+    """The version that a retraining registered, if it came that far."""
+    return next((one for one in registry.versions_of(name) if one.tags.get(RUN_TAG) == run_id), None)
+
+
+def _is_open(name: str, version: ModelVersion) -> bool:
+    """Whether a version has no verdict yet, or one to be promoted that did not come to it."""
+    verdict = version.tags.get("gate.verdict")
+    if verdict == "PROMOTE" and "promoted_at" not in version.tags:
+        return registry.number_of(registry.champion_of(name)) != registry.number_of(version)
+    return verdict is None
+
+
+def _running(condition: str) -> list[str]:
+    runs = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"attributes.status = 'RUNNING' and {condition}",
+        output_format="list",
+    )
+    return [run.info.run_id for run in runs]

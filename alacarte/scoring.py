@@ -1,0 +1,134 @@
+"""Answers of a model for a table that somebody else made: what is read, what is checked, and how it is written."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas as pd
+from fsspec.implementations.local import LocalFileSystem
+from mlflow.models import Model
+
+from alacarte.data import tables
+from alacarte.data.tables import absolute
+from alacarte.errors import UserError
+from alacarte.learners import Learner
+
+SUFFIXES = (".csv", ".parquet", ".pq")
+ADDED = ("prediction", "confidence", "model_version", "run_id")
+
+
+def check_output(source: str, output: str) -> None:
+    """UserError, before any work, for an output that is the input, has no known format, or cannot be written."""
+    output = str(output)
+    if not output.lower().endswith(SUFFIXES):
+        raise UserError(f"output={output}: the name must end in {', '.join(SUFFIXES)}: rename it")
+    if _is_same(str(source), output):
+        raise UserError(f"output={output} is the input, which would be lost: name another file")
+    place = Path(_place(output)[1])
+    if not isinstance(_place(output)[0], LocalFileSystem):
+        return
+    if place.is_dir():
+        raise UserError(f"output={output} is a folder: name a file in it")
+    if not os.access(place.parent, os.W_OK):
+        raise UserError(f"output={output}: {place.parent} is no folder that can be written: make it, or name another")
+
+
+def _is_same(source: str, output: str) -> bool:
+    one, other = absolute(source), absolute(output)
+    try:
+        return one == other or Path(one).samefile(other)
+    except OSError:  # there is no such file, or it is a URL
+        return False
+
+
+def read_input(source: str, separator: str | None) -> tuple[pd.DataFrame, str]:
+    """The rows of a CSV or Parquet file, and its digest. UserError for a file that cannot be read or has no rows."""
+    try:
+        frame = tables.read_table(source, separator)
+        digest = tables.path_digest(str(source))
+    except UserError as error:
+        raise UserError(str(error).replace("data.path", "input").replace("data.separator", "separator")) from error
+    if frame.empty:
+        raise UserError(
+            f"input={source} has {len(frame.columns)} columns and {len(frame)} rows: give it rows to answer"
+        )
+    frame.columns = frame.columns.map(str)
+    return frame, digest
+
+
+def inputs_of(folder: Path) -> list[str] | None:
+    """The columns that a model takes, by its signature; None where it has none that names them."""
+    signature = Model.load(str(folder)).signature
+    names = signature.inputs.input_names() if signature and signature.inputs else []
+    return [str(name) for name in names] if names and all(name is not None for name in names) else None
+
+
+def answer(learner: Learner, names: list[str] | None, frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """(n,) prediction, and confidence where there are probabilities. UserError where a column is missing or unreadable."""
+    names = names or list(frame.columns)
+    for name in names:
+        if name not in frame:
+            raise UserError(f"input={source} has no column {name!r}, which the model takes: {_near(name, frame)}")
+    try:
+        X = pd.DataFrame({name: _plain(frame[name]) for name in names})
+        answers = {"prediction": learner.predict(X)}
+        proba = learner.predict_proba(X)
+    except UserError as error:
+        raise UserError(f"input={source}: {str(error).removeprefix('data: ')}") from error
+    if proba is not None:
+        answers["confidence"] = proba.max(axis=1)
+    return pd.DataFrame(answers, index=frame.index)
+
+
+def _plain(column: pd.Series) -> pd.Series:
+    plain = tables.plain_column(column)
+    return plain.mask(np.isinf(plain)) if plain.dtype.kind == "f" else plain
+
+
+def _near(name: str, frame: pd.DataFrame) -> str:
+    return tables.nearest(name, frame.columns)
+
+
+def beside(frame: pd.DataFrame, answered: pd.DataFrame, source: str) -> pd.DataFrame:
+    """The input with the answers as its last columns. UserError where it has columns of these names."""
+    if taken := [name for name in ADDED if name in frame]:
+        raise UserError(f"input={source} has a column {taken[0]!r}, as the output would: rename it in the input")
+    return pd.concat([frame, answered], axis="columns")
+
+
+def write_output(frame: pd.DataFrame, output: str) -> None:
+    """Write a whole file or leave what was there: nobody ever reads half of it. UserError where that fails."""
+    files, place = _place(str(output))
+    try:
+        if isinstance(files, LocalFileSystem):
+            with tempfile.TemporaryDirectory(dir=Path(place).parent, prefix=".score-") as folder:
+                whole = Path(folder, Path(place).name)
+                _write(frame, whole.open("wb"), str(output))
+                whole.replace(place)
+        else:
+            with files.transaction:  # an object appears when it is complete
+                _write(frame, files.open(place, "wb"), str(output))
+    except OSError as error:
+        raise UserError(f"output={output} cannot be written: {error}: name another place") from error
+
+
+def _write(frame: pd.DataFrame, file: "fsspec.spec.AbstractBufferedFile", output: str) -> None:
+    with file:
+        if output.lower().endswith(".csv"):
+            frame.to_csv(file, index=False)
+        else:
+            frame.to_parquet(file, index=False)
+
+
+def digest_of(output: str) -> str:
+    """SHA-256 of what was written."""
+    return tables.path_digest(str(output))
+
+
+def _place(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"output={path}: cannot be reached: {error}") from error

@@ -1,0 +1,50 @@
+"""What one worker process is made of; app.py and routes.py put requests through it."""
+
+from dataclasses import dataclass
+
+from alacarte.feedback import Store
+from alacarte.serving.auth import Access
+from alacarte.serving.batching import Batcher
+from alacarte.serving.follower import Holder
+from alacarte.serving.metrics import Metrics
+from alacarte.serving.model import ServedModel
+from alacarte.serving.prediction_log import Recorder
+from alacarte.serving.requests import RequestError
+from alacarte.serving.settings import Settings
+
+
+@dataclass
+class Parts:
+    """Store and recorder are None where nothing is stored (feedback.url=null)."""
+
+    settings: Settings
+    store: Store | None
+    recorder: Recorder | None
+    holder: Holder
+    batcher: Batcher
+    access: Access
+    metrics: Metrics
+
+    @classmethod
+    def make(cls, settings: Settings) -> "Parts":
+        """UserError where the store's URL is none."""
+        store = Store(settings.feedback.url) if settings.feedback.url else None
+        return cls(
+            settings,
+            store,
+            Recorder(store, settings) if store else None,
+            Holder(settings, lambda folder: ServedModel.load(folder, settings.trust_code)),
+            Batcher(settings.timeout, settings.max_rows),
+            Access(settings),
+            Metrics(settings.registered_model_name),
+        )
+
+    def refusal(self, error: RequestError) -> dict[str, str]:
+        """What a client is told: the reason on loopback, little elsewhere, where the schema is nobody's business."""
+        message = error.message
+        if not self.settings.on_loopback and error.status in (400, 422, 503):
+            message = "not ready" if error.status == 503 else "the request does not fit what this server takes"
+        return {"error_code": "BAD_REQUEST" if error.status < 500 else "UNAVAILABLE", "message": message}
+
+    def too_long(self) -> RequestError:
+        return RequestError(413, f"a body may have {self.settings.max_body} bytes; send fewer rows at a time")

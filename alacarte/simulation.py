@@ -1,0 +1,140 @@
+"""People who use a served model, simulated over HTTP: they ask at a steady pace and give the labels that people give."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import requests
+
+from alacarte.evaluation.plots import BAD, GOOD, PALE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CLIENTS = 4  # who wait for an answer at the same time
+DIM = "#555555"
+WINDOW = 100  # requests over which accuracy is shown
+
+# What the picture says of a line that a step printed.
+MARKS = {"retrain: from": "retraining", "evaluate: PROMOTE": "promoted", "evaluate: HOLD": "held",
+         "evaluate: REJECT": "rejected"}  # fmt: skip
+
+
+@dataclass
+class Asked:
+    """One request that was answered."""
+
+    phase: str
+    version: str  # that answered
+    right: bool
+
+
+@dataclass(eq=False)
+class Traffic:
+    """Requests of one row each to the server at `url`, `per_second` of them, in the order of the rows.
+
+    Who asked says the truth of every row that the server asks to be labelled, and of a wrong answer with probability
+    `reports`; the labels come from `people` different sources.
+    """
+
+    target: str
+    per_second: float
+    reports: float
+    people: int
+    seed: int = 0
+    url: str = ""
+    asked: list[Asked] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # what went wrong with a request or with a label
+    labels: int = 0
+
+    def __post_init__(self) -> None:
+        self._draw = np.random.default_rng(self.seed)
+        self._lock = threading.Lock()
+        self._session = requests.Session()
+        self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=CLIENTS))
+
+    @property
+    def version(self) -> str:
+        """The version that answered last."""
+        return self.asked[-1].version if self.asked else "none"
+
+    def wait_until_ready(self, seconds: float = 60) -> None:
+        """Until the server has a model; TimeoutError where that does not come."""
+        end = time.monotonic() + seconds
+        while not self._session.get(f"{self.url}/readyz", timeout=30).ok:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{self.url}/readyz: no model after {seconds} seconds")
+            time.sleep(0.1)
+
+    def send(self, phase: str, rows: pd.DataFrame, enough: Callable[[int], bool], each: Callable[[], object]) -> None:
+        """Send rows, from the start again after the last, until `enough(sent)`; the column `target` is the truth."""
+        X = rows.drop(columns=self.target)
+        columns, inputs, labels = list(X), X.to_numpy().tolist(), rows[self.target].tolist()
+        began = time.monotonic()
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            waiting = threading.BoundedSemaphore(2 * CLIENTS)
+            for sent in itertools.count():
+                if enough(sent):
+                    break
+                waiting.acquire()
+                at = sent % len(rows)
+                asked = clients.submit(self._ask, phase, {"columns": columns, "data": [inputs[at]]}, labels[at])
+                asked.add_done_callback(lambda _: waiting.release())
+                each()
+                time.sleep(max(0.0, began + sent / self.per_second - time.monotonic()))
+
+    def _ask(self, phase: str, row: dict, truth: object) -> None:
+        try:
+            answer = self._post("/invocations", {"dataframe_split": row})
+            right = answer["predictions"][0] == truth
+            with self._lock:
+                self.asked.append(Asked(phase, answer["model_version"], right))
+                says = bool(answer.get("audit_ids")) or (not right and self._draw.random() < self.reports)
+                source = f"person-{self._draw.integers(self.people)}"
+            if says:
+                label = {"prediction_id": answer["prediction_ids"][0], "label": truth, "source": source}
+                self._post("/feedback", label)
+                with self._lock:
+                    self.labels += 1
+        except (requests.RequestException, KeyError, ValueError) as error:
+            self.failures.append(f"{type(error).__name__}: {error}")
+
+    def _post(self, path: str, body: dict) -> dict:
+        answer = self._session.post(self.url + path, json=body, timeout=30)
+        if not answer.ok:
+            raise requests.HTTPError(f"{path} {answer.status_code}: {answer.text.strip()}")
+        return answer.json()
+
+    def accuracy(self, phase: str | None = None, version: str | None = None, last: int | None = None) -> float:
+        """The share of right answers in a phase, by a version, or of the last so many; nan where there are none."""
+        chosen = [a.right for a in self.asked if phase in (None, a.phase) and version in (None, a.version)]
+        return float(np.mean(chosen[-last:] if last else chosen)) if chosen else float("nan")
+
+
+def accuracy_figure(asked: list[Asked], marks: list[tuple[int, str]], model: str) -> "Figure":
+    """Accuracy of the last WINDOW answers over requests, with phases shaded, versions coloured and `marks` as lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots()
+    rolling = pd.Series([a.right for a in asked], dtype=float).rolling(WINDOW, min_periods=WINDOW // 4).mean()
+    versions, phases = pd.Series([a.version for a in asked]), pd.Series([a.phase for a in asked])
+    for version, rows in versions.groupby(versions, sort=False):
+        color = GOOD if version == versions.iloc[-1] else BAD
+        axes.plot(rolling.loc[rows.index[0] : rows.index[-1]], color=color, lw=1.8)
+        axes.annotate(f"version {version}", (rows.index[0], 1.03), color=color)
+    for shade, (phase, rows) in zip(itertools.cycle((0.0, 0.25)), phases.groupby(phases, sort=False), strict=False):
+        axes.axvspan(rows.index[0], rows.index[-1] + 1, color=PALE, alpha=shade, lw=0)
+        axes.annotate(str(phase), (rows.index[0], 0.02), xytext=(3, 0), textcoords="offset points", color=DIM)
+    for at, text in marks:
+        axes.axvline(at, color=DIM, ls=":", lw=1)
+        axes.annotate(text, (at, 0.5), rotation=90, ha="right", va="bottom", color=DIM)
+    axes.set(ylim=(0, 1.12), xlim=(0, len(asked)), xlabel="requests", ylabel=f"accuracy of the last {WINDOW} answers")
+    axes.set_title(model, loc="left")
+    return figure

@@ -1,0 +1,328 @@
+"""Which run came from what: opening and closing runs, run ids as hand-off, and reuse of identical finished runs."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import requests
+from mlflow import MlflowClient
+from mlflow.data.pandas_dataset import PandasDataset
+from mlflow.entities import LoggedModelInput, Param, Run, RunStatus
+from mlflow.exceptions import MlflowException
+from mlflow.models import make_metric
+from mlflow.utils.databricks_utils import is_in_databricks_notebook
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NAME,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_USER,
+)
+from omegaconf import DictConfig, OmegaConf
+
+from alacarte.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+LONGEST_PARAM = 6000  # characters; MLflow cuts what is longer
+NOT_IDENTITY = {"description", "experiment_name", "reuse"}  # keys that change nothing a step computes
+
+# The last line that a step prints is an argument of the next one, so MLflow's own lines about a run stay away.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+logger = logging.getLogger(__name__)
+if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # its INFO lines repeat what the steps print
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
+# --- opening and closing ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
+    """Resume the run of `mlflow run` (or of the pipeline), or open one, and record what is about to happen.
+
+    Leaves the tags `step`, `fingerprint`, `config_hash` and git's commit, the configuration as params and as
+    `config.yaml`. The run ends FINISHED, FAILED after an exception, KILLED after SIGTERM or Ctrl-C.
+    """
+    experiment = cfg.get("experiment_name") if cfg is not None else None
+    _check_experiment(experiment)
+    if experiment and os.environ.get("MLFLOW_RUN_ID"):
+        logger.warning("experiment_name=%s is ignored: this run is in the experiment that started it", experiment)
+    elif experiment and mlflow.active_run() is None:
+        mlflow.set_experiment(experiment)
+    name = None if os.environ.get("MLFLOW_RUN_ID") else step  # else it has one
+    tags = {"step": step, **git_tags(), **({} if cfg is None else _identity(step, cfg))}
+    run = mlflow.start_run(nested=mlflow.active_run() is not None, run_name=name, tags=tags)
+    status = "FAILED"
+    try:
+        if "-sweep" in step:
+            mlflow.set_tag(MLFLOW_RUN_NAME, step)
+        if cfg is not None:
+            log_config(run, cfg)
+        yield run
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit) as stop:
+        code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code or 0
+        status = "FINISHED" if code == 0 else "KILLED" if code in (130, 143) else "FAILED"
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def check_store() -> None:
+    """Find out within seconds whether there is a tracking server; its own pages, whatever they answer, will do.
+
+    From here on each call waits less than MLflow would: its minutes, with a server that is gone, look like a step that
+    hangs. `serve` waits less still, and by itself.
+
+    Asks as MLflow's client does, through the same proxies and with the name and password in the address, if any. What
+    else can stand between, such as a certificate, is left to that client and its settings.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    uri = mlflow.get_tracking_uri()
+    try:
+        if uri.startswith(("http://", "https://")):
+            with contextlib.suppress(requests.exceptions.SSLError, requests.exceptions.ReadTimeout):
+                requests.head(uri, timeout=10)
+        else:
+            MlflowClient()
+    except requests.exceptions.ConnectionError:
+        shown = re.sub(r"//[^/@]*@", "//", uri)
+        raise UserError(f"MLFLOW_TRACKING_URI={shown} does not answer: start the server, or unset it") from None
+    except MlflowException as error:
+        raise UserError(f"MLFLOW_TRACKING_URI is no store that MLflow knows: {_first_line(error)}") from None
+
+
+def _check_experiment(name: str | None) -> None:
+    """UserError on Databricks for no experiment, where there is no default one, and for a name that is no path."""
+    if not mlflow.get_tracking_uri().startswith("databricks") or os.environ.get("MLFLOW_RUN_ID") or mlflow.active_run():
+        return
+    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    known = name or os.environ.get("MLFLOW_EXPERIMENT_ID") or is_in_databricks_notebook()
+    if not known or (name and not name.startswith("/")):
+        raise UserError(
+            f"experiment_name={name or 'null'}: Databricks asks for a path, such as /Shared/{name or 'alacarte'}"
+        )
+
+
+def active_run() -> Run:
+    """The run of the step that asks."""
+    run = mlflow.active_run()
+    assert run is not None, "a step runs inside launch.step, which opens its run"
+    return run
+
+
+def fail(run_id: str | None) -> None:
+    """Mark a run FAILED that its step never got to open, so that it does not stay RUNNING."""
+    if not run_id:
+        return
+    client = MlflowClient()
+    with contextlib.suppress(MlflowException):
+        if not RunStatus.is_terminated(RunStatus.from_string(client.get_run(run_id).info.status)):
+            client.set_terminated(run_id, "FAILED")
+
+
+def create_child(step: str, cfg: DictConfig, parent: Run) -> str:
+    """Create the run that a step started with MLFLOW_RUN_ID will resume, as `mlflow run` does; return its id."""
+    inherited = {key: value for key, value in parent.data.tags.items() if key in (MLFLOW_USER, MLFLOW_SOURCE_NAME)}
+    tags = {**inherited, MLFLOW_PARENT_RUN_ID: parent.info.run_id, "step": step, **_identity(step, cfg)}
+    return MlflowClient().create_run(parent.info.experiment_id, run_name=step, tags=tags).info.run_id
+
+
+def log_scores(scores: Mapping[str, float], part: str, dataset: PandasDataset, model_id: str | None) -> None:
+    """Log metrics of a model on a part of the data, linked with both, through MLflow's evaluator."""
+    metrics = [
+        make_metric(eval_fn=lambda predictions, targets, metrics, value=value: value, greater_is_better=True, name=name)
+        for name, value in scores.items()
+    ]
+    mlflow.models.evaluate(
+        data=dataset,
+        evaluators="default",
+        evaluator_config={"metric_prefix": f"{part}_"},
+        extra_metrics=metrics,
+        model_id=model_id,
+    )
+
+
+def log_model_input(model_id: str | None) -> None:
+    """Say that the active run uses a logged model, where it is one of this server's."""
+    if model_id:
+        with contextlib.suppress(MlflowException):  # a model that was copied here keeps an id from elsewhere
+            MlflowClient().log_inputs(active_run().info.run_id, models=[LoggedModelInput(model_id)])
+
+
+def environment(run_id: str, parent: Run) -> dict[str, str]:
+    """The variables by which `mlflow run` tells a step which run to resume."""
+    return {
+        "MLFLOW_RUN_ID": run_id,
+        "MLFLOW_EXPERIMENT_ID": parent.info.experiment_id,
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+    }
+
+
+def log_config(run: Run, cfg: DictConfig) -> None:
+    """Log the resolved configuration, whole, as `config.yaml`, and flat as params.
+
+    A param that the run already has was logged by `mlflow run`, as typed: params cannot change, so it stays. One that
+    MLflow would cut says so in its place.
+    """
+    mlflow.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config.yaml")
+    if cfg.get("description"):
+        mlflow.set_tag(MLFLOW_RUN_NOTE, cfg.description)
+    client, run_id = MlflowClient(), run.info.run_id
+    logged = client.get_run(run_id).data.params
+    params = [Param(key, value) for key, value in flatten(cfg).items() if key not in logged]
+    for start in range(0, len(params), 100):  # the most that one request takes
+        client.log_batch(run_id, params=params[start : start + 100])
+
+
+def flatten(cfg: DictConfig) -> dict[str, str]:
+    """`{"model.lr": "0.1", "model.hidden": "[64, 32]"}`: values spelled as one would type them, keys as MLflow allows."""
+    flat: dict[str, str] = {}
+
+    def visit(node: Any, path: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                visit(value, f"{path}.{key}" if path else str(key))
+            return
+        value = node if isinstance(node, str) else json.dumps(node, ensure_ascii=False)
+        if len(value) > LONGEST_PARAM:
+            value = f"{value[:200]}... ({len(value)} characters, whole in config.yaml)"
+        flat[re.sub(r"[^\w\-. :/]", "_", path)[:250]] = value
+
+    visit(OmegaConf.to_container(cfg, resolve=True), "")
+    return flat
+
+
+# --- identity: what makes two runs the same --------------------------------------------------------------------------
+
+
+def _identity(step: str, cfg: DictConfig) -> dict[str, str]:
+    about = {"source_run_id": cfg.get("run_id"), "registered_model_name": cfg.get("registered_model_name")}
+    about |= {"config_hash": config_hash(cfg), "fingerprint": fingerprint(step, cfg)}
+    return {key: value for key, value in about.items() if value}
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """SHA-256 of `config.yaml`."""
+    return hashlib.sha256(OmegaConf.to_yaml(cfg, resolve=True).encode()).hexdigest()
+
+
+def fingerprint(step: str, cfg: DictConfig) -> str:
+    """One hash of all that decides a step's outcome: configuration (the upstream run id is in it), source, data."""
+    from alacarte.data.dataset import source_digest
+
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    parts = {key: value for key, value in container.items() if key not in NOT_IDENTITY}
+    data = source_digest(**container["data"]) if container.get("data") else None
+    text = json.dumps([step, parts, source_hash(step), data], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def source_hash(step: str) -> str:
+    """Hash of the files that a step runs, as they are on disk: uncommitted edits count."""
+    files = [*(ROOT / "alacarte").rglob("*.py"), *(ROOT / "project").rglob("*.py"), ROOT / "requirements.txt"]
+    files += [ROOT / "steps" / f"{step}.py"]
+    digest = hashlib.sha256(sys.version.encode())
+    for path in sorted(path for path in files if path.is_file()):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def git_tags() -> dict[str, str]:
+    """Commit and whether the tree was dirty; nothing where the project is not a git checkout, nor made from one."""
+    if (made_from := ROOT / "git_tags.json").is_file():  # by alacarte/databricks/stage.py
+        return json.loads(made_from.read_text())
+
+    def git(*arguments: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        return {}
+    return {MLFLOW_GIT_COMMIT: commit, "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
+
+
+def find_finished(experiment_id: str, step: str, cfg: DictConfig) -> Run | None:
+    """The newest FINISHED run of a step that did what this configuration would do now, or None."""
+    mark = fingerprint(step, cfg)
+    runs = MlflowClient().search_runs(
+        [experiment_id],
+        filter_string=f"attributes.status = 'FINISHED' and tags.step = '{step}' and tags.fingerprint = '{mark}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return runs[0] if runs else None
+
+
+# --- run ids as hand-off ---------------------------------------------------------------------------------------------
+
+
+def require_run(run_id: str, steps: tuple[str, ...]) -> Run:
+    """The FINISHED run of one of `steps` with this id; UserError says what is wrong with any other."""
+    allowed = " or ".join(steps)
+    try:
+        run = MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise UserError(
+            f"run_id={run_id} does not exist on {mlflow.get_tracking_uri()}: {_first_line(error)}"
+        ) from None
+    kind = run.data.tags.get("step")
+    if kind not in steps:
+        raise UserError(f"run_id={run_id} is a run of {kind or 'something else'}: give the id of a {allowed} run")
+    if run.info.status != "FINISHED" or run.info.lifecycle_stage != "active":
+        state = run.info.status if run.info.lifecycle_stage == "active" else "deleted"
+        raise UserError(f"run_id={run_id} is {state}: give the id of a {allowed} run that FINISHED")
+    return run
+
+
+def logged_model_uri(run: Run) -> str:
+    """`models:/m-...` of the model that a run logged; UserError when it logged none."""
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if not outputs:
+        raise UserError(f"run_id={run.info.run_id} has no logged model: give the id of a run that logged one")
+    return f"models:/{outputs[-1].model_id}"
+
+
+def model_uri_of(run_id: str | None, model_uri: str | None) -> str:
+    """The model that `run_id` or `model_uri` asks for; UserError unless exactly one of them is given."""
+    if bool(run_id) == bool(model_uri):
+        raise UserError(
+            f"run_id={run_id or 'null'} and model_uri={model_uri or 'null'}: give exactly one, such as -P run_id=ID"
+        )
+    return logged_model_uri(require_run(run_id, ("train", "retrain"))) if run_id else str(model_uri)
+
+
+def how_to_look(page: str) -> str:
+    """The command, or the address, that opens the MLflow UI on a page such as `/#/models/alacarte/versions/1`."""
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("http"):
+        return f"open {uri.rstrip('/')}{page}"
+    if uri.startswith("databricks"):
+        return "open the workspace's Experiments and Models pages"
+    command = Path(sys.executable).with_name("mlflow")
+    if command.is_relative_to(Path.cwd()):
+        command = command.relative_to(Path.cwd())
+    store = "" if uri == f"sqlite:///{Path('mlflow.db').resolve()}" else f" --backend-store-uri {shlex.quote(uri)}"
+    return f"{command} ui{store}   then open http://127.0.0.1:5000{page}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
