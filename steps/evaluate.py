@@ -3,8 +3,7 @@
     mlflow run . -e evaluate --env-manager local -P run_id=<id of a train run>
     python -m steps.evaluate model_uri=models:/alacarte/3 feedback=default gate.dry_run=true
 
-Leaves behind a run with test_ metrics, plots and gate.json; a model version with alias `challenger`; and the alias
-`champion` on it when the verdict is PROMOTE. With a feedback store, labelled requests are the second set that judges.
+Leaves behind a run with test_ metrics, plots and gate.json, and a version with alias `challenger`, or `champion`.
 """
 
 from dataclasses import asdict
