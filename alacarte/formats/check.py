@@ -42,15 +42,16 @@ SCALARS = [
 ]
 
 # The kinds of node in a file, and the names that each kind may have. Left out on purpose, because they call or bind
-# a function that the file names: MethodNode, PartialNode, OperatorFuncNode, ConstructorFromReduceNode.
+# a function that the file names: MethodNode, OperatorFuncNode, ConstructorFromReduceNode.
 NODES: dict[str, frozenset[tuple[str, str]]] = {
     "ObjectNode": CLASSES,
     "TreeNode": frozenset({("sklearn.tree._tree", "Tree")}),
     "LossNode": LOSSES,
     "FunctionNode": FUNCTIONS,  # and the ufuncs of numpy and scipy
+    "PartialNode": frozenset({("functools", "partial")}),  # of one of these functions: boosted trees with categories
     "TypeNode": frozenset(
         [("builtins", name) for name in ("bool", "int", "float", "str", "list", "tuple", "set", "dict")]
-        + [("numpy", name) for name in SCALARS]
+        + [("numpy", name) for name in (*SCALARS, "asarray")]  # skops writes a function in C as a type
     ),
     "JsonNode": frozenset({("builtins", "str")}),
     "DictNode": frozenset({("builtins", "dict"), ("collections", "OrderedDict"), ("sklearn.utils._bunch", "Bunch")}),

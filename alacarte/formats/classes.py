@@ -190,6 +190,7 @@ FUNCTIONS = _names(
             "root_mean_squared_log_error"
         ),
         "sklearn.metrics._scorer": "negative_likelihood_ratio positive_likelihood_ratio",
+        "sklearn.utils.validation": "check_array",
         "sklearn.metrics.cluster._supervised": (
             "adjusted_mutual_info_score adjusted_rand_score completeness_score fowlkes_mallows_score "
             "homogeneity_score mutual_info_score normalized_mutual_info_score rand_score v_measure_score"

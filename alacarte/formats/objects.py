@@ -11,6 +11,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,8 @@ def _parts(model: object) -> Iterator[Any]:
             branches.extend(part)
         elif isinstance(part, np.ndarray) and part.dtype == object:
             branches.extend(part.ravel().tolist())
+        elif isinstance(part, partial):
+            branches.extend((part.func, part.args, part.keywords, vars(part)))
         elif _is_listed(part):
             branches.extend(vars(part).values() if hasattr(part, "__dict__") else part.__getstate__() or ())
 
