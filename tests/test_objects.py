@@ -176,7 +176,7 @@ FORGED: dict[str, tuple[Callable[[], Any], str]] = {
     "width of a forest": (lambda: other_width(model := forest(), model.estimators_[0].tree_), "number of columns"),
     "width of boosting": (lambda: other_width(model := gradient(), model.estimators_[0, 0].tree_), "number of columns"),
     "more trees than scores": (lambda: swapped(gradient()), "another number of trees"),
-    "boosted child far away": (lambda: forge_boosted("left", 10**8), "not one after it"),
+    "boosted child far away": (lambda: forge_boosted("left", 2**32 - 1), "not one after it"),
     "boosted child itself": (lambda: forge_boosted("right", 0), "not one after it"),
     "boosted column": (lambda: forge_boosted("feature_idx", 10**9), "column that does not exist"),
     "boosted set": (lambda: forge_boosted("bitset_idx", 10**6, node=1), "set that does not exist"),
@@ -245,7 +245,7 @@ def test_an_unchecked_file_ends_the_process(name: str, tmp_path: Path) -> None:
         from alacarte import formats
         skops = formats.skops_io()
         model = skops.load(sys.argv[1], trusted=skops.get_untrusted_types(file=sys.argv[1]))
-        model.predict(3 * np.random.default_rng(0).random((50, model.n_features_in_)))
+        model.predict(np.random.default_rng(0).integers(0, 4, (50, model.n_features_in_)).astype(float))
     """
     command = [sys.executable, "-c", code, str(tmp_path / "model.skops")]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode < 0
