@@ -27,7 +27,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from alacarte.learners import torch_pyfunc
+from alacarte.formats.torch_network import TorchNetwork
 from alacarte.serving.fastpath import estimators
 from alacarte.serving.fastpath.transformers import build, build_torch
 
@@ -87,7 +87,7 @@ def test_every_family(family, kind, task, tmp_path):
     names = list(X.columns)
     if family == "torch_mlp":
         made.save(tmp_path / "model", example=X[:5], metadata={})
-        predictor = torch_pyfunc.Predictor(tmp_path / "model/data/network")
+        predictor = TorchNetwork(tmp_path / "model/data/network")
         fast = build_torch(predictor, names, numeric)
         for each in (X, perturbed(X)):
             agree(made, each, numeric, fast, close=1e-5)

@@ -1,13 +1,11 @@
 """The answers of ServedModel beside those of a real `mlflow models serve`: every format, and what nobody should send."""
 
 import http.client
-import io
 import json
 import os
 import socket
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from conftest import environment, wait_for
 from learning import FAMILIES, fitted, table
 from mlflow.models import infer_signature
@@ -27,8 +24,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from alacarte.errors import UserError
-from alacarte.formats import load as admission
 from alacarte.serving.model import RequestError, ServedModel
 
 JSON = "application/json"
@@ -445,127 +440,7 @@ def test_a_path_that_disagrees_is_not_taken(folders: dict[str, Path], monkeypatc
     assert ours(model, JSON, json.dumps({"dataframe_split": row}).encode()) is None  # a hole goes MLflow's way
 
 
-# --- admission ---
-
-
-def edit(folder: Path, **changes: Any) -> Path:
-    """Change the MLmodel of a folder; `python_function={"code": ...}` changes one key of a flavor."""
-    content = yaml.safe_load((folder / "MLmodel").read_text())
-    for flavor, keys in changes.items():
-        target = content["flavors"].get(flavor, content)
-        for key, value in keys.items():
-            target.pop(key, None) if value is None else target.update({key: value})
-    (folder / "MLmodel").write_text(yaml.safe_dump(content))
-    return folder
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    X, y = numeric_table()
-    return save_sklearn(tmp_path / "small", LogisticRegression().fit(X, y), X)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"sklearn": {"serialization_format": None}}, "pickle"),
-        ({"sklearn": {"serialization_format": "cloudpickle"}}, "pickles are not loaded"),
-        ({"python_function": {"model_path": "../other.skops"}}, "allowed is model.skops"),
-        ({"sklearn": {"pickled_model": "other.skops"}}, "allowed is model.skops"),
-        ({"python_function": {"loader_module": "antigravity"}}, "loads through antigravity"),
-        ({"python_function": {"code": "code"}}, "with code of its own"),
-        ({"sklearn": {"code": "code"}}, "with code of its own"),
-        ({"python_function": {"predict_fn": "__class__"}}, "predict_fn '__class__'"),
-        ({"whole": {"signature": None}}, "no signature"),
-        ({"whole": {"saved_input_example_info": {"artifact_path": "../../x", "type": "dataframe"}}}, "input example"),
-        ({"whole": {"flavors": {}}}, "python_function is missing"),
-    ],
-)
-def test_folders_that_are_not_served(changes: dict, said: str, small: Path) -> None:
-    with pytest.raises(UserError, match=said):
-        ServedModel.load(edit(small, **changes), trust_code=False)
-
-
-def test_files_that_are_not_served(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file MLmodel"):
-        ServedModel.load(tmp_path, trust_code=False)
-    (small / "model.skops").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="not a skops file"):
-        ServedModel.load(small, trust_code=False)
-    (small / "MLmodel").write_text("flavors: [")
-    with pytest.raises(UserError, match="cannot be loaded"):
-        ServedModel.load(small, trust_code=False)
-    X, y = numeric_table()
-    pickled = save_sklearn(tmp_path / "pickled", LogisticRegression().fit(X, y), X, serialization_format="cloudpickle")
-    for trust in (False, True):
-        with pytest.raises(UserError, match="pickles are not loaded"):
-            ServedModel.load(pickled, trust)
-
-
-class Doubles(mlflow.pyfunc.PythonModel):
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict | None = None) -> list:
-        return [value * (params or {"times": 2})["times"] for value in model_input["a"]]
-
-
-def test_code_needs_trust(tmp_path: Path) -> None:
-    X = pd.DataFrame({"a": [1.0, 2.0]})
-    signature = infer_signature(X, [2.0, 4.0], params={"times": 2})
-    mlflow.pyfunc.save_model(
-        tmp_path / "code", python_model=Doubles(), signature=signature, input_example=X, pip_requirements=["mlflow"]
-    )
-    with pytest.raises(UserError, match=r"serve\.trust_code=true"):
-        ServedModel.load(tmp_path / "code", trust_code=False)
-    model = ServedModel.load(tmp_path / "code", trust_code=True)
-    model.compile()
-    assert model.path_in_use == "pyfunc" and model.task is None and model.probabilities is not None
-    body = {"dataframe_split": {"columns": ["a"], "data": [[3.0]]}}
-    assert ours(model, JSON, json.dumps(body).encode()) == [6.0]
-    assert ours(model, JSON, json.dumps({**body, "params": {"times": 5}}).encode()) == [15.0]
-    assert ours(model, JSON, json.dumps({**body, "params": {"times": "many"}}).encode()) is None
-
-
-def test_our_torch_models_run_the_code_that_is_installed_here(tmp_path: Path, models: dict) -> None:
-    X, _ = table("mixed", "classification")
-    fitted("torch_mlp", "mixed", "classification").save(tmp_path / "model", example=X.head(3), metadata={})
-    (tmp_path / "model/code/torch_pyfunc.py").write_text("raise SystemExit('code of the folder')")
-    before = list(sys.path)
-    model = ServedModel.load(tmp_path / "model", trust_code=False)
-    assert model.predict_example() == models["torch"][0].predict_example()[:3] and sys.path == before
-
-
-def pt2_model(folder: Path) -> Path:
-    import torch
-
-    X = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
-    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
-    mlflow.pytorch.save_model(
-        network, folder, serialization_format="pt2", input_example=X, pip_requirements=["torch"],
-        signature=infer_signature(X, network(torch.from_numpy(X)).detach().numpy()),
-    )  # fmt: skip
-    return folder
-
-
-def test_pt2_models_of_others(tmp_path: Path) -> None:
-    folder = pt2_model(tmp_path / "pt2")
-    model, pyfunc = ServedModel.load(folder, trust_code=False), mlflow.pyfunc.load_model(str(folder))
-    model.compile()
-    body = json.dumps({"inputs": [[1.0, 2.0, 3.0], [0.5, 0.25, -1]]}).encode()
-    expected = invoke(pyfunc, body)
-    assert expected and ours(model, JSON, body) == expected
-    assert model.parse(body, JSON, 10).encode(frozenset())[0] == "f8"
-    with pytest.raises(UserError, match="not a pt2 model"):
-        admission.load(edit(folder, python_function={"data": "../pt2/data"}), trust_code=False)
-    edit(folder, python_function={"data": "data"})
-    program = folder / "data/model.pt2"
-    with zipfile.ZipFile(program) as archive:
-        members = {info.filename: archive.read(info) for info in archive.infolist()}
-    evil = io.BytesIO()
-    with zipfile.ZipFile(evil, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, b"cos\nsystem\n(S'touch evil'\ntR." if "sample_inputs" in name else content)
-    program.write_bytes(evil.getvalue())
-    with pytest.raises(UserError, match="pickle"):
-        ServedModel.load(folder, trust_code=False)
+# --- numbers ---
 
 
 def test_numbers_mean_the_same_to_both_readers(models: dict) -> None:

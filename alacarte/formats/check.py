@@ -1,12 +1,14 @@
-"""Model files that unpickle nothing: scikit-learn parts as skops behind an allow-list, torch as safetensors plus JSON.
+"""Model files that unpickle nothing: scikit-learn parts as skops behind a list of names, torch as safetensors plus JSON.
 
 skops rebuilds objects from a JSON tree and lists the types it wants to be told to trust, but it is no sandbox: some of
-its nodes call what they name (`ConstructorFromReduceNode`, `MethodNode`, ...), and MLflow reads the list of trusted types
-from the model itself. So every file is checked here, before anything is made from it. The check says what may be
-built, not that the numbers inside make sense: a forged tree can still crash the process that predicts with it.
+its nodes call a function that the file names (`ConstructorFromReduceNode`, `MethodNode`, ...), it trusts many names by
+itself, and MLflow reads the list of trusted types from the model. So each name in a file is checked here against
+alacarte/formats/classes.py, before anything is made from the file. After that, and before anything is called,
+alacarte/formats/objects.py checks the attributes and the arrays of the objects.
 Written against skops 0.16 (skops/io/_audit.py and the nodes in _general.py, _numpy.py, _sklearn.py, _scipy.py).
 """
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -17,84 +19,124 @@ from types import ModuleType
 from typing import Any, BinaryIO
 from zipfile import ZipFile
 
-import yaml
-
 from alacarte.errors import UserError
+from alacarte.formats.classes import CLASSES, FUNCTIONS, LOSSES
+from alacarte.formats.objects import check_object
 
-# What is accepted by its exact name. Whatever stands here may be called with any argument: nothing that reads, writes,
-# imports or evaluates belongs on this list (numpy.load and pandas.read_pickle are functions too).
-TYPES = (
-    "numpy.asarray",  # the casts in learners/features.py
-    "numpy.dtype",
-    "pandas.NA",
-    "sklearn.utils._bunch.Bunch",  # a dict, in VotingClassifier and its like
-    "sklearn.metrics._classification.accuracy_score",  # in what searches or tunes: GridSearchCV(scoring="accuracy")
-    "sklearn.metrics._classification.balanced_accuracy_score",
-)
+SCALARS = [
+    *(
+        "bool",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+    ),
+    *("longdouble", "complex64", "complex128", "str_", "bytes_", "datetime64", "timedelta64"),
+]
 
-# Nodes that make an object with `cls.__new__` and set its attributes; they call no constructor, so any class that
-# scikit-learn itself brings is accepted in them.
-INSTANCES = {"ObjectNode", "TreeNode"}
-
-# Nodes that hold data or one name. Left out on purpose, because they call or bind what the file names: MethodNode,
-# PartialNode, OperatorFuncNode, ConstructorFromReduceNode.
-NODES = INSTANCES | {
-    *("JsonNode", "DictNode", "DefaultDictNode", "ListNode", "SetNode", "TupleNode", "SliceNode", "BytesNode"),
-    *("BytearrayNode", "NdArrayNode", "MaskedArrayNode", "DTypeNode", "RandomStateNode", "RandomGeneratorNode"),
-    *("SparseMatrixNode", "LossNode", "TypeNode", "FunctionNode", "CachedNode"),
+# The kinds of node in a file, and the names that each kind may have. Left out on purpose, because they call or bind
+# a function that the file names: MethodNode, OperatorFuncNode, ConstructorFromReduceNode.
+NODES: dict[str, frozenset[tuple[str, str]]] = {
+    "ObjectNode": CLASSES,
+    "TreeNode": frozenset({("sklearn.tree._tree", "Tree")}),
+    "LossNode": LOSSES,
+    "FunctionNode": FUNCTIONS,  # and the ufuncs of numpy and scipy
+    "PartialNode": frozenset({("functools", "partial")}),  # of one of these functions: boosted trees with categories
+    "TypeNode": frozenset(
+        [("builtins", name) for name in ("bool", "int", "float", "str", "list", "tuple", "set", "dict")]
+        + [("numpy", name) for name in (*SCALARS, "asarray")]  # skops writes a function in C as a type
+    ),
+    "JsonNode": frozenset({("builtins", "str")}),
+    "DictNode": frozenset({("builtins", "dict"), ("collections", "OrderedDict"), ("sklearn.utils._bunch", "Bunch")}),
+    "ListNode": frozenset({("builtins", "list")}),
+    "TupleNode": frozenset({("builtins", "tuple"), ("sklearn.impute._iterative", "_ImputerTriplet")}),
+    "SetNode": frozenset({("builtins", "set")}),
+    "SliceNode": frozenset({("builtins", "slice")}),
+    "NdArrayNode": frozenset(("numpy", name) for name in ("ndarray", *SCALARS)),
+    "MaskedArrayNode": frozenset({("numpy.ma", "MaskedArray")}),
+    "DTypeNode": frozenset({("numpy", "dtype")}),
+    "RandomStateNode": frozenset({("numpy.random.mtrand", "RandomState")}),
+    "RandomGeneratorNode": frozenset({("numpy.random._generator", "Generator")}),
+    "SparseMatrixNode": frozenset(
+        (f"scipy.sparse._{kind}", f"{kind}_{form}")
+        for kind in ("bsr", "coo", "csc", "csr", "dia")
+        for form in ("matrix", "array")
+    ),
 }
 
 # Older protocols name functions elsewhere in the tree, where the check below does not look.
 PROTOCOL = 2
 
+MAX_SCHEMA = 2**28  # bytes of the JSON tree in a skops file: a text feature of a million words needs 200 MB
+
 PICKLES = {".pkl", ".pickle", ".cloudpickle", ".joblib", ".pth", ".pt", ".ckpt", ".bin"}
 
 
-def check_types(file: str | Path | BinaryIO) -> list[str]:
-    """Names of the types in a skops file that skops does not trust by itself, all of them on the allow-list.
+def check_types(file: str | Path | BinaryIO, path: object = "the model") -> list[str]:
+    """All names in a skops file, sorted, as "module.name"; each of them stands in NODES for its kind of node.
 
-    Raises UserError for the first type or node that is not allowed, and for a file that is no skops file. Nothing
-    in the file is made or imported.
+    Raises UserError for the first name or node that is not allowed, and for a file that is no skops file. Nothing
+    is made from the file, and no module is imported that classes.py does not name.
     """
-    path = file if isinstance(file, str | Path) else "the model"
     try:
         with ZipFile(file) as archive:
+            if (size := archive.getinfo("schema.json").file_size) > MAX_SCHEMA:
+                raise UserError(f"schema.json has {size} bytes, allowed are {MAX_SCHEMA}")
             schema = json.loads(archive.read("schema.json"))
-        protocol, listed = schema["protocol"], skops_io().get_untrusted_types(file=file)
-        nodes = [(node["__loader__"], f"{node['__module__']}.{node['__class__']}") for node in _nodes(schema)]
-    except Exception as error:  # a forged file can break the reader anywhere; whatever breaks it, it is refused
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        protocol = schema["protocol"]
+        nodes = {(node["__loader__"], node["__module__"], node["__class__"]) for node in _nodes(schema)}
+    except Exception as error:  # a forged file can break the reader anywhere; it is refused whatever the error is
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path}: not a skops file that can be read: {reason}") from error
     if protocol != PROTOCOL:
         raise UserError(f"{path}: skops protocol {protocol!r}, allowed is {PROTOCOL}; train and log the model again")
-    for node, name in nodes:
-        if node not in NODES:
+    for kind, module, name in sorted(nodes, key=str):
+        full_name = f"{module}.{name}"
+        if kind not in NODES:
             raise UserError(
-                f"{path}: {name} comes in a {node}, which is not in NODES of alacarte/formats/check.py: not loaded"
+                f"{path}: {full_name} comes in a {kind}, which is not in NODES of alacarte/formats/check.py: not loaded"
             )
-    for name in listed:
-        found_in = {node for node, named in nodes if named == name}
-        instance_of_sklearn = name.startswith("sklearn.") and found_in and found_in <= INSTANCES
-        if name not in TYPES and not instance_of_sklearn:
+        if (module, name) not in NODES[kind] and not (kind == "FunctionNode" and full_name in _ufuncs()):
             raise UserError(
-                f"{path}: needs {name}, which is not in TYPES of alacarte/formats/check.py: not loaded or saved"
+                f"{path}: needs {full_name} in a {kind}, which is not in alacarte/formats/classes.py: not loaded or saved"
             )
-    return listed
+        if kind in ("ObjectNode", "LossNode"):
+            _check_home(path, module, name)
+    return sorted({f"{module}.{name}" for _, module, name in nodes})
 
 
 def save_skops(model: object, file: str | Path | BinaryIO) -> list[str]:
-    """Write `model` to `file`; the names that check_types gives for it. UserError when skops cannot hold the model."""
+    """Write `model` to `file`; the names that MLflow must tell skops to trust. UserError when it cannot be loaded again."""
     try:
         skops_io().dump(model, file)
+        check_types(file)
+        listed = skops_io().get_untrusted_types(file=file)
     except TypeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"skops cannot save this model: {reason}; choose another model.estimator._target_") from error
-    return check_types(file)
+    check_object(model, "the model")
+    return listed
 
 
 def load_skops(path: str | Path) -> Any:
-    """The object in a skops file, made only after check_types has passed."""
-    return skops_io().load(path, trusted=check_types(path))
+    """The object in a skops file, made only after check_types has passed, and given only if check_object passes."""
+    with Path(path).open("rb") as file:
+        try:
+            model = skops_io().load(file, trusted=check_types(file, path))
+        except UserError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"{path}: not a skops file that can be read: {reason}") from error
+    check_object(model, str(path))
+    return model
 
 
 def make_folder(key: str, path: str) -> Path:
@@ -112,34 +154,6 @@ def make_folder(key: str, path: str) -> Path:
     except OSError as error:
         raise UserError(f"{key}={path} cannot be written: {error.strerror}; name another folder") from None
     return folder
-
-
-def inspect(folder: str | Path) -> str:
-    """ "sklearn" or "torch": the format of an MLflow model folder that learners.load reads. Makes nothing of it.
-
-    "sklearn" is MLflow's sklearn flavor in skops (`model.skops`), ours or another's; "torch" is the folder that
-    learners/torch.py writes. Raises UserError for pickles in any dress and for everything else.
-    """
-    folder = Path(folder)
-    if not (folder / "MLmodel").is_file():
-        raise UserError(f"{folder}: no file MLmodel in it, so not an MLflow model folder")
-    pickles = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.suffix.lower() in PICKLES)
-    flavors = (yaml.safe_load((folder / "MLmodel").read_text()) or {}).get("flavors", {})
-    # MLflow takes a flavor that does not say for a pickle.
-    sklearn_format = flavors.get("sklearn", {"serialization_format": "skops"}).get("serialization_format", "pickle")
-    if pickles or sklearn_format != "skops":
-        what = ", ".join(pickles) or f"the sklearn flavor in {sklearn_format}"
-        raise UserError(
-            f"{folder}: {what}: pickles are not loaded; log the model again as skops or with model=torch_mlp"
-        )
-    if "sklearn" in flavors and (folder / "model.skops").is_file():
-        return "sklearn"
-    torch_files = ("net.json", "weights.safetensors", "preprocess.skops")
-    if "pytorch" in flavors and all((folder / "data/network" / name).is_file() for name in torch_files):
-        return "torch"
-    raise UserError(
-        f"{folder}: flavors {sorted(flavors)}; allowed are sklearn in skops, and torch as model=torch_mlp logs it"
-    )
 
 
 @cache
@@ -165,12 +179,32 @@ def skops_io() -> ModuleType:
     return skops.io
 
 
-def _nodes(tree: object) -> Iterator[dict]:
-    """Every node in a skops schema, read anywhere in it; more than skops makes, never less."""
-    if isinstance(tree, dict):
-        if "__loader__" in tree:
-            yield tree
-        tree = list(tree.values())
-    if isinstance(tree, list):
-        for branch in tree:
-            yield from _nodes(branch)
+@cache
+def _ufuncs() -> frozenset[str]:
+    skops_io()
+    from skops.io._trusted_types import NUMPY_UFUNC_TYPE_NAMES, SCIPY_UFUNC_TYPE_NAMES
+
+    return frozenset(NUMPY_UFUNC_TYPE_NAMES + SCIPY_UFUNC_TYPE_NAMES)
+
+
+def _check_home(path: object, module: str, name: str) -> None:
+    """Refuse a class that another version of scikit-learn only imports into the module that the list names."""
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        cls = None
+    if not isinstance(cls, type) or (cls.__module__, cls.__qualname__) != (module, name):
+        raise UserError(f"{path}: {module}.{name} is not defined there in this installation: not loaded")
+
+
+def _nodes(schema: object) -> Iterator[dict]:
+    """Every node in a skops schema, wherever it is in the JSON: more than skops makes, never less."""
+    branches = [schema]
+    while branches:
+        branch = branches.pop()
+        if isinstance(branch, dict):
+            if "__loader__" in branch:
+                yield branch
+            branches.extend(branch.values())
+        elif isinstance(branch, list):
+            branches.extend(branch)

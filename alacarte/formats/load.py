@@ -1,6 +1,7 @@
-"""Which model folders are served: what is checked before anything in a folder is made, imported or run."""
+"""Which model folders are loaded, by the server and by the steps: checked before anything in a folder is made or run."""
 
 import json
+import stat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,13 +15,16 @@ from alacarte.errors import UserError
 # What MLflow's sklearn flavor may be told to call, where it gives one answer a row.
 PREDICT = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba")
 
+# Bytes of a file in JSON or YAML that describes a model: larger ones would fill the memory before they can be checked.
+MAX_METADATA = 2**26
 
-def load(folder: Path, trust_code: bool) -> tuple[str, Any, PyFuncModel]:
-    """("sklearn", estimator, model), ("torch", learners.torch_pyfunc.Predictor, model), or ("pt2" | "code", None, model).
 
-    "sklearn" is made from skops by alacarte.formats.check, "torch" by the code that is installed here: neither imports anything
-    that the folder names. "pt2" is MLflow's pytorch flavor without a pickle in it. "code" needs trust_code. Raises
-    UserError for everything else.
+def load(folder: Path, trust_code: bool = False) -> tuple[str, Any, PyFuncModel]:
+    """("sklearn", estimator, model), ("torch", TorchNetwork, model), or with trust_code ("code", None, model).
+
+    "sklearn" is made from skops by alacarte.formats.check, "torch" from net.json and weights by the classes of this
+    checkout: neither imports anything that the folder brings. "code" is every other model, which runs code from its
+    folder. Raises UserError for everything else.
     """
     try:
         return _load(folder, trust_code)
@@ -32,8 +36,7 @@ def load(folder: Path, trust_code: bool) -> tuple[str, Any, PyFuncModel]:
 
 
 def _load(folder: Path, trust_code: bool) -> tuple[str, Any, PyFuncModel]:
-    if not (folder / "MLmodel").is_file():
-        raise UserError(f"{folder}: no file MLmodel in it, so not an MLflow model folder")
+    _check_files(folder)
     meta = Model.load(str(folder / "MLmodel"))
     flavor, sklearn, torch = (meta.flavors.get(name, {}) for name in ("python_function", "sklearn", "pytorch"))
     if not flavor:
@@ -47,20 +50,17 @@ def _load(folder: Path, trust_code: bool) -> tuple[str, Any, PyFuncModel]:
         _check_sklearn(folder, flavor, sklearn)
         estimator = formats.load_skops(folder / "model.skops")
         return "sklearn", estimator, _wrap(folder, meta, estimator, flavor.get("predict_fn", "predict"))
-    if loader == "torch_pyfunc" and not torch.get("code") and _is_ours(folder, flavor, torch):
-        from alacarte.learners.torch_pyfunc import Predictor
+    if loader == "torch_pyfunc" and not torch.get("code") and flavor.get("data") == "data/network":
+        _check_pickles(folder)
+        from alacarte.formats.torch_network import TorchNetwork
 
-        formats.check_types(folder / "data/network/preprocess.skops")
-        _check_pt2(folder / "data/network/model.pt2")
-        predictor = Predictor(folder / "data/network")
-        return "torch", predictor, _wrap(folder, meta, predictor, "predict")
-    if loader == "mlflow.pytorch" and not with_code:
-        _check_pytorch(folder, flavor, torch)
-        return "pt2", None, mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
+        network = TorchNetwork(folder / "data/network")
+        return "torch", network, _wrap(folder, meta, network, "predict")
     if not trust_code:
+        kind = "a torch program (pt2), which runs code when it is opened" if loader == "mlflow.pytorch" else loader
         raise UserError(
-            f"{folder}: loads through {loader}{' with code of its own' if with_code else ''}; allowed are skops, pt2 and"
-            " model=torch_mlp; serve.trust_code=true runs such models here"
+            f"{folder}: loads through {kind}{' with code of its own' if with_code else ''}; allowed are skops and"
+            " model=torch_mlp; serve.trust_code=true runs such models in the server"
         )
     return "code", None, mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
 
@@ -72,43 +72,39 @@ def _wrap(folder: Path, meta: Model, implementation: Any, predict_fn: str) -> Py
     return model
 
 
+def _check_files(folder: Path) -> None:
+    """Plain files and folders only: a link can lead out of the folder, and a pipe or a device never ends."""
+    if not (folder / "MLmodel").is_file():
+        raise UserError(f"{folder}: no file MLmodel in it, so not an MLflow model folder")
+    for file in folder.rglob("*"):
+        state, name = file.lstat(), file.relative_to(folder)
+        if stat.S_ISLNK(state.st_mode):
+            raise UserError(f"{folder}: {name} is a symbolic link; allowed are plain files: log the model again")
+        if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):
+            raise UserError(f"{folder}: {name} is neither a file nor a folder; log the model again")
+        if (file.suffix in (".json", ".yaml") or file.name == "MLmodel") and state.st_size > MAX_METADATA:
+            raise UserError(f"{folder}: {name} has {state.st_size} bytes, allowed are {MAX_METADATA}")
+
+
+def _check_pickles(folder: Path) -> None:
+    pickles = sorted(
+        str(file.relative_to(folder)) for file in folder.rglob("*") if file.suffix.lower() in formats.PICKLES
+    )
+    if pickles:
+        raise UserError(f"{folder}: {', '.join(pickles)}: pickles are not loaded; log the model again as skops")
+
+
 def _check_sklearn(folder: Path, flavor: dict, sklearn: dict) -> None:
     # MLflow takes a flavor without a format for a pickle, and a file can be both a zip and a pickle.
-    if sklearn.get("serialization_format") != "skops" or formats.inspect(folder) != "sklearn":
-        found = sklearn.get("serialization_format", "pickle")
-        raise UserError(
-            f"{folder}: the sklearn flavor in {found}: pickles are not loaded; log the model again as skops"
-        )
+    form = sklearn.get("serialization_format", "pickle")
+    if form != "skops":
+        raise UserError(f"{folder}: the sklearn flavor in {form}: pickles are not loaded; log the model again as skops")
+    _check_pickles(folder)
     paths = {flavor.get("model_path"), sklearn.get("pickled_model")}
     if paths != {"model.skops"}:
         raise UserError(f"{folder}: the model is said to be in {sorted(map(str, paths))}; allowed is model.skops")
     if flavor.get("predict_fn", "predict") not in PREDICT:
         raise UserError(f"{folder}: predict_fn {flavor['predict_fn']!r}; allowed are {', '.join(PREDICT)}")
-
-
-def _is_ours(folder: Path, flavor: dict, torch: dict) -> bool:
-    data = flavor.get("data") == torch.get("model_data") == "data/network"
-    return data and flavor.get("predict_fn", "predict") == "predict" and formats.inspect(folder) == "torch"
-
-
-def _check_pytorch(folder: Path, flavor: dict, torch: dict) -> None:
-    pickles = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.suffix in formats.PICKLES)
-    data = str(flavor.get("data"))
-    path = PurePosixPath(data)
-    if pickles or path.is_absolute() or ".." in path.parts or torch.get("model_data") != data:
-        raise UserError(
-            f"{folder}: {', '.join(pickles) or data}: not a pt2 model; log it with serialization_format='pt2'"
-        )
-    _check_pt2(folder / data / "model.pt2")
-
-
-def _check_pt2(file: Path) -> None:
-    """Refuse a program with a pickle inside, as MLflow itself does only where the environment asks for it."""
-    from mlflow.pytorch import _validate_pt2_archive_is_pickle_free
-
-    if not file.is_file():
-        raise UserError(f"{file}: there is no such file; log the model with serialization_format='pt2'")
-    _validate_pt2_archive_is_pickle_free(str(file))
 
 
 def _check_example(folder: Path, meta: Model) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from alacarte import formats
 from alacarte.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,17 +101,20 @@ class Learner(Protocol):
 
 
 def load(path: str | Path) -> Learner:
-    """The learner in a local MLflow model folder. UserError, before anything is made, for a format that is not safe.
+    """The learner in a local MLflow model folder. UserError, before anything is made, for a folder that is not safe.
 
     Runs no code from the folder. scikit-learn models that others logged as skops load too.
     """
-    if formats.inspect(path) == "torch":
+    from alacarte.formats.load import load as load_folder
+
+    kind, model, _ = load_folder(Path(path))
+    if kind == "torch":
         from alacarte.learners.torch import TorchLearner
 
-        return TorchLearner.load(Path(path))
+        return TorchLearner.of(model)
     from alacarte.learners.sklearn import SklearnLearner
 
-    return SklearnLearner.load(Path(path))
+    return SklearnLearner.of(model)
 
 
 def answers(path: str | Path, X: pd.DataFrame, y: pd.Series, task: str) -> np.ndarray:

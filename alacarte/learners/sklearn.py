@@ -181,9 +181,10 @@ class SklearnLearner:
         return log_model(self, name, example=example, metadata=metadata)
 
     @classmethod
-    def load(cls, path: Path) -> SklearnLearner:
+    def of(cls, model: Any) -> SklearnLearner:
+        """The learner of a fitted estimator or Pipeline."""
         learner = cls()
-        learner._set(formats.load_skops(path / "model.skops"))
+        learner._set(model)
         return learner
 
     def _set(self, model: Any) -> None:

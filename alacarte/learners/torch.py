@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,17 +21,8 @@ from tqdm import tqdm
 
 from alacarte import features, formats
 from alacarte.errors import UserError
-from alacarte.learners import (
-    OnEpoch,
-    Update,
-    check_changed,
-    log_model,
-    networks,
-    onward_rate,
-    outputs,
-    torch_pyfunc,
-    with_answers,
-)
+from alacarte.formats import torch_network, torch_pyfunc
+from alacarte.learners import OnEpoch, Update, check_changed, log_model, onward_rate, outputs, with_answers
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -96,7 +88,7 @@ class TorchLearner:
         self.classes = np.unique(features.labels(y)).tolist() if task == "classification" else None
         scale = {"mean": float(y.mean()), "scale": float(y.std(ddof=0)) or 1.0} if self.classes is None else None
         self.net = {
-            "network": networks.describe(self.make_network),
+            "network": _describe(self.make_network),
             "n_inputs": inputs.shape[1],
             "n_outputs": len(self.classes or [0]),
             "task": task,
@@ -106,8 +98,9 @@ class TorchLearner:
             "versions": {name: version(name) for name in ("torch", "scikit-learn", "skops", "safetensors")},
         }
         try:
+            torch_network.shapes(self.make_network, self.net["n_inputs"], self.net["n_outputs"])  # as loading does
             network = self.make_network(n_inputs=self.net["n_inputs"], n_outputs=self.net["n_outputs"])
-        except TypeError as error:
+        except (TypeError, RuntimeError) as error:
             raise UserError(f"model.network: {self.net['network']['_target_']}: {error}") from error
         self.network = network.to(self.device)
         with features.threads_for(X):
@@ -178,7 +171,7 @@ class TorchLearner:
         with TemporaryDirectory() as temporary:
             data = Path(temporary) / "network"
             data.mkdir()
-            networks.export(network, self.net["n_inputs"], data / "model.pt2")
+            _export(network, self.net["n_inputs"], data / "model.pt2")
             save_file(network.state_dict(), data / "weights.safetensors")
             (data / "net.json").write_text(json.dumps(self.net, indent=2))
             types = formats.save_skops(self.preprocess, data / "preprocess.skops")
@@ -200,19 +193,13 @@ class TorchLearner:
         return log_model(self, name, example=example, metadata=metadata)
 
     @classmethod
-    def load(cls, path: Path) -> TorchLearner:
-        """Rebuilt from net.json and weights.safetensors, so that it can be trained on; UserError if they do not fit.
-
-        On the best device here, wherever it was trained.
-        """
-        data = path / "data" / "network"
-        net = json.loads((data / "net.json").read_text())
-        learner = cls(networks.maker(net["network"]), **net["learner"])
+    def of(cls, model: torch_network.TorchNetwork) -> TorchLearner:
+        """The learner of a loaded model, so that it can be trained on: on the best device here, wherever it was trained."""
+        net = model.net
+        learner = cls(torch_network.maker(net["network"]), **net["learner"])
         learner.device = _device("auto")
         learner.net, learner.task, learner.classes = net, net["task"], net["classes"]
-        learner.preprocess = formats.load_skops(data / "preprocess.skops")
-        network = networks.rebuild(learner.make_network, net, data / "weights.safetensors")
-        learner.network = network.to(learner.device)
+        learner.preprocess, learner.network = model.preprocess, model.network.to(learner.device)
         return learner
 
     def _train(
@@ -311,3 +298,24 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model.device={name}: {reason}; allowed are auto, cpu, and what torch finds here") from error
+
+
+def _describe(network: Callable[..., nn.Module]) -> dict[str, Any]:
+    """The class and the arguments of a functools.partial, as net.json holds them and Hydra writes them."""
+    network = network if isinstance(network, partial) else partial(network)
+    if network.args:
+        raise UserError("model.network: arguments without a name cannot be saved; name them")
+    target = f"{network.func.__module__}.{network.func.__qualname__}"
+    torch_network.resolve(target)
+    try:
+        return json.loads(json.dumps({"_target_": target, **network.keywords}))
+    except TypeError as error:
+        raise UserError(f"model.network: {error}; allowed are numbers, text, lists and null") from error
+
+
+def _export(network: nn.Module, n_inputs: int, file: Path) -> None:
+    """Write the network as pt2, for any number of rows."""
+    # A named dimension, and two rows: torch.export takes a size of 1 for a constant.
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(network, (torch.zeros(2, n_inputs),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, file)

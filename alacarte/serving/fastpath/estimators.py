@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import expit
 
 if TYPE_CHECKING:
-    from alacarte.learners.torch_pyfunc import Predictor
+    from alacarte.formats.torch_network import TorchNetwork
 
 # (n,) labels, and (n, n_classes) probabilities where they cost no second pass.
 Answer = tuple[np.ndarray, np.ndarray | None]
@@ -289,10 +289,10 @@ def _histogram_boosting(model: Any) -> Head:
 # --- torch ---
 
 
-def make_torch_head(predictor: Predictor) -> Head:
+def make_torch_head(predictor: TorchNetwork) -> Head:
     import torch
 
-    network, net = _unguarded(predictor.network), predictor.net
+    network, net = predictor.network, predictor.net
     classes = None if net["classes"] is None else np.asarray(net["classes"])
     target = net["target"]
 
@@ -304,19 +304,3 @@ def make_torch_head(predictor: Predictor) -> Head:
         return classes[outputs.argmax(axis=1)], _softmax(outputs.astype("float64"))
 
     return predict
-
-
-def _unguarded(network: Any) -> Callable[[Any], Any]:
-    """An exported program checks and flattens its inputs at each call, which takes longer than a small network."""
-    from torch.fx import CodeGen, GraphModule
-
-    if not isinstance(network, GraphModule):
-        return network
-    plain = GraphModule(network, copy.deepcopy(network.graph))
-    for node in list(plain.graph.nodes):
-        if node.target == "_guards_fn":
-            plain.graph.erase_node(node)
-    plain.graph.set_codegen(CodeGen())
-    plain.recompile()
-    forward = plain.forward
-    return lambda x: forward(x)[0]

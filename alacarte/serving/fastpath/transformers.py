@@ -34,7 +34,7 @@ from alacarte.serving.fastpath.estimators import (
 )
 
 if TYPE_CHECKING:
-    from alacarte.learners.torch_pyfunc import Predictor
+    from alacarte.formats.torch_network import TorchNetwork
 
 # (n, d) float64, or d object arrays (n,) of plain Python values in which None is missing.
 Rows = np.ndarray | list[np.ndarray]
@@ -81,7 +81,7 @@ def build(estimator: Any, columns: list[str], numeric: bool) -> Answers | None:
     return _or_none(lambda: _answers(estimator, _columns(columns, numeric)), type(estimator).__name__)
 
 
-def build_torch(predictor: Predictor, columns: list[str], numeric: bool) -> Answers | None:
+def build_torch(predictor: TorchNetwork, columns: list[str], numeric: bool) -> Answers | None:
     """The predict of one of our torch models."""
 
     def make() -> Answers:
