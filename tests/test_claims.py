@@ -1,11 +1,9 @@
-"""Turns, and claims on labels: the same on SQLite, PostgreSQL and Delta tables, between real processes."""
+"""Turns, and claims on labels: the same on SQLite and PostgreSQL, between real processes."""
 
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -108,19 +106,3 @@ def test_claims_become_use_or_are_given_back(store: Store):
     assert about.loc[first, ["used_run_id", "used_version"]].tolist() == ["one", "7"]
     assert about["used_run_id"].isna().to_dict() == {first: False, second: False, third: True}
     assert claims(store, NAME) == []
-
-
-def test_tables_of_the_first_version_are_brought_up_to_date(tmp_path: Path):
-    path = tmp_path / "feedback.db"
-    before = Store(f"sqlite:///{path}")
-    (row,) = predict(before, [1])
-    give(before, row, 2)
-    before.close()
-    with sqlite3.connect(path) as connection:
-        connection.executescript(
-            "ALTER TABLE feedback DROP COLUMN token; DROP TABLE leases; UPDATE schema_version SET version = 1"
-        )
-    store = Store(f"sqlite:///{path}")
-    assert store.accepted(NAME).about["token"].isna().tolist() == [True]
-    with turn(store, "digits") as lease:
-        assert isinstance(lease, Lease)

@@ -1,4 +1,4 @@
-"""The feedback store: the same on SQLite, PostgreSQL and Delta tables, with real files, servers and processes."""
+"""The feedback store: the same on SQLite and PostgreSQL, with real files, servers and processes."""
 
 import json
 import math
@@ -19,7 +19,6 @@ import sqlalchemy as sa
 from conftest import ROOT, environment
 from omegaconf import OmegaConf
 from postgres import Postgres
-from workspace import Workspace
 
 from alacarte.errors import UserError
 from alacarte.feedback import Feedback, Prediction, Store, StoreError, request_id
@@ -313,7 +312,7 @@ def test_retention_keeps_what_has_feedback(store: Store):
     labelled = [predict(store, [1], age=86400 * days)[0] for days in (20, 10)]
     for identifier in labelled:
         give(store, identifier, 2)
-    n = 20 if isinstance(store.database, tables.Database) else 2
+    n = 20
     for days in (20, 10, 1):
         for _ in range(n):
             predict(store, [1] * 1000, age=86400 * days, inputs=[[1.0, 2.0]] * 1000)
@@ -326,15 +325,14 @@ def test_retention_keeps_what_has_feedback(store: Store):
 
     assert prune(30, 1e9) == 0
     assert prune(15, 1e9) == n and count(store, tables.predictions) == 2 * n + 2
-    if isinstance(store.database, tables.Database):  # Delta tables have no size that a store could bound
-        with store.database.read() as connection:
-            size = store.database.excess(connection, 0)
-        assert 0 < prune(30, size / 2) < 40
-        ages = (
-            time.time()
-            - store.window(NAME, 0, 2e9).about.query("prediction_id not in @labelled")["time"].astype("int64") / 1e9
-        ) / 86400
-        assert ages.max() < 5 or ages.min() > 0.5, "the oldest went first"
+    with store.database.read() as connection:
+        size = store.database.excess(connection, 0)
+    assert 0 < prune(30, size / 2) < 40
+    ages = (
+        time.time()
+        - store.window(NAME, 0, 2e9).about.query("prediction_id not in @labelled")["time"].astype("int64") / 1e9
+    ) / 86400
+    assert ages.max() < 5 or ages.min() > 0.5, "the oldest went first"
     prune(0, 0)
     assert store.window(NAME, 0, 2e9).about["prediction_id"].tolist() == labelled
     assert [store.get_feedback(one)["label"] for one in labelled] == [2, 2]
@@ -344,8 +342,8 @@ def test_retention_keeps_what_has_feedback(store: Store):
 
 
 @contextmanager
-def locked(store: Store, server: Postgres | Workspace | None) -> Iterator[None]:
-    if isinstance(server, Postgres):
+def locked(store: Store, server: Postgres | None) -> Iterator[None]:
+    if server:
         with store.database.engine.connect() as connection:
             connection.execute(sa.text("LOCK TABLE predictions IN ACCESS EXCLUSIVE MODE"))
             yield
@@ -373,13 +371,8 @@ def full(store: Store) -> Iterator[None]:
 
 
 @contextmanager
-def gone(store: Store, server: Postgres | Workspace | None) -> Iterator[None]:
+def gone(store: Store, server: Postgres | None) -> Iterator[None]:
     """The server is stopped, the file and what belongs to it are elsewhere."""
-    if isinstance(server, Workspace):
-        server.gone = True
-        yield
-        server.gone = False
-        return
     if server:
         server.stop()
         yield
@@ -399,13 +392,12 @@ def gone(store: Store, server: Postgres | Workspace | None) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("url", "trouble"),
-    [("sqlite", locked), ("sqlite", gone), ("postgresql", locked), ("postgresql", gone), ("databricks", gone)],
+    [("sqlite", locked), ("sqlite", gone), ("postgresql", locked), ("postgresql", gone)],
     indirect=["url"],
 )
 def test_in_trouble(store: Store, trouble: Callable, request: pytest.FixtureRequest):
-    kind = request.node.callspec.params["url"]
-    server = {"postgresql": "postgres", "databricks": "warehouse"}.get(kind)
-    endure(store, trouble(store, server and request.getfixturevalue(server)))
+    is_server = request.node.callspec.params["url"] == "postgresql"
+    endure(store, trouble(store, request.getfixturevalue("postgres") if is_server else None))
 
 
 def test_full(tmp_path: Path):
@@ -507,7 +499,7 @@ for i in range(rounds):
 
 
 def test_processes_make_the_tables_and_write_at_once(url: str):
-    rounds = 3 if url.startswith("databricks") else 20  # where each statement takes a lock and a commit of files
+    rounds = 20
     processes = [child(TOGETHER, url, str(label), str(rounds)) for label in (1, 2, 3)]
     for process in processes:
         assert process.stdout and process.stdout.readline() == "ready\n"
@@ -588,8 +580,7 @@ assert peak < 500
 
 
 def test_a_window_of_100_000_predictions_fits_into_memory(url: str):
-    n_rows = 10_000 if url.startswith("databricks") else 100_000  # the stand-in takes half a second for 1,000 of them
-    assert child(READ, url, str(n_rows)).wait(60) == 0
+    assert child(READ, url, "100000").wait(60) == 0
 
 
 @pytest.mark.parametrize("label", ["nonsense", True, 4.5, float("nan"), float("inf"), "1e999", "", "NaN"])
@@ -645,8 +636,10 @@ def test_a_new_class_is_accepted_by_its_name_where_there_are_other_labels(store:
     ("given", "said"),
     [
         ("feedback.db", "not the URL"),
-        ("mysql://me:secret@host/db", "SQLite, PostgreSQL and Databricks are supported"),
-        ("nothing+special://me:secret@host/db", "SQLite, PostgreSQL and Databricks are supported"),
+        ("mysql://me:secret@host/db", "SQLite and PostgreSQL are supported"),
+        ("nothing+special://me:secret@host/db", "SQLite and PostgreSQL are supported"),
+        ("databricks://0123456789abcdef/main.default", "postgresql"),
+        ("databricks:main.default", "postgresql"),
         ("sqlite://", "a store is a file"),
         ("sqlite:///:memory:", "a store is a file"),
         ("sqlite:////no/such/folder/feedback.db", "name a file"),

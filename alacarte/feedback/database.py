@@ -17,10 +17,9 @@ from sqlalchemy import Boolean, Column, Double, ForeignKey, Index, Integer, Larg
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from alacarte.errors import StoreError, UserError
-from alacarte.feedback.records import ALL, Scope
 
-SCHEMA_VERSION = 2
-FORMS = "write sqlite:///FILE, postgresql+psycopg://USER@HOST/DATABASE or databricks://WAREHOUSE_ID/CATALOG.SCHEMA"
+SCHEMA_VERSION = 3  # 1 and 2 were never released
+FORMS = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
 AT_ONCE = 256  # predictions in one INSERT, a power of 2
 MISTAKES = (
     sqlite3.InterfaceError,
@@ -111,9 +110,6 @@ class Database:
     `timeout`: seconds that a transaction waits for others, and for a connection.
     """
 
-    arrives_in = 1.5  # seconds from a prediction's answer to its row here, when other servers write too
-    pruned_every = 600.0  # seconds
-
     def __init__(self, url: str, timeout: float) -> None:
         try:
             parsed = sa.make_url(url)
@@ -134,7 +130,7 @@ class Database:
                 connect_args={key: value for key, value in limits.items() if key not in parsed.query},
             )  # fmt: skip
         else:
-            raise UserError(f"feedback.url={self.shown}: SQLite, PostgreSQL and Databricks are supported: {FORMS}")
+            raise UserError(f"feedback.url={self.shown}: SQLite and PostgreSQL are supported: {FORMS}")
         try:
             with self.read():
                 pass
@@ -170,7 +166,7 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def read(self, scope: Scope = ALL) -> Iterator[sa.Connection]:
+    def read(self) -> Iterator[sa.Connection]:
         """One view of the data."""
         with self._errors(), self._connect() as connection:
             if self.is_sqlite:
@@ -178,7 +174,7 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self, scope: Scope = ALL, *, durable: bool) -> Iterator[sa.Connection]:
+    def write(self, *, durable: bool) -> Iterator[sa.Connection]:
         """One transaction. `durable`: a file too is on disk before this returns, should the machine lose its power then."""
         with self._errors(), self._connect() as connection:
             transaction = connection.begin()
@@ -258,8 +254,6 @@ class Database:
                             raise StoreError("it is another program's database, such as MLflow's own")
                         self._create(connection)
                     found = connection.execute(sa.select(schema_version.c.version)).scalar_one()
-                    if found == 1:
-                        found = self._upgrade(connection)
                 if found != SCHEMA_VERSION:
                     raise StoreError(f"its tables are of version {found}, this code knows {SCHEMA_VERSION}")
                 self._ready = True
@@ -276,18 +270,6 @@ class Database:
             metadata.create_all(connection)
             connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
         connection.commit()
-
-    def _upgrade(self, connection: sa.Connection) -> int:
-        """From version 1, which had no tokens and no leases."""
-        connection.rollback()
-        self._take_turns(connection)
-        found = connection.execute(sa.select(schema_version.c.version)).scalar_one()
-        if found == 1:
-            connection.exec_driver_sql("ALTER TABLE feedback ADD COLUMN token TEXT")
-            leases.create(connection)
-            connection.execute(sa.update(schema_version).values(version=SCHEMA_VERSION))
-        connection.commit()
-        return SCHEMA_VERSION
 
     def _take_turns(self, connection: sa.Connection) -> None:
         """Begin a transaction that no other process changes the tables beside."""

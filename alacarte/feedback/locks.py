@@ -17,10 +17,8 @@ import sqlalchemy as sa
 
 from alacarte.errors import StoreError, UserError
 from alacarte.feedback.database import feedback, leases, predictions
-from alacarte.feedback.records import NONE, Scope
 from alacarte.feedback.store import Store
 
-ACCEPTED = Scope(states=["accepted"], inputs=False)
 AT_ONCE = 500  # labels in one statement
 
 
@@ -36,7 +34,7 @@ class Lease:
     def take(self) -> str | None:
         """Take the turn and return None, or say who has it."""
         database = self.store.database
-        with database.write(NONE, durable=True) as connection:
+        with database.write(durable=True) as connection:
             now = database.now(connection)
             with suppress(sa.exc.IntegrityError), connection.begin_nested():
                 connection.execute(leases.insert().values(name=self.name, holder="", until=0))
@@ -70,7 +68,7 @@ class Lease:
 
     def _set_until(self, seconds: float) -> None:
         database = self.store.database
-        with database.write(NONE, durable=False) as connection:
+        with database.write(durable=False) as connection:
             values = {"until": database.now(connection) + seconds}
             mine = (leases.c.name == self.name) & (leases.c.holder == self.holder)
             connection.execute(sa.update(leases).where(mine).values(values))
@@ -94,7 +92,7 @@ def claim(lease: Lease, ids: Sequence[int], run_id: str) -> list[int]:
     """Claim accepted labels for a run; those it got: all that are still accepted and nobody's."""
     free = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_(None)
     got: list[int] = []
-    with lease.store.database.write(ACCEPTED, durable=True) as connection:
+    with lease.store.database.write(durable=True) as connection:
         lease.check(connection)
         for start in range(0, len(ids), AT_ONCE):
             some = feedback.c.id.in_(list(map(int, ids[start : start + AT_ONCE]))) & free
@@ -108,7 +106,7 @@ def claims(store: Store, name: str) -> list[str]:
     """The runs that claimed labels of a registered model and neither used them nor gave them back."""
     query = sa.select(feedback.c.used_run_id).join_from(feedback, predictions).distinct()
     claimed = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_not(None)
-    with store.database.read(ACCEPTED) as connection:
+    with store.database.read() as connection:
         return list(connection.scalars(query.where(claimed, predictions.c.registered_model_name == name)))
 
 
@@ -124,7 +122,7 @@ def use(lease: Lease, run_id: str, version: str) -> None:
 
 def _settle(lease: Lease, run_id: str, values: dict[str, str | None]) -> None:
     mine = (feedback.c.used_run_id == run_id) & (feedback.c.state == "accepted")
-    with lease.store.database.write(ACCEPTED, durable=True) as connection:
+    with lease.store.database.write(durable=True) as connection:
         lease.check(connection)
         connection.execute(sa.update(feedback).where(mine).values(values))
 

@@ -1,7 +1,6 @@
 """What goes into the store and what comes of it, and how predictions are called."""
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -43,23 +42,6 @@ class Outcome(NamedTuple):
     prediction_id: str
     state: str  # new, accepted, rejected, used, unknown
     message: str
-
-
-class Scope(NamedTuple):
-    """Which predictions a transaction looks at, with all their labels; what is None bounds nothing.
-
-    A database that is here has them all anyway. One that is far away fetches no others, and those without their `inputs`
-    where nobody asks for these.
-    """
-
-    name: str | None = None  # of the registered model
-    requests: Sequence[str] | None = None  # ids
-    between: tuple[str, str] | None = None  # ids: from the first to before the second
-    states: Sequence[str] | None = None  # such a label is there
-    inputs: bool = True
-
-
-ALL, NONE = Scope(), Scope(requests=())
 
 
 def request_id(time_ns: int, random_bits: int) -> str:

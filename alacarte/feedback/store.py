@@ -16,26 +16,25 @@ import sqlalchemy as sa
 
 from alacarte.feedback import queries
 from alacarte.feedback.database import Database, feedback, layouts, predictions
-from alacarte.feedback.delta import DeltaDatabase
 from alacarte.feedback.labels import NO_CLASS, check_label, dumps, new_class, same
-from alacarte.feedback.records import Feedback, Outcome, Prediction, Scope, clean, iso, parse, prediction_id, request_id
+from alacarte.feedback.records import Feedback, Outcome, Prediction, clean, iso, parse, prediction_id, request_id
 
 STEP_ROWS, STEP_BYTES = 5_000, 32_000_000  # that one call of prune deletes at most
+ARRIVES_IN = 1.5  # seconds from a prediction's answer to its row here, when other servers write too
 ROW_BYTES = 300  # of a prediction, beside inputs and outputs
 
 encode = msgspec.json.Encoder().encode
 
 
 class Store:
-    """A feedback store at a URL of SQLite, PostgreSQL or a Databricks warehouse; the tables are made where there are none.
+    """A feedback store at a URL of SQLite or PostgreSQL; the tables are made where there are none.
 
     Safe to use from several threads and processes. UserError where the URL cannot be opened. Every method raises
     StoreError, and has changed nothing, when the database is locked for more than `timeout` seconds, full or gone.
     """
 
     def __init__(self, url: str, timeout: float = 3.0) -> None:
-        is_delta = url.startswith("databricks:")
-        self.database: Database | DeltaDatabase = DeltaDatabase(url) if is_delta else Database(url, timeout)
+        self.database = Database(url, timeout)
 
     def close(self) -> None:
         self.database.close()
@@ -43,10 +42,7 @@ class Store:
     # --- predictions ---
 
     def write_predictions(self, records: Sequence[Prediction]) -> None:
-        """Store all of them or none; one that is there already stays as it is, so that a try may be repeated.
-
-        Where a warehouse needs several statements for them, some may be stored when StoreError comes.
-        """
+        """Store all of them or none; one that is there already stays as it is, so that a try may be repeated."""
         names = {record.columns: "" for record in records}
         for columns in names:
             names[columns] = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16]
@@ -61,12 +57,9 @@ class Store:
     def prune(self, name: str, max_age_days: float, max_bytes: float) -> int:
         """Delete the oldest predictions of model `name` without feedback, by age and then by the size of the store; how many.
 
-        Call again until it is 0. One call deletes a part at most, so that writers wait only for a moment. Delta tables
-        are pruned by age alone, and all at once.
+        Call again until it is 0. One call deletes a part at most, so that writers wait only for a moment.
         """
         oldest = request_id(max(0, int((time.time() - max_age_days * 86400) * 1e9)), 0)
-        if isinstance(self.database, DeltaDatabase):
-            return self.database.prune(name, oldest)
         free = ~sa.exists().where(feedback.c.prediction_id == predictions.c.id)
         free &= predictions.c.registered_model_name == name
         size = sa.func.length(predictions.c.inputs) + sa.func.length(predictions.c.outputs) + ROW_BYTES
@@ -106,7 +99,7 @@ class Store:
         query = sa.select(*columns).where(predictions.c.id.in_(wanted)).order_by(predictions.c.id)
         if name is not None:
             query = query.where(predictions.c.registered_model_name == name)
-        with self.database.write(Scope(requests=wanted, inputs=False), durable=True) as connection:
+        with self.database.write(durable=True) as connection:
             found = {  # locked, so that two labels for one prediction take turns; SQLite has one writer anyway
                 row.id: (row.n_rows, json.loads(row.outputs), json.loads(row.audit or "[]"))
                 for row in connection.execute(query.with_for_update())
@@ -174,7 +167,7 @@ class Store:
         the classes can be accepted, as the first of a new class, where it is of their type; other rejected ones cannot.
         """
         request, row = parse(prediction_id)
-        with self.database.write(Scope(requests=[request], inputs=False), durable=True) as connection:
+        with self.database.write(durable=True) as connection:
             query = sa.select(predictions.c.outputs).where(predictions.c.id == request).with_for_update()
             outputs = connection.scalar(query)
             query = sa.select(feedback).where(feedback.c.prediction_id == request, feedback.c.row == (row or 0))
@@ -197,7 +190,7 @@ class Store:
         """
         request, _ = parse(prediction_id)
         self._await([request] if request else [])
-        with self.database.read(Scope(requests=[request], inputs=False)) as connection:
+        with self.database.read() as connection:
             return self._get(connection, prediction_id)
 
     def _get(self, connection: sa.Connection, prediction_id: str) -> dict[str, Any] | None:
@@ -234,7 +227,7 @@ class Store:
             .order_by(feedback.c.id)
             .limit(limit)
         )
-        with self.database.read(Scope(states=[state])) as connection:
+        with self.database.read() as connection:
             found = connection.execute(query).mappings().all()
         return [
             {
@@ -254,10 +247,10 @@ class Store:
 
     def _await(self, requests: Sequence[str]) -> None:
         """Wait for those requests that are so young that another worker may still hold them in its buffer."""
-        now, delay = time.time(), self.database.arrives_in
+        now, delay = time.time(), ARRIVES_IN
         missing = {one for one in requests if abs(now - int(one[:16], 16) / 1e9) < delay}
         while missing:
-            with self.database.read(Scope(requests=list(missing), inputs=False)) as connection:
+            with self.database.read() as connection:
                 query = sa.select(predictions.c.id).where(predictions.c.id.in_(missing))
                 missing -= set(connection.scalars(query))
             if time.time() - now > delay:
@@ -273,13 +266,13 @@ class Store:
 
     def labelled(self, name: str, *states: str) -> queries.Labelled:
         """The labels of a registered model in these states, in the order in which they came."""
-        with self.database.read(Scope(name=name, states=states)) as connection:
+        with self.database.read() as connection:
             return queries.labelled(connection, name, states)
 
     def window(self, name: str, since: float, until: float) -> queries.Window:
         """The predictions of a registered model from `since` to before `until` (Unix seconds), in order of time."""
         first, after = request_id(int(since * 1e9), 0), request_id(int(until * 1e9), 0)
-        with self.database.read(Scope(name=name, between=(first, after))) as connection:
+        with self.database.read() as connection:
             return queries.window(connection, name, first, after)
 
 

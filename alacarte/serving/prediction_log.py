@@ -18,6 +18,7 @@ EVERY = 0.2  # seconds between writes: what a kill can lose
 RETRY = 0.5  # seconds, while the store is away
 BATCH = 2_000  # requests in one transaction,
 BATCH_BYTES = 32_000_000  # or as many as take this
+PRUNE_EVERY = 600.0  # seconds
 ROOM = 256_000_000  # bytes that may wait; beyond it the oldest go
 REQUEST_BYTES = 1_000  # what a request takes beside its rows
 
@@ -203,7 +204,7 @@ class Recorder:
 
     def _prune(self) -> None:
         limit = self._settings.keep_gb * 1e9  # and whenever a fiftieth of it was written
-        if time.monotonic() - self._pruned < self._store.database.pruned_every and self._written < limit / 50:
+        if time.monotonic() - self._pruned < PRUNE_EVERY and self._written < limit / 50:
             return
         try:
             if (
