@@ -1,5 +1,6 @@
 """The feedback store: the same on SQLite and PostgreSQL, with real files, servers and processes."""
 
+import getpass
 import json
 import math
 import shutil
@@ -679,3 +680,15 @@ def test_a_server_that_refuses_and_one_that_is_down(postgres: Postgres, caplog: 
     postgres.start()
     assert give(store, predict(store, [1])[0], 1)[0] == "accepted"
     store.close()
+
+
+# --- annotators ---
+
+
+def test_an_annotator_is_stored_with_each_label(store: Store):
+    first, second = predict(store, [1, 2])
+    store.add_feedback([Feedback(first, 2, source="me", annotator="token:alice")], classes=CLASSES)
+    give(store, second, 3)
+    here = ["token:alice", f"local:{getpass.getuser()}"]
+    assert store.accepted(NAME).about["annotator"].tolist() == here
+    assert [one["annotator"] for one in store.list_feedback("accepted")] == here

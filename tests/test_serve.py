@@ -184,7 +184,7 @@ def test_a_label_bears_the_name_of_the_token_that_it_came_with(project: Project,
         for identifier, token in zip(ids, ("secret-a", "secret-b", "secret-c", "secret-d"), strict=True):
             given = {"prediction_id": identifier, "label": 1, "source": "me"}
             assert served.ask("/feedback", given, Authorization=f"Bearer {token}").status == 200
-            assert served.ask("/feedback", {**given, "token": "x"}, Authorization=f"Bearer {token}").status == 422
+            assert served.ask("/feedback", {**given, "annotator": "x"}, Authorization=f"Bearer {token}").status == 422
         for wrong in ("alice:secret-a", "alice", "secret", "secret-aa", "secret-a,", ""):
             assert served.ask("/feedback", given, Authorization=f"Bearer {wrong}").status == 401
         three = [given] * 3
@@ -192,9 +192,11 @@ def test_a_label_bears_the_name_of_the_token_that_it_came_with(project: Project,
         assert served.ask("/feedback", three[:2], Authorization="Bearer secret-b").status == 200
         assert "bob" not in str(served.ask(f"/feedback/{ids[1]}", Authorization="Bearer secret-a").body)
         shown = served.ask("/feedback?state=accepted", Authorization="Bearer secret-d").body
-        assert [one["token"] for one in shown] == ["alice", "bob", None, None]
+        assert [one["annotator"] for one in shown] == ["token:alice", "token:bob", "token:", "token:"]
     about = Store(f"sqlite:///{project.root}/named.db").labelled(NAME, "accepted").about
-    assert about["token"].fillna("").tolist() == ["alice", "bob", "", ""] and set(about["source"]) == {"me"}
+    assert about["annotator"].tolist() == ["token:alice", "token:bob", "token:", "token:"] and set(about["source"]) == {
+        "me"
+    }
 
 
 def test_flips_under_load_lose_and_mix_nothing(project: Project, client: MlflowClient, server: Served):

@@ -82,7 +82,7 @@ feedback = Table(
     Column("reviewed", Double),  # when an administrator decided; Unix seconds
     Column("used_run_id", Text),  # the training that used it; of an accepted label: that has claimed it
     Column("used_version", Text),  # the version that came out
-    Column("token", Text),  # the name of the token that it came with; null: the server was open
+    Column("annotator", Text, nullable=False),  # "token:NAME", "token:", "address:IP", or "local:USER": see Feedback
     Index("feedback_of_prediction", "prediction_id", "row"),
     Index("feedback_in_state", "state", "id"),
     sqlite_autoincrement=True,  # an id is never given twice: trainings record them

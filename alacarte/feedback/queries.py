@@ -16,7 +16,7 @@ from alacarte.feedback.database import feedback, layouts, predictions
 
 CHUNK = 5_000  # predictions
 GIVEN = (
-    "source", "token", "state", "used_run_id", "used_version", "is_correction", "audit", "audit_share", "sample",
+    "source", "annotator", "state", "used_run_id", "used_version", "is_correction", "audit", "audit_share", "sample",
 )  # fmt: skip
 ABOUT_LABEL = ["label", "label_state", "is_correction"]
 
@@ -27,7 +27,7 @@ decode = msgspec.json.Decoder().decode
 class Labelled:
     """n labels with what they belong to; the three share their index.
 
-    `about`: feedback_id, prediction_id, time (of the label, UTC), source, token, state, used_run_id, used_version,
+    `about`: feedback_id, prediction_id, time (of the label, UTC), source, annotator, state, used_run_id, used_version,
     is_correction, audit, audit_share, sample, prediction, model_version.
     """
 
@@ -61,7 +61,7 @@ def labelled(connection: sa.Connection, name: str, states: Sequence[str]) -> Lab
     """See Store.labelled."""
     fields = [
         feedback.c.id.label("feedback_id"), feedback.c.prediction_id.label("request"), feedback.c.row, feedback.c.time,
-        feedback.c.source, feedback.c.token, feedback.c.state, feedback.c.used_run_id, feedback.c.used_version,
+        feedback.c.source, feedback.c.annotator, feedback.c.state, feedback.c.used_run_id, feedback.c.used_version,
         feedback.c.is_correction, feedback.c.audit, feedback.c.label, predictions.c.audit_share, predictions.c.sample,
         predictions.c.model_version, predictions.c.n_rows, predictions.c.layout,
     ]  # fmt: skip

@@ -1,5 +1,7 @@
 """What goes into the store and what comes of it, and how predictions are called."""
 
+import getpass
+import os
 import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -27,13 +29,17 @@ class Prediction(NamedTuple):
 
 
 class Feedback(NamedTuple):
-    """What `source` says the right label is."""
+    """A label for one prediction. `source` and `comment` are comments of the client: nothing decides by them.
+
+    `annotator` tells who gave the label, and a client cannot choose it: "token:NAME" for a named token, "token:" for one
+    without a name, "address:IP" where the server has no feedback tokens, "local:USER" for a label stored from Python.
+    """
 
     prediction_id: str
     label: Any  # text, number or boolean
     source: str | None = None
     comment: str | None = None
-    token: str | None = None  # the name of the token that it came with; whoever gives it cannot choose this
+    annotator: str | None = None  # null: the user of this process
 
 
 class Outcome(NamedTuple):
@@ -57,6 +63,14 @@ def parse(prediction_id: str) -> tuple[str, int | None]:
     """The request, "" where the text is no id, and the row, None where the id names none."""
     match = PREDICTION_ID.fullmatch(prediction_id)
     return (match[1], None if match[2] is None else int(match[2])) if match else ("", None)
+
+
+def local_annotator() -> str:
+    """The annotator of labels that a process stores by itself: the user of the operating system."""
+    try:
+        return f"local:{getpass.getuser()}"
+    except (OSError, KeyError, ImportError):  # a container may run under a number without a name
+        return f"local:{os.getuid()}"
 
 
 def clean(text: str | None) -> str | None:

@@ -17,7 +17,17 @@ import sqlalchemy as sa
 from alacarte.feedback import queries
 from alacarte.feedback.database import Database, feedback, layouts, predictions
 from alacarte.feedback.labels import NO_CLASS, check_label, dumps, new_class, same
-from alacarte.feedback.records import Feedback, Outcome, Prediction, clean, iso, parse, prediction_id, request_id
+from alacarte.feedback.records import (
+    Feedback,
+    Outcome,
+    Prediction,
+    clean,
+    iso,
+    local_annotator,
+    parse,
+    prediction_id,
+    request_id,
+)
 
 STEP_ROWS, STEP_BYTES = 5_000, 32_000_000  # that one call of prune deletes at most
 ARRIVES_IN = 1.5  # seconds from a prediction's answer to its row here, when other servers write too
@@ -145,7 +155,7 @@ class Store:
             connection.execute(
                 sa.insert(feedback).values(
                     prediction_id=request, row=index, label=text, source=clean(item.source),
-                    comment=clean(item.comment), token=clean(item.token),
+                    comment=clean(item.comment), annotator=clean(item.annotator) or local_annotator(),
                     given=None if dumps(item.label) == text else dumps(item.label), time=time.time(), state=state,
                     reason=reason, is_correction=not same(label, outputs[index]), audit=index in audit,
                 )
@@ -239,7 +249,7 @@ class Store:
                 "label": json.loads(one["label"]),
                 **{
                     key: one[feedback.c[key]]
-                    for key in ("state", "reason", "source", "token", "comment", "times", "audit")
+                    for key in ("state", "reason", "source", "annotator", "comment", "times", "audit")
                 },
             }
             for one in found

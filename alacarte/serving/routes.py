@@ -204,11 +204,13 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
     async def give(request: Request, given: Annotated[Given | Labels, Body()]) -> dict[str, Any]:
         """Say of one prediction, or of many, what the right label is. A confirmation counts as much as a correction."""
         caller = access.check(request.headers, "feedback")
+        address = request.client.host if request.client else ""
+        annotator = f"address:{address}" if caller == ANYBODY else f"token:{caller.name or ''}"
         items = given if isinstance(given, list) else [given]
         if not 1 <= len(items) <= 1000:
             raise RequestError(400, "a request may have 1 to 1000 labels")
         feedback_store = store()
-        rate.take(caller.key if caller != ANYBODY else str(request.client and request.client.host), len(items))
+        rate.take(address if caller == ANYBODY else caller.key, len(items))
         if holder.current is None:
             raise RequestError(503, holder.reason())
         classes = holder.current.model.classes
@@ -217,7 +219,7 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
             assert parts.recorder
             parts.recorder.flush()  # so that a prediction answered just now is known
             outcomes = feedback_store.add_feedback(
-                [Feedback(**item.model_dump(), token=caller.name) for item in items],
+                [Feedback(**item.model_dump(), annotator=annotator) for item in items],
                 classes=classes,
                 review=settings.feedback.review,
                 name=settings.registered_model_name,
