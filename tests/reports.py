@@ -45,5 +45,5 @@ def report(
         for i in np.flatnonzero(audit | mistakes)
     ]
     for at in range(0, len(given), 500):
-        store.add_feedback(given[at : at + 500], classes=classes)
+        store.add_feedback(name, given[at : at + 500], classes=classes)
     return ids

@@ -1,11 +1,16 @@
 """What goes into the store and what comes of it, and how predictions are called."""
 
 import getpass
+import json
 import os
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import msgspec
+
+encode = msgspec.json.Encoder().encode
 PREDICTION_ID = re.compile(r"([0-9a-f]{26})(?:\.(0|[1-9][0-9]{0,8}))?", re.ASCII)
 
 
@@ -48,6 +53,7 @@ class Outcome(NamedTuple):
     prediction_id: str
     state: str  # new, accepted, rejected, used, unknown
     message: str
+    is_wrong: bool = False  # the label is none of the classes, or of another type
 
 
 def request_id(time_ns: int, random_bits: int) -> str:
@@ -63,6 +69,31 @@ def parse(prediction_id: str) -> tuple[str, int | None]:
     """The request, "" where the text is no id, and the row, None where the id names none."""
     match = PREDICTION_ID.fullmatch(prediction_id)
     return (match[1], None if match[2] is None else int(match[2])) if match else ("", None)
+
+
+class Rows:
+    """The stored rows of one row of `predictions`, read once: places, outputs and the audit draw."""
+
+    def __init__(self, n_rows: int, stored_rows: str | None, outputs: str, audit: str | None = None) -> None:
+        self.n_rows = n_rows
+        rows = json.loads(stored_rows) if stored_rows else range(n_rows)
+        self.place_of = {row: place for place, row in enumerate(rows)}  # row of the request -> place in what is stored
+        self.outputs: list = json.loads(outputs)
+        self.audit = frozenset(json.loads(audit or "[]"))
+
+    @classmethod
+    def of(cls, stored: Any) -> "Rows":
+        return cls(stored.n_rows, stored.stored_rows, stored.outputs, stored.audit)
+
+    def place(self, row: int | None) -> int | None:
+        """None where the row is not stored. `row` comes from an id: None where the request has one row."""
+        return None if (row is None) != (self.n_rows == 1) else self.place_of.get(row or 0)
+
+
+def as_json(value: Any) -> str:
+    with suppress(UnicodeEncodeError, TypeError):
+        return encode(value).decode()
+    return json.dumps(value, default=str)
 
 
 def local_annotator() -> str:
