@@ -222,7 +222,7 @@ def test_an_answer_has_the_state_that_is_stored_at_the_end(store: Store):
     stored = {(identifier, label["label"]): label for identifier in (first, second)
               for label in store.get_feedback(NAME, identifier)["labels"]}  # fmt: skip
     assert [stored[label]["state"] for label in labels] == [outcome.state for outcome in outcomes]
-    assert ["administrator" in outcome.message for outcome in outcomes] == [True, False, True, True, False, False]
+    assert ["administrator" in outcome.message for outcome in outcomes] == [True, False, False, True, False, False]
     assert [one["times"] for one in store.list_feedback(NAME, "new")] == [2, 1]
     assert [outcome.is_wrong for outcome in outcomes] == [False] * 5 + [True]
 

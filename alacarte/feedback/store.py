@@ -31,6 +31,8 @@ from alacarte.feedback.records import (
     request_id,
 )  # fmt: skip
 
+COUNTED = "this label was given before and is {}: counted"
+CONFLICT = "differs from another label of this request: an administrator decides"
 ARRIVES_IN = 1.5  # seconds from a prediction's answer to its row here, when other servers write too
 
 
@@ -99,8 +101,8 @@ class Store:
         outcomes = []
         for identifier, outcome in added:
             if identifier and states[identifier] != outcome.state:
-                message = "differs from another label of this request: an administrator decides"
-                outcome = outcome._replace(state=states[identifier], message=message)
+                is_counted, state = outcome.message == COUNTED.format(outcome.state), states[identifier]
+                outcome = outcome._replace(state=state, message=COUNTED.format(state) if is_counted else CONFLICT)
             outcomes.append(outcome)
         return outcomes
 
@@ -128,7 +130,7 @@ class Store:
         again = next((known for known in earlier if known.label == text or (wrong and known.given == text)), None)
         if again and (again.state != "rejected" or again.reviewed or wrong):
             connection.execute(_update(again.id, times=again.times + 1))
-            return again.id, outcome(again.state, f"this label was given before and is {again.state}: counted")
+            return again.id, outcome(again.state, COUNTED.format(again.state))
         if wrong:
             state, reason, message = "rejected", wrong, wrong
         elif others:
