@@ -554,6 +554,35 @@ def endure(store: Store, trouble: AbstractContextManager) -> None:
     recorder.stop()
 
 
+def test_a_locked_database_is_named_while_predictions_wait(tmp_path: Path):
+    store = Store(f"sqlite:///{tmp_path}/feedback.db", timeout=0.1)
+    recorder = Recorder(store, settings())
+    record(recorder)
+    with locked(store, None):
+        with pytest.raises(StoreError, match="database is locked"):
+            recorder.flush()
+        with recorder._lock, pytest.raises(StoreError, match="predictions wait to be stored: database is locked"):
+            recorder.flush(0.01)  # another thread is trying
+
+
+def test_a_running_server_keeps_the_store_below_its_size(store: Store):
+    recorder = Recorder(store, settings(keep_gb=0.002))
+    kept = record(recorder)[0][0]
+    recorder.flush()
+    give(store, kept, 3)
+    recorder.start()
+    for _ in range(300):
+        record(recorder, 1000)
+    recorder.flush(60)
+    end = time.monotonic() + 60
+    while size_of(store) > 2e6 and time.monotonic() < end:
+        record(recorder)
+        time.sleep(0.1)
+    recorder.stop()
+    assert size_of(store) <= 2e6 and 0 < count(store, tables.predictions) < 300 and recorder.dropped == 0
+    assert store.get_feedback(NAME, kept)["label"] == 3
+
+
 def test_a_file_that_was_replaced(tmp_path: Path):
     store = Store(f"sqlite:///{tmp_path}/feedback.db")
     (identifier,) = predict(store, [1])

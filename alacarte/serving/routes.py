@@ -237,7 +237,7 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
         results = [
             {key: getattr(outcome, key) for key in ("prediction_id", "state", "message")} for outcome in outcomes
         ]
-        refusal = parts.refusal(RequestError(status, first.message)) if status != 200 else {}
+        refusal = {"error_code": "BAD_REQUEST", "message": first.message} if status != 200 else {}
         return JSONResponse({**refusal, "results": results}, status)
 
     @api.get("/feedback/{prediction_id}", tags=["feedback"])
