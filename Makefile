@@ -32,9 +32,8 @@ $(VENV)/run.done: requirements.txt | $(VENV)/bin/python
 	python -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/test.done: requirements-dev.txt requirements-warehouse.txt requirements.txt | $(VENV)/bin/python
+$(VENV)/test.done: requirements-dev.txt requirements.txt | $(VENV)/bin/python
 	python -m pip install --quiet -r requirements-dev.txt
-	python -m pip install --quiet --no-deps --upgrade --target $(VENV)/warehouse -r requirements-warehouse.txt
 	touch $@ $(VENV)/run.done
 
 databricks: $(VENV)/run.done

@@ -1,8 +1,11 @@
 """Answers of a model for a table that somebody else made: what is read, what is checked, and how it is written."""
 
+import csv
 import os
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -16,12 +19,17 @@ from alacarte.errors import UserError
 from alacarte.learners import Learner
 
 SUFFIXES = (".csv", ".parquet", ".pq")
+# A spreadsheet runs text that begins so, also behind a tab or a line break and in full-width characters.
+FORMULA = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", re.ASCII)
 ADDED = ("prediction", "confidence", "model_version", "run_id")
 
 
-def check_output(source: str, output: str) -> None:
+def check_output(source: str, output: str, spreadsheet_safe: bool = False) -> None:
     """UserError, before any work, for an output that is the input, has no known format, or cannot be written."""
     output = str(output)
+    if spreadsheet_safe and not output.lower().endswith(".csv"):
+        raise UserError(f"spreadsheet_safe=true is for CSV alone, not output={output}: name a file that ends in .csv")
     if not output.lower().endswith(SUFFIXES):
         raise UserError(f"output={output}: the name must end in {', '.join(SUFFIXES)}: rename it")
     if _is_same(str(source), output):
@@ -98,28 +106,58 @@ def beside(frame: pd.DataFrame, answered: pd.DataFrame, source: str) -> pd.DataF
     return pd.concat([frame, answered], axis="columns")
 
 
-def write_output(frame: pd.DataFrame, output: str) -> None:
-    """Write a whole file or leave what was there: nobody ever reads half of it. UserError where that fails."""
+def write_output(frame: pd.DataFrame, output: str, *, spreadsheet_safe: bool = False) -> None:
+    """Write a whole file or leave what was there: nobody ever reads half of it. UserError where that fails.
+
+    `spreadsheet_safe`: a CSV contains no text that a spreadsheet would run as a formula, and all text is in quotes, so
+    that a spreadsheet which separates cells by semicolons does not find one in it.
+    """
+    if spreadsheet_safe:
+        frame = escape_formulas(frame)
+    # Python's writer leaves a cell with a carriage return without quotes, and readers take it for the end of a row.
+    quoting = csv.QUOTE_NONNUMERIC if spreadsheet_safe or _has_return(frame) else csv.QUOTE_MINIMAL
     files, place = _place(str(output))
     try:
         if isinstance(files, LocalFileSystem):
             with tempfile.TemporaryDirectory(dir=Path(place).parent, prefix=".score-") as folder:
                 whole = Path(folder, Path(place).name)
-                _write(frame, whole.open("wb"), str(output))
+                _write(frame, whole.open("wb"), str(output), quoting)
                 whole.replace(place)
         else:
             with files.transaction:  # an object appears when it is complete
-                _write(frame, files.open(place, "wb"), str(output))
+                _write(frame, files.open(place, "wb"), str(output), quoting)
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error}: name another place") from error
 
 
-def _write(frame: pd.DataFrame, file: "fsspec.spec.AbstractBufferedFile", output: str) -> None:
+def _write(frame: pd.DataFrame, file: "fsspec.spec.AbstractBufferedFile", output: str, quoting: Any) -> None:
     with file:
         if output.lower().endswith(".csv"):
-            frame.to_csv(file, index=False)
+            frame.to_csv(file, index=False, quoting=quoting)
         else:
             frame.to_parquet(file, index=False)
+
+
+def _has_return(frame: pd.DataFrame) -> bool:
+    texts = [frame.columns.to_series(), *(column for _, column in frame.items() if column.dtype.kind not in "biufcmM")]
+    return any(column.astype(str).str.contains("\r", regex=False).any() for column in texts)
+
+
+def escape_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with an apostrophe before texts, column names and categories that begin like a formula. Numbers stay."""
+
+    def escape(value: Any) -> Any:
+        is_formula = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
+        return f"'{value}" if is_formula else value
+
+    columns = [
+        column if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)
+        else column.astype(object).map(escape)
+        for _, column in frame.items()
+    ]  # fmt: skip
+    escaped = pd.concat(columns, axis="columns")
+    escaped.columns = [escape(name) for name in frame.columns]
+    return escaped
 
 
 def digest_of(output: str) -> str:

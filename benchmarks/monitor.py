@@ -101,7 +101,7 @@ def windows(champion: Champion, rows: pd.DataFrame, audit: np.ndarray) -> tuple[
         }
     )  # fmt: skip
     nothing = pd.DataFrame(
-        columns=["prediction_id", "used_version", "is_correction", "token", "source", "state"], dtype=object
+        columns=["prediction_id", "used_version", "is_correction", "annotator", "source", "state"], dtype=object
     )
     return Window(X, about), Labelled(X.iloc[:0], pd.Series(dtype=object), nothing)
 

@@ -17,7 +17,7 @@ from alacarte.errors import UserError
 from alacarte.evaluation.gate import check_gate
 from alacarte.evaluation.metrics import score_parts
 from alacarte.feedback import Store
-from alacarte.feedback.locks import Lease, claim, give_back, turn, use
+from alacarte.feedback.locks import Lease, claim, give_back, lock, use
 from alacarte.processes import Forks
 from alacarte.retraining import recovery
 from alacarte.retraining.champion import load_champion
@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     registry.check_name(name)
     if not name or not cfg.feedback.url:
         raise UserError(f"registered_model_name={name} feedback.url={cfg.feedback.url}: retrain needs both")
-    with turn(Store(cfg.feedback.url), f"retrain {name}") as lease:
+    with lock(Store(cfg.feedback.url), name) as lease:
         if isinstance(lease, str):
             print(f"retrain: nothing to do, {lease} retrains {name} now")
             return

@@ -17,7 +17,7 @@ from alacarte.data.dataset import table_as_mlflow
 @launch.step("score")
 def main(cfg: DictConfig) -> None:
     registry.check_name(cfg.registered_model_name)
-    scoring.check_output(cfg.input, cfg.output)  # before hours of answering
+    scoring.check_output(cfg.input, cfg.output, cfg.spreadsheet_safe)  # before hours of answering
     uri, number = registry.pin(cfg.model_uri, cfg.registered_model_name)
     model = registry.locate(uri)
     learner = learners.load(model.path)
@@ -26,8 +26,9 @@ def main(cfg: DictConfig) -> None:
     answered = scoring.answer(learner, scoring.inputs_of(model.path), frame, cfg.input)
     run_id = tracking.active_run().info.run_id
     scoring.write_output(
-        scoring.beside(frame, answered.assign(model_version=number, run_id=run_id), cfg.input), cfg.output
-    )
+        scoring.beside(frame, answered.assign(model_version=number, run_id=run_id), cfg.input), cfg.output,
+        spreadsheet_safe=cfg.spreadsheet_safe,
+    )  # fmt: skip
 
     mlflow.log_input(table_as_mlflow(frame, cfg.input, digest), context="score")
     tracking.log_model_input(model.model_id)

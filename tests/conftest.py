@@ -18,7 +18,6 @@ import pytest
 if TYPE_CHECKING:
     from postgres import Postgres
     from there import There
-    from workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("conf", "databricks", "alacarte", "project", "steps")
@@ -104,42 +103,23 @@ def postgres() -> Iterator["Postgres"]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Workspace"]:
-    """A workspace that has a SQL warehouse, and no MLflow."""
-    from statements import spark_engine
-    from workspace import warehouse_in
-
-    folder = tmp_path_factory.mktemp("warehouse")
-    with spark_engine(folder) as engine, warehouse_in(folder, engine) as workspace:
-        yield workspace
-
-
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator["There"]:
-    from statements import Statements, spark_engine
     from there import There
     from workspace import checkout_at, stand_in
 
     folder = tmp_path_factory.mktemp("there")
     root = checkout_at(folder / "project")
-    with stand_in(folder) as workspace, spark_engine(folder) as engine:
-        workspace.statements = Statements(engine, workspace.url)
+    with stand_in(folder) as workspace:
         yield There(root, workspace, workspace.server)
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "databricks"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """`feedback.url` of a new store, of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/feedback.db"
-    if request.param == "postgresql":
-        return request.getfixturevalue("postgres").create()
-    workspace = request.getfixturevalue("warehouse")
-    for key in ("DATABRICKS_HOST", "DATABRICKS_TOKEN"):
-        monkeypatch.setenv(key, workspace.env()[key])
-    monkeypatch.setattr("alacarte.feedback.warehouse.RETRY", 1)
-    return workspace.statements.create_schema()
+    return request.getfixturevalue("postgres").create()
 
 
 def free_port() -> int:

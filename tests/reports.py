@@ -20,7 +20,7 @@ def report(
     audit: np.ndarray | None = None,
     mistakes: np.ndarray | None = None,
     source: str | None = None,
-    token: str | None = None,
+    annotator: str | None = None,
     version: str = "1",
     age: float = 60.0,
 ) -> list[str]:
@@ -41,8 +41,9 @@ def report(
         ]
     )  # fmt: skip
     given = [
-        Feedback(ids[i], np.asarray(y[i]).item(), source=source, token=token) for i in np.flatnonzero(audit | mistakes)
+        Feedback(ids[i], np.asarray(y[i]).item(), source=source, annotator=annotator)
+        for i in np.flatnonzero(audit | mistakes)
     ]
     for at in range(0, len(given), 500):
-        store.add_feedback(given[at : at + 500], classes=classes)
+        store.add_feedback(name, given[at : at + 500], classes=classes)
     return ids

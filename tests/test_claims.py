@@ -1,11 +1,9 @@
-"""Turns, and claims on labels: the same on SQLite, PostgreSQL and Delta tables, between real processes."""
+"""Locks, and claims on labels: the same on SQLite and PostgreSQL, between real processes."""
 
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +13,7 @@ from test_feedback import give, predict
 from alacarte.errors import UserError
 from alacarte.feedback import Store
 from alacarte.feedback.database import leases
-from alacarte.feedback.locks import Lease, claim, claims, give_back, turn, use
+from alacarte.feedback.locks import Lease, claim, claims, give_back, lock, use
 
 NAME = "digits"
 
@@ -30,15 +28,15 @@ def store(url: str) -> Iterator[Store]:
 HOLD = """
 import sys, time
 from alacarte.feedback import Store
-from alacarte.feedback.locks import turn
-with turn(Store(sys.argv[1]), "digits", 2) as lease:
+from alacarte.feedback.locks import lock
+with lock(Store(sys.argv[1]), "digits", 2) as lease:
     print(lease if isinstance(lease, str) else "mine", flush=True)
     sys.stdin.read()
 """
 
 
 def other(url: str) -> subprocess.Popen[str]:
-    """A process that takes the turn and keeps it until its input ends."""
+    """A process that takes the lock and keeps it until its input ends."""
     return subprocess.Popen(
         [sys.executable, "-c", HOLD, url], cwd=ROOT, env=environment(), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -49,12 +47,12 @@ def test_one_process_at_a_time(store: Store, url: str):
     process = other(url)
     assert process.stdout.readline() == "mine\n"
     time.sleep(2.5)  # longer than the lease lasts without being renewed
-    with turn(store, "digits") as lease:
+    with lock(store, "digits") as lease:
         assert isinstance(lease, str) and str(process.pid) in lease
-    with turn(store, "another") as lease:
+    with lock(store, "another") as lease:
         assert isinstance(lease, Lease)
     process.communicate("")
-    with turn(store, "digits") as lease:
+    with lock(store, "digits") as lease:
         assert isinstance(lease, Lease)
 
 
@@ -63,7 +61,7 @@ def test_nobody_waits_for_a_process_that_was_killed(store: Store, url: str):
     assert process.stdout.readline() == "mine\n"
     process.kill()
     process.wait()
-    with turn(store, "digits") as lease:
+    with lock(store, "digits") as lease:
         assert isinstance(lease, Lease)
 
 
@@ -71,22 +69,22 @@ def test_a_process_of_another_machine_is_waited_for_until_its_lease_ends(store: 
     with store.database.write(durable=True) as connection:
         until = store.database.now(connection) + 0.6
         connection.execute(leases.insert().values(name="digits", holder="far machine 1 ab", until=until))
-    with turn(store, "digits") as lease:
+    with lock(store, "digits") as lease:
         assert lease == "process 1 on far"
     time.sleep(0.7)
-    with turn(store, "digits") as lease:
+    with lock(store, "digits") as lease:
         assert isinstance(lease, Lease)
 
 
-def test_who_lost_the_turn_changes_nothing(store: Store):
+def test_a_process_that_lost_the_lock_changes_nothing(store: Store):
     (row,) = predict(store, [1])
     give(store, row, 2)
     (ident,) = store.accepted(NAME).about["feedback_id"]
-    with turn(store, "digits") as lease:
+    with lock(store, "digits") as lease:
         assert claim(lease, [ident], "run") == [ident]
         with store.database.write(durable=True) as connection:  # as if this machine had slept
             connection.execute(sa.update(leases).values(holder="far machine 1 ab"))
-        with pytest.raises(UserError, match="took its turn"):
+        with pytest.raises(UserError, match="took the lock"):
             use(lease, "run", "2")
     assert store.accepted(NAME).about["feedback_id"].tolist() == [ident]
 
@@ -96,31 +94,15 @@ def test_claims_become_use_or_are_given_back(store: Store):
     for row in rows:
         give(store, row, 0)
     first, second, third = store.accepted(NAME).about["feedback_id"]
-    with turn(store, "digits") as lease:
+    with lock(store, "digits") as lease:
         assert claim(lease, [first, second], "one") == [first, second]
         assert claim(lease, [first, third], "two") == [third]  # what is claimed is nobody else's
         assert sorted(claims(store, NAME)) == ["one", "two"] and claims(store, "another") == []
         give_back(lease, "two")
-        store.review(rows[1], accept=False)  # an administrator may still say no
+        store.review(NAME, rows[1], accept=False)  # an administrator may still say no
         use(lease, "one", "7")
     about = store.labelled(NAME, "accepted", "used", "rejected").about.set_index("feedback_id")
     assert about["state"].to_dict() == {first: "used", second: "rejected", third: "accepted"}
     assert about.loc[first, ["used_run_id", "used_version"]].tolist() == ["one", "7"]
     assert about["used_run_id"].isna().to_dict() == {first: False, second: False, third: True}
     assert claims(store, NAME) == []
-
-
-def test_tables_of_the_first_version_are_brought_up_to_date(tmp_path: Path):
-    path = tmp_path / "feedback.db"
-    before = Store(f"sqlite:///{path}")
-    (row,) = predict(before, [1])
-    give(before, row, 2)
-    before.close()
-    with sqlite3.connect(path) as connection:
-        connection.executescript(
-            "ALTER TABLE feedback DROP COLUMN token; DROP TABLE leases; UPDATE schema_version SET version = 1"
-        )
-    store = Store(f"sqlite:///{path}")
-    assert store.accepted(NAME).about["token"].isna().tolist() == [True]
-    with turn(store, "digits") as lease:
-        assert isinstance(lease, Lease)

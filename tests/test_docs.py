@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Project, copy_project
-from statements import Statements, spark_engine
 from workspace import checkout_at, stand_in
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -29,8 +28,7 @@ def surroundings(page: Path, folder: Path) -> Iterator[tuple[Path, dict[str, str
     if page.stem != "databricks":
         yield copy_project(folder / "project"), {}
         return
-    with stand_in(folder) as workspace, spark_engine(folder) as engine:
-        workspace.statements = Statements(engine, workspace.url)
+    with stand_in(folder) as workspace:
         yield checkout_at(folder / "project"), workspace.env()
 
 

@@ -1,7 +1,9 @@
-"""The feedback store: the same on SQLite, PostgreSQL and Delta tables, with real files, servers and processes."""
+"""The feedback store: the same on SQLite and PostgreSQL, with real files, servers and processes."""
 
+import getpass
 import json
 import math
+import os
 import shutil
 import signal
 import sqlite3
@@ -19,7 +21,6 @@ import sqlalchemy as sa
 from conftest import ROOT, environment
 from omegaconf import OmegaConf
 from postgres import Postgres
-from workspace import Workspace
 
 from alacarte.errors import UserError
 from alacarte.feedback import Feedback, Prediction, Store, StoreError, request_id
@@ -42,33 +43,25 @@ def store(url: str) -> Iterator[Store]:
     made.close()
 
 
-def predict(store: Store, outputs: list, age: float = OLD, inputs: list | None = None, **more: object) -> list[str]:
+def predict(
+    store: Store, outputs: list, age: float = OLD, inputs: list | bytes | None = None, **more: object
+) -> list[str]:
     """Store one request; the ids of its rows."""
     now, n = time.time_ns() - int(age * 1e9), len(outputs)
     request = request_id(now, now % 2**40)
-    rows = np.array(inputs or [[float(i), 0.5] for i in range(n)])
+    rows = inputs if inputs is not None else [[float(i), 0.5] for i in range(n)]
+    blob = rows if isinstance(rows, bytes) else np.array(rows, "<f8").tobytes()
     made = Prediction(
-        request,
-        now / 1e9,
-        NAME,
-        "1",
-        n,
-        COLUMNS,
-        "f8",
-        rows.astype("<f8").tobytes(),
-        outputs,
-        [0.75] * n,
-        1.5,
-        None,
-        0.05,
-        1.0,
-    )
+        request, now / 1e9, NAME, "1", n, COLUMNS, "f8", blob, outputs, [0.75] * n, 1.5, None, 0.05, 1.0
+    )  # fmt: skip
     store.write_predictions([made._replace(**more)])
     return [request] if n == 1 else [f"{request}.{row}" for row in range(n)]
 
 
-def give(store: Store, identifier: str, label: object, classes: list | None = CLASSES, **more: str) -> tuple[str, str]:
-    (outcome,) = store.add_feedback([Feedback(identifier, label)], classes=classes, **more)
+def give(
+    store: Store, identifier: str, label: object, classes: list | None = CLASSES, name: str = NAME, **more: str
+) -> tuple[str, str]:
+    (outcome,) = store.add_feedback(name, [Feedback(identifier, label)], classes=classes, **more)
     assert outcome.prediction_id == identifier
     return outcome.state, outcome.message
 
@@ -83,10 +76,10 @@ def count(store: Store, table: sa.Table) -> int:
 
 def test_a_confirmation_and_a_correction(store: Store):
     first, second = predict(store, [1, 2], audit=[1])
-    assert store.get_feedback(first)["state"] is None
+    assert store.get_feedback(NAME, first)["state"] is None
     assert give(store, first, 1) == ("accepted", "confirms the prediction")
     assert give(store, second, 3) == ("accepted", "corrects the prediction")
-    found = store.get_feedback(second)
+    found = store.get_feedback(NAME, second)
     assert (found["state"], found["label"], found["prediction"], found["audit"]) == ("accepted", 3, 2, True)
     assert found["model_version"] == "1" and len(found["labels"]) == 1
     labelled = store.accepted(NAME)
@@ -116,13 +109,13 @@ def test_each_case_has_its_own_answer_and_nothing_is_lost(store: Store):
         "not finite": "rejected", "unknown": "unknown", "no id": "unknown", "no row": "unknown",
     }  # fmt: skip
     assert len({message for _, message in answers.values()}) == len(answers) - 1, "all but unknown and no id"
-    kept = store.get_feedback(identifier)["labels"]
+    kept = store.get_feedback(NAME, identifier)["labels"]
     assert [(one["label"], one["state"], one["reason"]) for one in kept[:2]] == [
         (3, "new", "conflict"), (2, "new", "conflict"),
     ]  # fmt: skip
     assert [one["state"] for one in kept[2:]] == ["rejected"] * 2 and kept[2]["label"] == 9
     assert "9" not in answers["outside"][1] and "0, 1, 2, 3" in answers["outside"][1]
-    assert [one["times"] for one in store.list_feedback("new")] == [2, 1]
+    assert [one["times"] for one in store.list_feedback(NAME, "new")] == [2, 1]
     assert store.accepted(NAME).labels.empty
 
 
@@ -160,7 +153,7 @@ def test_a_label_in_the_type_of_the_classes(
     store = Store(f"sqlite:///{tmp_path}/feedback.db")
     (identifier,) = predict(store, [predicted])
     state, _ = give(store, identifier, label, classes)
-    found = store.get_feedback(identifier)["labels"][0]
+    found = store.get_feedback(NAME, identifier)["labels"][0]
     if stored is None:
         assert state == found["state"] == "rejected"
     else:
@@ -172,22 +165,22 @@ def test_a_class_that_was_none_yet(store: Store):
     assert give(store, identifier, 4)[0] == "rejected"
     assert give(store, identifier, 4)[0] == "rejected"
     assert give(store, identifier, 4, [*CLASSES, 4])[0] == "accepted"
-    assert len(store.get_feedback(identifier)["labels"]) == 1
+    assert len(store.get_feedback(NAME, identifier)["labels"]) == 1
 
 
 def test_labels_wait_for_an_administrator(store: Store):
     ids = predict(store, [1, 1, 1])
     assert [give(store, one, 2, review="manual")[0] for one in ids] == ["new"] * 3
-    waiting = store.list_feedback("new", limit=2)
+    waiting = store.list_feedback(NAME, "new", limit=2)
     assert [one["prediction_id"] for one in waiting] == ids[:2]
     assert waiting[1]["inputs"] == {"a": 1.0, "b": 0.5} and waiting[1]["prediction"] == 1 and waiting[1]["label"] == 2
-    assert store.review(ids[0], accept=True)["state"] == "accepted"
-    rejected = store.review(ids[1], accept=False, reason="a blot\0")
+    assert store.review(NAME, ids[0], accept=True)["state"] == "accepted"
+    rejected = store.review(NAME, ids[1], accept=False, reason="a blot\0")
     assert (rejected["state"], rejected["labels"][0]["reason"]) == ("rejected", "a blot")
-    assert store.review(f"{ids[0]}9", accept=True) is None and store.review("nobody", accept=True) is None
+    assert store.review(NAME, f"{ids[0]}9", accept=True) is None and store.review(NAME, "nobody", accept=True) is None
     assert store.accepted(NAME).about["prediction_id"].tolist() == ids[:1]
     assert give(store, ids[1], 2)[0] == "rejected", "decided is decided"
-    assert give(store, ids[0], 3)[0] == "new" and store.get_feedback(ids[0])["label"] == 2
+    assert give(store, ids[0], 3)[0] == "new" and store.get_feedback(NAME, ids[0])["label"] == 2
 
 
 def test_an_administrator_settles_a_conflict(store: Store):
@@ -195,13 +188,17 @@ def test_an_administrator_settles_a_conflict(store: Store):
     for label in (1, 2, 3):
         give(store, first, label)
         give(store, second, label)
-    assert [one["state"] for one in store.review(first, accept=True, label=2)["labels"]] == [
+    assert [one["state"] for one in store.review(NAME, first, accept=True, label=2)["labels"]] == [
         "rejected",
         "accepted",
         "rejected",
     ]
-    assert [one["state"] for one in store.review(second, accept=True)["labels"]] == ["rejected", "rejected", "accepted"]
-    assert store.review(second, accept=False)["state"] == "rejected", "a decision can be taken back"
+    assert [one["state"] for one in store.review(NAME, second, accept=True)["labels"]] == [
+        "rejected",
+        "rejected",
+        "accepted",
+    ]
+    assert store.review(NAME, second, accept=False)["state"] == "rejected", "a decision can be taken back"
 
 
 def test_what_was_used_stays_used(store: Store):
@@ -211,8 +208,23 @@ def test_what_was_used_stays_used(store: Store):
         connection.execute(sa.update(tables.feedback).values(state="used", used_run_id="r", used_version="2"))
     assert store.accepted(NAME).labels.empty
     assert give(store, identifier, 3)[0] == "new"
-    assert [one["state"] for one in store.review(identifier, accept=True)["labels"]] == ["used", "accepted"]
+    assert [one["state"] for one in store.review(NAME, identifier, accept=True)["labels"]] == ["used", "accepted"]
+    with pytest.raises(UserError, match="used by version 2"):
+        store.review(NAME, identifier, accept=False, label=2)
     assert store.accepted(NAME).labels.tolist() == [3]
+
+
+def test_an_answer_has_the_state_that_is_stored_at_the_end(store: Store):
+    first, second = predict(store, [1, 1])
+    labels = [(first, 2), (second, 3), (first, 2), (first, 3), (second, 3), (second, 9)]
+    outcomes = store.add_feedback(NAME, [Feedback(*label) for label in labels], classes=CLASSES)
+    assert [outcome.state for outcome in outcomes] == ["new", "accepted", "new", "new", "accepted", "rejected"]
+    stored = {(identifier, label["label"]): label for identifier in (first, second)
+              for label in store.get_feedback(NAME, identifier)["labels"]}  # fmt: skip
+    assert [stored[label]["state"] for label in labels] == [outcome.state for outcome in outcomes]
+    assert ["administrator" in outcome.message for outcome in outcomes] == [True, False, False, True, False, False]
+    assert [one["times"] for one in store.list_feedback(NAME, "new")] == [2, 1]
+    assert [outcome.is_wrong for outcome in outcomes] == [False] * 5 + [True]
 
 
 # --- predictions ---
@@ -281,7 +293,7 @@ def test_redacted_columns_are_nowhere(store: Store):
     assert inputs["b"].tolist()[0] == 1.0 and inputs["u"].tolist()[1] == "secret"
     (identifier,) = store.window(NAME, 0, 2e9).about["prediction_id"].iloc[:1]
     give(store, identifier, 1, review="manual")
-    assert store.list_feedback("new")[0]["inputs"] == {"a": None, "b": 1.0}
+    assert store.list_feedback(NAME, "new")[0]["inputs"] == {"a": None, "b": 1.0}
 
 
 def test_the_audit_draw_is_of_rows_and_the_sample_of_requests(tmp_path: Path):
@@ -309,43 +321,149 @@ def test_a_prediction_in_another_workers_buffer(store: Store):
     writer.stop()
 
 
-def test_retention_keeps_what_has_feedback(store: Store):
+def prune(store: Store, days: float, size: float, name: str = NAME) -> int:
+    n_deleted = 0
+    while step := store.prune(name, days, size):
+        n_deleted += step
+    return n_deleted
+
+
+def size_of(store: Store, name: str = NAME) -> float:
+    with store.database.read() as connection:
+        return store.database.excess(connection, name, 0)
+
+
+def test_the_oldest_predictions_without_a_label_are_deleted_first(store: Store):
     labelled = [predict(store, [1], age=86400 * days)[0] for days in (20, 10)]
     for identifier in labelled:
         give(store, identifier, 2)
-    n = 20 if isinstance(store.database, tables.Database) else 2
     for days in (20, 10, 1):
-        for _ in range(n):
+        for _ in range(20):
             predict(store, [1] * 1000, age=86400 * days, inputs=[[1.0, 2.0]] * 1000)
-
-    def prune(days: float, size: float) -> int:
-        gone = 0
-        while step := store.prune(NAME, days, size):
-            gone += step
-        return gone
-
-    assert prune(30, 1e9) == 0
-    assert prune(15, 1e9) == n and count(store, tables.predictions) == 2 * n + 2
-    if isinstance(store.database, tables.Database):  # Delta tables have no size that a store could bound
-        with store.database.read() as connection:
-            size = store.database.excess(connection, 0)
-        assert 0 < prune(30, size / 2) < 40
-        ages = (
-            time.time()
-            - store.window(NAME, 0, 2e9).about.query("prediction_id not in @labelled")["time"].astype("int64") / 1e9
-        ) / 86400
-        assert ages.max() < 5 or ages.min() > 0.5, "the oldest went first"
-    prune(0, 0)
+    assert prune(store, 30, 1e9) == 0
+    assert prune(store, 15, 1e9) == 20 and count(store, tables.predictions) == 42
+    limit = size_of(store) / 2
+    assert 0 < prune(store, 30, limit) < 40 and size_of(store) <= limit
+    about = store.window(NAME, 0, 2e9).about.query("prediction_id not in @labelled")
+    ages = (time.time() - about["time"].astype("int64") / 1e9) / 86400
+    assert ages.max() < 5 or ages.min() > 0.5, "the oldest went first"
+    prune(store, 0, 1e9)
     assert store.window(NAME, 0, 2e9).about["prediction_id"].tolist() == labelled
-    assert [store.get_feedback(one)["label"] for one in labelled] == [2, 2]
+    assert [store.get_feedback(NAME, one)["label"] for one in labelled] == [2, 2]
+
+
+@pytest.mark.parametrize("form", ["f8", "json"])
+def test_a_request_keeps_its_labelled_rows_under_their_ids(store: Store, form: str):
+    rows = [[float(i), i + 0.5] for i in range(20)]
+    texts = {"format": form, "inputs": json.dumps([[f"row {i}", "é"] for i in range(20)]).encode()}
+    more = texts if form == "json" else {"inputs": rows}
+    ids = predict(store, list(range(20)), audit=[3, 17], age=86400 * 20, confidence=[i / 20 for i in range(20)], **more)
+    classes = list(range(20))
+    for row, label in ((17, 1), (3, 3)):
+        give(store, ids[row], label, classes)
+    assert prune(store, 10, 1e9) == 1 and prune(store, 10, 1e9) == 0
+    expected = {"a": ["row 3", "row 17"], "b": ["é", "é"]} if form == "json" else {"a": [3.0, 17.0], "b": [3.5, 17.5]}
+    window = store.window(NAME, 0, 2e9)
+    assert window.inputs.to_dict("list") == expected
+    about = window.about
+    assert about["prediction_id"].tolist() == [ids[3], ids[17]] and about["prediction"].tolist() == [3, 17]
+    assert about["confidence"].tolist() == [3 / 20, 17 / 20] and about["audit"].tolist() == [True, True]
+    assert about["label"].tolist() == [3, 1]
+    labelled = store.accepted(NAME)
+    assert labelled.about["prediction_id"].tolist() == [ids[17], ids[3]] and labelled.labels.tolist() == [1, 3]
+    assert labelled.inputs["a"].tolist() == expected["a"][::-1] and labelled.about["prediction"].tolist() == [17, 3]
+    assert [one["inputs"]["a"] for one in store.list_feedback(NAME, "accepted")] == expected["a"][::-1]
+    assert store.get_feedback(NAME, ids[17])["prediction"] == 17 and store.get_feedback(NAME, ids[4]) is None
+    assert give(store, ids[4], 4, classes) == ("unknown", "the request is known, but not this row of it")
+    assert give(store, ids[17], 5, classes)[0] == "new", "a kept row takes labels, and this one is a conflict"
+    assert store.review(NAME, ids[17], accept=True, label=1)["state"] == "accepted"
+
+
+def flood(store: Store, annotator: str, n: int, n_rows: int, comment: str | None = None) -> list[str]:
+    """n requests of n_rows, each with a label for its last row; the ids of these rows."""
+    rows = np.random.default_rng(0).normal(size=(n_rows, 2)).tolist()
+    ids = [predict(store, [1] * n_rows, inputs=rows)[-1] for _ in range(n)]
+    labels = [Feedback(identifier, 2, comment=comment, annotator=annotator) for identifier in ids]
+    assert {outcome.state for outcome in store.add_feedback(NAME, labels, classes=CLASSES)} == {"accepted"}
+    return ids
+
+
+def test_large_requests_with_one_label_each_push_nobody_out(store: Store):
+    honest = flood(store, "token:alice", 50, 1) + flood(store, "token:bob", 50, 1)
+    start = size_of(store)
+    limit = start + 500_000
+    for _ in range(6):
+        flood(store, "token:mallory", 50, 1000)
+        assert size_of(store) > limit
+        prune(store, 90, limit)
+        assert size_of(store) <= limit
+    states = store.accepted(NAME).about.set_index("prediction_id")["annotator"]
+    assert set(honest) <= set(states.index) and "token:mallory" in set(states)
+
+
+def test_labels_go_only_when_they_alone_fill_the_store(store: Store, caplog: pytest.LogCaptureFixture):
+    comment = os.urandom(1500).hex()  # which PostgreSQL cannot compress
+    honest = flood(store, "token:alice", 10, 1, comment)
+    rejected, used, fresh = (flood(store, "token:mallory", 40, 1, comment) for _ in range(3))
+    for ids, state in ((used, "used"), (rejected, "rejected")):
+        change = sa.update(tables.feedback).where(tables.feedback.c.prediction_id.in_(ids)).values(state=state)
+        with store.database.write(durable=True) as connection:
+            connection.execute(change)
+    limit, counts, n_honest = size_of(store), [(40, 40, 40)], 10
+    while counts[-1][-1] > 25 and len(counts) < 50:
+        limit -= 40_000
+        prune(store, 90, limit)
+        assert size_of(store) <= limit
+        left = set(store.labelled(NAME, "accepted", "used", "rejected").about["prediction_id"])
+        counts.append(tuple(len(left.intersection(ids)) for ids in (rejected, used, fresh)))
+        n_honest = len(left.intersection(honest))
+    assert all(n_used == 40 for n_rejected, n_used, _ in counts if n_rejected)
+    assert all(n_fresh == 40 for _, n_used, n_fresh in counts if n_used)
+    assert counts[-1][-1] <= 25 and n_honest == 10
+    assert "feedback.keep_gb" in caplog.text and "token:mallory" in caplog.text and "alice" not in caplog.text
+
+
+def test_a_claimed_label_is_not_deleted(store: Store):
+    claimed, other = flood(store, "token:alice", 2, 1)
+    with store.database.write(durable=True) as connection:
+        change = sa.update(tables.feedback).where(tables.feedback.c.prediction_id == claimed)
+        connection.execute(change.values(used_run_id="run"))
+    prune(store, 90, 0)
+    assert store.get_feedback(NAME, claimed)["state"] == "accepted" and store.get_feedback(NAME, other) is None
+
+
+# --- two models in one store ---
+
+
+def test_two_models_share_a_store_and_see_nothing_of_each_other(store: Store):
+    (ours,) = predict(store, [1])
+    (theirs,) = predict(store, [1], registered_model_name="other")
+    assert give(store, ours, 2, review="manual")[0] == give(store, theirs, 3, name="other", review="manual")[0] == "new"
+    for name, identifier, label in ((NAME, theirs, 2), ("other", ours, 3)):
+        assert store.get_feedback(name, identifier) is None
+        assert give(store, identifier, 2, name=name)[0] == "unknown"
+        assert (
+            store.review(name, identifier, accept=True) is None and store.review(name, identifier, accept=False) is None
+        )
+        assert [one["label"] for one in store.list_feedback(name, "new")] == [label]
+        assert store.labelled(name, "new").labels.tolist() == [label]
+        assert len(store.window(name, 0, 2e9).about) == 1
+    assert store.get_feedback(NAME, ours)["state"] == store.get_feedback("other", theirs)["state"] == "new"
+    for _ in range(300):
+        predict(store, [1] * 100, registered_model_name="other", inputs=[[1.0, 2.0]] * 100)
+    limit = 300_000
+    assert prune(store, 90, limit) == 0, "the other model fills the store, not this one"
+    assert prune(store, 90, limit, name="other") > 0 and size_of(store, "other") <= limit
+    prune(store, 0, 0)
+    assert store.get_feedback(NAME, ours) is None and store.get_feedback("other", theirs)["state"] == "new"
 
 
 # --- locked, full, gone ---
 
 
 @contextmanager
-def locked(store: Store, server: Postgres | Workspace | None) -> Iterator[None]:
-    if isinstance(server, Postgres):
+def locked(store: Store, server: Postgres | None) -> Iterator[None]:
+    if server:
         with store.database.engine.connect() as connection:
             connection.execute(sa.text("LOCK TABLE predictions IN ACCESS EXCLUSIVE MODE"))
             yield
@@ -373,13 +491,8 @@ def full(store: Store) -> Iterator[None]:
 
 
 @contextmanager
-def gone(store: Store, server: Postgres | Workspace | None) -> Iterator[None]:
+def gone(store: Store, server: Postgres | None) -> Iterator[None]:
     """The server is stopped, the file and what belongs to it are elsewhere."""
-    if isinstance(server, Workspace):
-        server.gone = True
-        yield
-        server.gone = False
-        return
     if server:
         server.stop()
         yield
@@ -399,13 +512,12 @@ def gone(store: Store, server: Postgres | Workspace | None) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("url", "trouble"),
-    [("sqlite", locked), ("sqlite", gone), ("postgresql", locked), ("postgresql", gone), ("databricks", gone)],
+    [("sqlite", locked), ("sqlite", gone), ("postgresql", locked), ("postgresql", gone)],
     indirect=["url"],
 )
 def test_in_trouble(store: Store, trouble: Callable, request: pytest.FixtureRequest):
-    kind = request.node.callspec.params["url"]
-    server = {"postgresql": "postgres", "databricks": "warehouse"}.get(kind)
-    endure(store, trouble(store, server and request.getfixturevalue(server)))
+    is_server = request.node.callspec.params["url"] == "postgresql"
+    endure(store, trouble(store, request.getfixturevalue("postgres") if is_server else None))
 
 
 def test_full(tmp_path: Path):
@@ -424,7 +536,7 @@ def endure(store: Store, trouble: AbstractContextManager) -> None:
     with trouble:
         waiting = [record(recorder)[0][0] for _ in range(2100)]
         with pytest.raises(StoreError) as error:
-            store.add_feedback(items, classes=CLASSES)
+            store.add_feedback(NAME, items, classes=CLASSES)
         assert "\n" not in str(error.value)
         with pytest.raises(StoreError):
             recorder.flush()
@@ -437,9 +549,38 @@ def endure(store: Store, trouble: AbstractContextManager) -> None:
             break
     assert recorder.healthy and recorder.dropped == 0
     assert count(store, tables.feedback) == 0
-    assert {outcome.state for outcome in store.add_feedback(items, classes=CLASSES)} == {"accepted"}
+    assert {outcome.state for outcome in store.add_feedback(NAME, items, classes=CLASSES)} == {"accepted"}
     assert sorted(store.window(NAME, time.time() - 60, time.time() + 1).about["prediction_id"]) == sorted(waiting)
     recorder.stop()
+
+
+def test_a_locked_database_is_named_while_predictions_wait(tmp_path: Path):
+    store = Store(f"sqlite:///{tmp_path}/feedback.db", timeout=0.1)
+    recorder = Recorder(store, settings())
+    record(recorder)
+    with locked(store, None):
+        with pytest.raises(StoreError, match="database is locked"):
+            recorder.flush()
+        with recorder._lock, pytest.raises(StoreError, match="predictions wait to be stored: database is locked"):
+            recorder.flush(0.01)  # another thread is trying
+
+
+def test_a_running_server_keeps_the_store_below_its_size(store: Store):
+    recorder = Recorder(store, settings(keep_gb=0.002))
+    kept = record(recorder)[0][0]
+    recorder.flush()
+    give(store, kept, 3)
+    recorder.start()
+    for _ in range(300):
+        record(recorder, 1000)
+    recorder.flush(60)
+    end = time.monotonic() + 60
+    while size_of(store) > 2e6 and time.monotonic() < end:
+        record(recorder)
+        time.sleep(0.1)
+    recorder.stop()
+    assert size_of(store) <= 2e6 and 0 < count(store, tables.predictions) < 300 and recorder.dropped == 0
+    assert store.get_feedback(NAME, kept)["label"] == 3
 
 
 def test_a_file_that_was_replaced(tmp_path: Path):
@@ -447,12 +588,33 @@ def test_a_file_that_was_replaced(tmp_path: Path):
     (identifier,) = predict(store, [1])
     store.close()
     shutil.copy(tmp_path / "feedback.db", tmp_path / "copy.db")
-    store.get_feedback(identifier)
+    store.get_feedback(NAME, identifier)
     (tmp_path / "copy.db").rename(tmp_path / "feedback.db")
     with pytest.raises(StoreError, match="replaced"):
         give(store, identifier, 2)
     assert give(store, identifier, 2)[0] == "accepted"
-    assert Store(f"sqlite:///{tmp_path}/feedback.db").get_feedback(identifier)["state"] == "accepted"
+    assert Store(f"sqlite:///{tmp_path}/feedback.db").get_feedback(NAME, identifier)["state"] == "accepted"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o277])
+def test_only_the_owner_reads_a_new_file(tmp_path: Path, umask: int):
+    before = os.umask(umask)
+    try:
+        store = Store(f"sqlite:///{tmp_path}/feedback.db")
+        predict(store, [1])
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert set(modes) == {"feedback.db", "feedback.db-wal", "feedback.db-shm"}
+    assert set(modes.values()) == {0o600 & ~umask}
+
+
+def test_the_mode_of_a_file_that_is_there_stays(tmp_path: Path):
+    path = tmp_path / "feedback.db"
+    path.touch(0o640)
+    path.chmod(0o640)
+    predict(Store(f"sqlite:///{path}"), [1])
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_room_for_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -497,17 +659,17 @@ print("ready"), sys.stdin.readline()
 store = Store(url, timeout=20)
 one = Prediction(request_id(1, 1), 0.0, "digits", "1", 1, ("a",), "f8", bytes(8), [0], None, 1.0, None, 0.0, 1.0)
 store.write_predictions([one])
-store.add_feedback([Feedback(one.id, me)], classes=[0, 1, 2, 3])
+store.add_feedback("digits", [Feedback(one.id, me)], classes=[0, 1, 2, 3])
 for i in range(rounds):
     several = [one._replace(id=request_id(i * 100 + j, me + 10)) for j in range(20)]
     store.write_predictions(several)
-    outcomes = store.add_feedback([Feedback(each.id, 1) for each in several], classes=[0, 1])
+    outcomes = store.add_feedback("digits", [Feedback(each.id, 1) for each in several], classes=[0, 1])
     assert {outcome.state for outcome in outcomes} == {"accepted"}
 """
 
 
 def test_processes_make_the_tables_and_write_at_once(url: str):
-    rounds = 3 if url.startswith("databricks") else 20  # where each statement takes a lock and a commit of files
+    rounds = 20
     processes = [child(TOGETHER, url, str(label), str(rounds)) for label in (1, 2, 3)]
     for process in processes:
         assert process.stdout and process.stdout.readline() == "ready\n"
@@ -518,8 +680,8 @@ def test_processes_make_the_tables_and_write_at_once(url: str):
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     store = Store(url)
     assert count(store, tables.predictions) == 60 * rounds + 1 and count(store, tables.feedback) == 60 * rounds + 3
-    assert count(store, tables.schema_version) == count(store, tables.layouts) == 1
-    given = store.get_feedback(request_id(1, 1))["labels"]
+    assert count(store, tables.schema_version) == count(store, tables.input_schemas) == 1
+    given = store.get_feedback(NAME, request_id(1, 1))["labels"]
     assert sorted(one["label"] for one in given) == [1, 2, 3] and {one["reason"] for one in given} == {"conflict"}
     store.close()
 
@@ -533,7 +695,7 @@ while True:
     ids, _ = record(recorder, 2)
     print(json.dumps(["predicted", time.time(), ids]))
     recorder.flush()
-    if store.add_feedback([Feedback(ids[0], 3)], classes=CLASSES)[0].state == "accepted":
+    if store.add_feedback(NAME, [Feedback(ids[0], 3)], classes=CLASSES)[0].state == "accepted":
         print(json.dumps(["acknowledged", time.time(), ids[0]]))
     for _ in range(50):
         print(json.dumps(["predicted", time.time(), record(recorder)[0]]))
@@ -588,8 +750,7 @@ assert peak < 500
 
 
 def test_a_window_of_100_000_predictions_fits_into_memory(url: str):
-    n_rows = 10_000 if url.startswith("databricks") else 100_000  # the stand-in takes half a second for 1,000 of them
-    assert child(READ, url, str(n_rows)).wait(60) == 0
+    assert child(READ, url, "100000").wait(60) == 0
 
 
 @pytest.mark.parametrize("label", ["nonsense", True, 4.5, float("nan"), float("inf"), "1e999", "", "NaN"])
@@ -597,15 +758,21 @@ def test_an_administrator_cannot_accept_what_is_no_label(store: Store, label: ob
     identifier = predict(store, [1])[0]
     assert give(store, identifier, label)[0] == "rejected"
     for accept in (True, False, True):  # also not once they have looked at it
-        decided = store.review(identifier, accept)
-        assert decided and decided["state"] == "rejected" and store.accepted(NAME).labels.empty
+        if accept:
+            with pytest.raises(UserError, match="cannot be accepted: the label"):
+                store.review(NAME, identifier, True)
+        else:
+            assert store.review(NAME, identifier, False)["state"] == "rejected"
+        assert store.get_feedback(NAME, identifier)["state"] == "rejected" and store.accepted(NAME).labels.empty
 
 
 @pytest.mark.parametrize("label", [3, 0.5, True, float("nan"), " "])
 def test_an_administrator_cannot_accept_what_is_no_text_where_classes_are(store: Store, label: object):
     identifier = predict(store, ["low"])[0]
     assert give(store, identifier, label, ["high", "low"])[0] == "rejected"
-    assert store.review(identifier, True)["state"] == "rejected" and store.accepted(NAME).labels.empty
+    with pytest.raises(UserError, match="cannot be accepted: the label"):
+        store.review(NAME, identifier, True)
+    assert store.accepted(NAME).labels.empty
 
 
 @pytest.mark.parametrize(
@@ -617,8 +784,8 @@ def test_an_administrator_lets_a_new_class_in(store: Store, predicted, classes, 
     identifier = predict(store, [predicted])[0]
     state, message = give(store, identifier, given, classes)
     assert state == "rejected" and message.startswith("the label is not one of the classes")
-    assert store.review(identifier, False)["state"] == "rejected"
-    decided = store.review(identifier, True, "a new kind")
+    assert store.review(NAME, identifier, False)["state"] == "rejected"
+    decided = store.review(NAME, identifier, True, "a new kind")
     assert (decided["state"], decided["label"], type(decided["label"])) == ("accepted", label, type(label))
     assert decided["labels"][0]["reason"] == "a new kind"
     found = store.accepted(NAME)
@@ -632,8 +799,8 @@ def test_an_administrator_lets_a_new_class_in(store: Store, predicted, classes, 
 def test_a_new_class_is_accepted_by_its_name_where_there_are_other_labels(store: Store):
     identifier = predict(store, [1])[0]
     assert give(store, identifier, 2)[0] == "accepted" and give(store, identifier, 9)[0] == "rejected"
-    assert store.review(identifier, True)["label"] == 2, "what was checked comes first"
-    decided = store.review(identifier, True, label=9)
+    assert store.review(NAME, identifier, True)["label"] == 2, "what was checked comes first"
+    decided = store.review(NAME, identifier, True, label=9)
     assert decided["label"] == 9 and [one["state"] for one in decided["labels"]] == ["rejected", "accepted"]
     assert store.accepted(NAME).labels.tolist() == [9]
 
@@ -645,8 +812,10 @@ def test_a_new_class_is_accepted_by_its_name_where_there_are_other_labels(store:
     ("given", "said"),
     [
         ("feedback.db", "not the URL"),
-        ("mysql://me:secret@host/db", "SQLite, PostgreSQL and Databricks are supported"),
-        ("nothing+special://me:secret@host/db", "SQLite, PostgreSQL and Databricks are supported"),
+        ("mysql://me:secret@host/db", "SQLite and PostgreSQL are supported"),
+        ("nothing+special://me:secret@host/db", "SQLite and PostgreSQL are supported"),
+        ("databricks://0123456789abcdef/main.default", "postgresql"),
+        ("databricks:main.default", "postgresql"),
         ("sqlite://", "a store is a file"),
         ("sqlite:///:memory:", "a store is a file"),
         ("sqlite:////no/such/folder/feedback.db", "name a file"),
@@ -682,7 +851,19 @@ def test_a_server_that_refuses_and_one_that_is_down(postgres: Postgres, caplog: 
     store = Store(url.replace("postgres@", "postgres:secret@", 1))
     assert "tried again" in caplog.text and "secret" not in caplog.text
     with pytest.raises(StoreError):
-        store.get_feedback(request_id(1, 1))
+        store.get_feedback(NAME, request_id(1, 1))
     postgres.start()
     assert give(store, predict(store, [1])[0], 1)[0] == "accepted"
     store.close()
+
+
+# --- annotators ---
+
+
+def test_an_annotator_is_stored_with_each_label(store: Store):
+    first, second = predict(store, [1, 2])
+    store.add_feedback(NAME, [Feedback(first, 2, source="me", annotator="token:alice")], classes=CLASSES)
+    give(store, second, 3)
+    here = ["token:alice", f"local:{getpass.getuser()}"]
+    assert store.accepted(NAME).about["annotator"].tolist() == here
+    assert [one["annotator"] for one in store.list_feedback(NAME, "accepted")] == here

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from reports import report
 
 from alacarte.feedback import Store
-from alacarte.feedback.locks import Lease, turn
+from alacarte.feedback.locks import Lease, lock
 from alacarte.retraining.selection import for_gate
 from project.data import load_digits
 
@@ -164,7 +164,7 @@ def test_a_champion_that_moved_meanwhile_stays(case: Case):
 
 def test_one_retraining_at_a_time(case: Case):
     case.report(100, seed=1)
-    with turn(case.store, f"retrain {case.name}") as lease:
+    with lock(case.store, case.name) as lease:
         assert isinstance(lease, Lease)
         done = case.run()
         assert "nothing to do" in done.stdout and "retrains" in done.stdout and not case.runs("retrain")

@@ -27,7 +27,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def labelled(n: int, seed: int = 1, frame: pd.DataFrame | None = None, **about: Any) -> Labelled:
     """n labels for people who are not in the data set, none of them for an audit row unless `about` says so."""
     rows = people(n, seed) if frame is None else frame
-    given = {"feedback_id": np.arange(len(rows)), "source": "page", "token": None, "state": "accepted"}
+    given = {"feedback_id": np.arange(len(rows)), "source": "page", "annotator": "token:page", "state": "accepted"}
     given |= {"used_version": None, "audit": False}
     table = pd.DataFrame({**given, **about}, index=range(len(rows)))
     inputs = rows.drop(columns="y").reset_index(drop=True)
@@ -61,19 +61,19 @@ def test_a_row_that_judges_is_not_learned_from_by_another_label(dataset: Dataset
 def test_one_giver_adds_so_much_and_the_newest_first(dataset: Dataset) -> None:
     most = int(0.05 * (dataset.split == "train").sum())
     n = 3 * most
-    flood = labelled(2 * n, token=["one"] * n + ["two"] * 5 + ["one"] * (n - 5))
+    flood = labelled(2 * n, annotator=["one"] * n + ["two"] * 5 + ["one"] * (n - 5))
     limits = {**LIMITS, "giver_share": 0.05}
     left = select(flood, dataset, classes=None, **limits).to_numpy()
     assert (left[:n] == "share").all() and (left[n : n + 5] == "").all()
     assert (left == "").sum() == most + 5 and (left[-most:] == "").all()
     choice = choose(flood, dataset, classes=None, init="warm", new_classes="error", rejected=[], **limits)
     assert choice.why_left_out == f"{2 * n - most - 5} (share)"
-    # Those that trained already do not count again, and what a client calls itself counts where it has no token.
+    # Those that trained already do not count again, and what a client says of itself does not count.
     flood.about.loc[flood.about.index[-most:], "state"] = "used"
     left = select(flood, dataset, classes=None, **limits).to_numpy()
     assert (left == "").sum() == 2 * most + 5
-    sources = labelled(2 * n, source=["a", "b"] * n)
-    assert (select(sources, dataset, classes=None, **limits) == "").sum() == 2 * most
+    sources = labelled(2 * n, annotator=["token:"] * (2 * n), source=["a", "b"] * n)
+    assert (select(sources, dataset, classes=None, **limits) == "").sum() == most
 
 
 def test_numbers_out_of_reach_are_left_out_of_a_regression_too(dataset: Dataset) -> None:

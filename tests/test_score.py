@@ -1,5 +1,6 @@
 """score: rows of a file answered by a version of the registry, written whole, with their lineage; mistakes in one line."""
 
+import csv
 import hashlib
 import os
 from pathlib import Path
@@ -178,3 +179,41 @@ def test_a_url_is_written_through_its_file_system():
     scoring.write_output(frame, "memory://there/answers.csv")
     with fsspec.open("memory://there/answers.csv") as file:
         pd.testing.assert_frame_equal(pd.read_csv(file), frame)
+
+
+FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(1)", "\t=1+1", "\r=1+1", "\n=1+1", "\uff1d1+1"]
+
+
+def test_text_that_a_spreadsheet_would_run_is_made_safe_on_request(tmp_path: Path):
+    harmless = ["a;=1+1", "-1.5", "+3e-2", "x=1", "", 'a "b", c', "é"]
+    texts = [*FORMULAS, *harmless]
+    frame = pd.DataFrame({"text": texts, "=name": np.arange(len(texts)) - 4.5, "kind": pd.Categorical(texts)})
+    frame["mixed"] = [None, -7, *texts[2:]]
+    scoring.write_output(frame, str(tmp_path / "as is.csv"))
+    scoring.write_output(frame, str(tmp_path / "safe.csv"), spreadsheet_safe=True)
+    with (tmp_path / "as is.csv").open(newline="", encoding="utf-8") as file:
+        unchanged = list(csv.reader(file))
+    with (tmp_path / "safe.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert unchanged[0] == ["text", "=name", "kind", "mixed"] and [row[0] for row in unchanged[1:]] == texts
+    assert header == ["text", "'=name", "kind", "mixed"]
+    expected = [f"'{text}" for text in FORMULAS] + harmless
+    assert [row[0] for row in rows] == [row[2] for row in rows] == expected
+    assert [row[3] for row in rows] == ["", "-7", *expected[2:]]
+    assert pd.read_csv(tmp_path / "safe.csv")["'=name"].tolist() == frame["=name"].tolist(), "numbers stay numbers"
+    # A spreadsheet may separate by semicolons and knows quotes only where a cell begins.
+    cells = [
+        cell for row in csv.reader((tmp_path / "safe.csv").read_text().splitlines(), delimiter=";") for cell in row
+    ]
+    assert '"a;=1+1"' in (tmp_path / "safe.csv").read_text() and "=1+1" not in cells
+
+
+def test_a_safe_csv_is_a_parameter_of_the_step(scored: Project):
+    rows = pd.read_csv(scored.root / "rows.csv").assign(note="=1+1")
+    rows.to_csv(scored.root / "formulas.csv", index=False)
+    score(scored, "input=formulas.csv", "output=safe.csv", "spreadsheet_safe=true")
+    assert set(pd.read_csv(scored.root / "safe.csv")["note"]) == {"'=1+1"}
+    score(scored, "input=formulas.csv", "output=plain.csv")
+    assert set(pd.read_csv(scored.root / "plain.csv")["note"]) == {"=1+1"}
+    refused = score(scored, "input=formulas.csv", "output=safe.parquet", "spreadsheet_safe=true", code=2)
+    assert "name a file that ends in .csv" in refused.stderr

@@ -97,7 +97,25 @@ def test_feedback_on_a_prediction_of_just_now(server: Served):
     ]
     results = server.ask("/feedback", several).body["results"]
     assert len({result["message"] for result in results}) == len(results), "each case has its own answer"
-    assert results[0]["state"] == "accepted" and [result["prediction_id"] for result in results][-1] == "nobody"
+    assert results[0]["state"] == server.ask(f"/feedback/{second}").body["labels"][0]["state"] == "new"
+    assert [result["prediction_id"] for result in results][-1] == "nobody"
+
+
+def test_one_label_or_a_review_that_is_not_possible_is_answered_with_its_reason(server: Served):
+    (identifier, _) = server.ask("/invocations", ROWS).body["prediction_ids"]
+    unknown, impossible = {"prediction_id": "nobody", "label": 1}, {"prediction_id": identifier, "label": "seven"}
+    answer = server.ask("/feedback", unknown)
+    assert answer.status == 404 and answer.body["message"] == "no such prediction is stored"
+    answer = server.ask("/feedback", impossible)
+    assert answer.status == 422 and answer.body["message"] == answer.body["results"][0]["message"]
+    assert server.ask(f"/feedback/{identifier}").body["state"] == answer.body["results"][0]["state"] == "rejected"
+    answer = server.ask("/feedback", [unknown, impossible])
+    assert answer.status == 200 and [result["state"] for result in answer.body["results"]] == ["unknown", "rejected"]
+    answer = server.ask(f"/feedback/{identifier}/review", {"accept": True})
+    assert answer.status == 409 and answer.body["message"].startswith("the label cannot be accepted: the label ")
+    assert server.ask("/feedback/nobody/review", {"accept": True}).status == 404
+    (listed,) = [one for one in server.ask("/feedback?state=rejected").body if one["prediction_id"] == identifier]
+    assert listed["annotator"] == "address:127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +202,7 @@ def test_a_label_bears_the_name_of_the_token_that_it_came_with(project: Project,
         for identifier, token in zip(ids, ("secret-a", "secret-b", "secret-c", "secret-d"), strict=True):
             given = {"prediction_id": identifier, "label": 1, "source": "me"}
             assert served.ask("/feedback", given, Authorization=f"Bearer {token}").status == 200
-            assert served.ask("/feedback", {**given, "token": "x"}, Authorization=f"Bearer {token}").status == 422
+            assert served.ask("/feedback", {**given, "annotator": "x"}, Authorization=f"Bearer {token}").status == 422
         for wrong in ("alice:secret-a", "alice", "secret", "secret-aa", "secret-a,", ""):
             assert served.ask("/feedback", given, Authorization=f"Bearer {wrong}").status == 401
         three = [given] * 3
@@ -192,9 +210,11 @@ def test_a_label_bears_the_name_of_the_token_that_it_came_with(project: Project,
         assert served.ask("/feedback", three[:2], Authorization="Bearer secret-b").status == 200
         assert "bob" not in str(served.ask(f"/feedback/{ids[1]}", Authorization="Bearer secret-a").body)
         shown = served.ask("/feedback?state=accepted", Authorization="Bearer secret-d").body
-        assert [one["token"] for one in shown] == ["alice", "bob", None, None]
+        assert [one["annotator"] for one in shown] == ["token:alice", "token:bob", "token:", "token:"]
     about = Store(f"sqlite:///{project.root}/named.db").labelled(NAME, "accepted").about
-    assert about["token"].fillna("").tolist() == ["alice", "bob", "", ""] and set(about["source"]) == {"me"}
+    assert about["annotator"].tolist() == ["token:alice", "token:bob", "token:", "token:"] and set(about["source"]) == {
+        "me"
+    }
 
 
 def test_flips_under_load_lose_and_mix_nothing(project: Project, client: MlflowClient, server: Served):

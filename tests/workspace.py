@@ -25,8 +25,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from conftest import copy_project, environment, free_port, wait_for
 from jobs import Job
-from statements import API as STATEMENTS
-from statements import Statements
 
 UC = "/api/2.0/mlflow/unity-catalog/"
 SDK_FILES = f"{UC}registered-models:is-databricks-sdk-models-artifact-repository-enabled"
@@ -46,14 +44,12 @@ class Workspace:
         self.token, self.job_token = "t" * 36, "j" * 36
         self.expire_after: str | None = None  # a text in a path: once that was called, `token` is worth nothing
         self.expired = False
-        self.gone = False  # takes requests and hangs up
         self.once_running: Callable[[], object] | None = None  # called when a job is first seen to run
         self.faults: Counter[tuple[str, int]] = Counter()
         self.jobs: dict[int, Job] = {}
         self.calls: list[str] = []
         self.secrets: dict[str, str] = {}
         self.endpoints: dict[str, dict] = {}
-        self.statements: Statements | None = None
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Routes,), {"workspace": self}))
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
@@ -92,10 +88,6 @@ class Workspace:
         self.calls.append(f"{method} {path}")
         if path == "/.well-known/databricks-config":  # asked by Databricks' own client before it has said who it is
             return 200, {"workspace_id": "1", "cloud": "AWS"}
-        if path.startswith("/storage/") and self.statements:
-            if token:
-                raise Refusal(400, "InvalidRequest", "Only one auth mechanism allowed")
-            return 200, self.statements.part(path)
         if token == self.token and self.expired:
             raise Refusal(403, "PERMISSION_DENIED", "Invalid access token: it has expired")
         if token not in (self.token, self.job_token):
@@ -140,8 +132,6 @@ class Workspace:
             case "POST", "/api/2.0/jobs/runs/cancel":
                 self.jobs[int(data["run_id"])].cancel()
                 return 200, {}
-        if path.startswith(STATEMENTS) and self.statements:
-            return self.statements.answer(method, path, data)
         if path.startswith("/api/2.0/serving-endpoints/"):
             return self.serving(method, path, data)
         raise Refusal(404, "ENDPOINT_NOT_FOUND", f"No API found for '{method} {path}'")
@@ -256,9 +246,6 @@ class Routes(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def respond(self) -> None:
-        if self.workspace.gone:
-            self.close_connection = True
-            return
         parts = urlsplit(self.path)
         query = {key: value[0] if len(value) == 1 else value for key, value in parse_qs(parts.query).items()}
         size = int(self.headers.get("Content-Length") or 0)
@@ -318,17 +305,6 @@ def stand_in(folder: Path) -> Iterator[Workspace]:
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
-
-
-@contextmanager
-def warehouse_in(folder: Path, engine: str) -> Iterator[Workspace]:
-    """A workspace with a warehouse before the Spark SQL at `engine`, and without MLflow."""
-    workspace = Workspace(folder, "")
-    workspace.statements = Statements(engine, workspace.url)
-    try:
-        yield workspace
-    finally:
-        workspace.close()
 
 
 def checkout_at(root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""One SQL store of predictions and of what people said about them: SQLite, PostgreSQL, or tables of Unity Catalog."""
+"""One SQL store of predictions and of what people said about them: SQLite or PostgreSQL."""
 
 from alacarte.errors import StoreError
 from alacarte.feedback.queries import Labelled, Window

@@ -1,6 +1,7 @@
 """The tables, and transactions on them that end in one of two ways: done, or StoreError with nothing changed."""
 
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -17,10 +18,10 @@ from sqlalchemy import Boolean, Column, Double, ForeignKey, Index, Integer, Larg
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from alacarte.errors import StoreError, UserError
-from alacarte.feedback.records import ALL, Scope
 
-SCHEMA_VERSION = 2
-FORMS = "write sqlite:///FILE, postgresql+psycopg://USER@HOST/DATABASE or databricks://WAREHOUSE_ID/CATALOG.SCHEMA"
+SCHEMA_VERSION = 3  # 1 and 2 were never released
+FORMS = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+ROW_BYTES = 300  # of a prediction, beside inputs and outputs
 AT_ONCE = 256  # predictions in one INSERT, a power of 2
 MISTAKES = (
     sqlite3.InterfaceError,
@@ -38,8 +39,8 @@ Serial = sa.BigInteger().with_variant(Integer, "sqlite")
 
 metadata = sa.MetaData()
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
-layouts = Table(
-    "layouts",
+input_schemas = Table(
+    "input_schemas",
     metadata,
     Column("id", Id, primary_key=True),
     Column("columns", Text, nullable=False),  # JSON list of the input columns, in their order
@@ -52,10 +53,8 @@ predictions = Table(
     Column("registered_model_name", Text, nullable=False),
     Column("model_version", Text, nullable=False),
     Column("n_rows", Integer, nullable=False),
-    Column("layout", Id, nullable=False),
-    Column(
-        "format", Text, nullable=False
-    ),  # of the inputs: "f8" (n x d little-endian float64) or "json" (n lists of d)
+    Column("input_schema", Id, nullable=False),
+    Column("format", Text, nullable=False),  # of the inputs: "f8" (n x d little-endian float64), "json" (n lists of d)
     Column("inputs", LargeBinary, nullable=False),
     Column("outputs", Text, nullable=False),  # JSON list of n
     Column("confidence", Text),  # JSON list of n: the probability of each output
@@ -63,6 +62,9 @@ predictions = Table(
     Column("audit", Text),  # JSON list of the rows drawn for a label; null: none
     Column("audit_share", Double, nullable=False),  # probability with which a stored row is drawn
     Column("sample", Double, nullable=False),  # probability with which a request is stored
+    Column("n_stored", Integer, nullable=False),  # n: rows in inputs, outputs and confidence
+    Column("stored_rows", Text),  # JSON list of n: which of the n_rows these are; null: all
+    Index("predictions_of_model", "registered_model_name", "id"),
 )
 feedback = Table(
     "feedback",
@@ -83,7 +85,7 @@ feedback = Table(
     Column("reviewed", Double),  # when an administrator decided; Unix seconds
     Column("used_run_id", Text),  # the training that used it; of an accepted label: that has claimed it
     Column("used_version", Text),  # the version that came out
-    Column("token", Text),  # the name of the token that it came with; null: the server was open
+    Column("annotator", Text, nullable=False),  # "token:NAME", "token:", "address:IP", or "local:USER": see Feedback
     Index("feedback_of_prediction", "prediction_id", "row"),
     Index("feedback_in_state", "state", "id"),
     sqlite_autoincrement=True,  # an id is never given twice: trainings record them
@@ -111,9 +113,6 @@ class Database:
     `timeout`: seconds that a transaction waits for others, and for a connection.
     """
 
-    arrives_in = 1.5  # seconds from a prediction's answer to its row here, when other servers write too
-    pruned_every = 600.0  # seconds
-
     def __init__(self, url: str, timeout: float) -> None:
         try:
             parsed = sa.make_url(url)
@@ -134,7 +133,7 @@ class Database:
                 connect_args={key: value for key, value in limits.items() if key not in parsed.query},
             )  # fmt: skip
         else:
-            raise UserError(f"feedback.url={self.shown}: SQLite, PostgreSQL and Databricks are supported: {FORMS}")
+            raise UserError(f"feedback.url={self.shown}: SQLite and PostgreSQL are supported: {FORMS}")
         try:
             with self.read():
                 pass
@@ -150,7 +149,9 @@ class Database:
             raise UserError(f"feedback.url={self.shown}: a store is a file, without options: write sqlite:///FILE")
         path = Path(str(url.database)).absolute()
         try:
-            path.touch()  # from here on it is never made again: a file that vanished is an error, not an empty store
+            # Others must not read it. From here on it is never made again: a file that vanished is an error, not an empty
+            # store. SQLite gives the files -wal and -shm the mode of this one.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             raise UserError(f"feedback.url={self.shown}: {error.strerror}: name a file that can be written") from None
 
@@ -170,15 +171,17 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def read(self, scope: Scope = ALL) -> Iterator[sa.Connection]:
+    def read(self) -> Iterator[sa.Connection]:
         """One view of the data."""
         with self._errors(), self._connect() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN")
+            else:
+                connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
     @contextmanager
-    def write(self, scope: Scope = ALL, *, durable: bool) -> Iterator[sa.Connection]:
+    def write(self, *, durable: bool) -> Iterator[sa.Connection]:
         """One transaction. `durable`: a file too is on disk before this returns, should the machine lose its power then."""
         with self._errors(), self._connect() as connection:
             transaction = connection.begin()
@@ -189,10 +192,10 @@ class Database:
             self._look()
             transaction.commit()
 
-    def append(self, layout_rows: Sequence[tuple], prediction_rows: Sequence[tuple]) -> None:
+    def append(self, schema_rows: Sequence[tuple], prediction_rows: Sequence[tuple]) -> None:
         """Store all of them or none; what is there already stays as it is."""
         with self.write(durable=False) as connection:
-            self._insert(connection, layouts, layout_rows)
+            self._insert(connection, input_schemas, schema_rows)
             start, size = 0, AT_ONCE  # few statements: each hands the interpreter to the server's thread and back
             while start < len(prediction_rows):
                 while size > len(prediction_rows) - start:
@@ -234,15 +237,15 @@ class Database:
             raise StoreError(" ".join(str(cause).split())) from (cause or error)
 
     def _look(self) -> None:
-        """Whoever has a file open goes on writing to it after it was deleted or replaced: look at the path each time."""
+        """A process that has a deleted or replaced file open would keep writing to it: look at the path each time."""
         if not self.is_sqlite:
             return
-        found = self._path.stat()
-        if self._file != (found.st_dev, found.st_ino):
+        status = self._path.stat()
+        if self._file != (status.st_dev, status.st_ino):
             if self._file:
                 self.engine.dispose()
-            self._ready, known, self._file = False, self._file, (found.st_dev, found.st_ino)
-            if known:
+            self._ready, before, self._file = False, self._file, (status.st_dev, status.st_ino)
+            if before:
                 raise StoreError("its file was replaced just now")
 
     # --- the tables ---
@@ -257,11 +260,11 @@ class Database:
                         if sa.inspect(connection).has_table("alembic_version"):
                             raise StoreError("it is another program's database, such as MLflow's own")
                         self._create(connection)
-                    found = connection.execute(sa.select(schema_version.c.version)).scalar_one()
-                    if found == 1:
-                        found = self._upgrade(connection)
-                if found != SCHEMA_VERSION:
-                    raise StoreError(f"its tables are of version {found}, this code knows {SCHEMA_VERSION}")
+                    version = connection.execute(sa.select(schema_version.c.version)).scalar_one()
+                if version != SCHEMA_VERSION:
+                    raise StoreError(
+                        f"its tables are of version {version}, this code knows {SCHEMA_VERSION}: name a new one"
+                    )
                 self._ready = True
             except DBAPIError as error:
                 if not _is_busy(error.orig) or time.monotonic() > end:
@@ -271,28 +274,13 @@ class Database:
     def _create(self, connection: sa.Connection) -> None:
         if self.is_sqlite:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        self._take_turns(connection)
+        # One process makes the tables, others wait.
+        lock = "BEGIN IMMEDIATE" if self.is_sqlite else "SELECT pg_advisory_xact_lock(7238041950)"
+        connection.exec_driver_sql(lock)
         if not sa.inspect(connection).has_table("schema_version"):
             metadata.create_all(connection)
             connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
         connection.commit()
-
-    def _upgrade(self, connection: sa.Connection) -> int:
-        """From version 1, which had no tokens and no leases."""
-        connection.rollback()
-        self._take_turns(connection)
-        found = connection.execute(sa.select(schema_version.c.version)).scalar_one()
-        if found == 1:
-            connection.exec_driver_sql("ALTER TABLE feedback ADD COLUMN token TEXT")
-            leases.create(connection)
-            connection.execute(sa.update(schema_version).values(version=SCHEMA_VERSION))
-        connection.commit()
-        return SCHEMA_VERSION
-
-    def _take_turns(self, connection: sa.Connection) -> None:
-        """Begin a transaction that no other process changes the tables beside."""
-        lock = "BEGIN IMMEDIATE" if self.is_sqlite else "SELECT pg_advisory_xact_lock(7238041950)"
-        connection.exec_driver_sql(lock)
 
     def now(self, connection: sa.Connection) -> float:
         """Unix seconds by the one clock that all who share this database see."""
@@ -300,18 +288,38 @@ class Database:
             return time.time()
         return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
 
-    def excess(self, connection: sa.Connection, limit: float) -> float:
-        """Bytes by which the predictions are above `limit`, 0 below it; room that deleted rows left does not count."""
+    def excess(self, connection: sa.Connection, name: str, limit: float) -> float:
+        """Bytes by which the rows of a registered model are above `limit`, 0 below it.
+
+        Room that deleted rows left does not count: SQLite and PostgreSQL keep it for new rows.
+        """
         if self.is_sqlite:
             pages, free, page = (
-                connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
-                for name in ("page_count", "freelist_count", "page_size")
+                connection.exec_driver_sql(f"PRAGMA {pragma}").scalar_one()
+                for pragma in ("page_count", "freelist_count", "page_size")
             )
-            return max(0.0, (pages - free) * page - limit)
-        if connection.exec_driver_sql("SELECT pg_total_relation_size('predictions')").scalar_one() <= limit:
-            return 0.0  # else count: the relation keeps its size when rows are deleted
-        row = "pg_column_size(inputs) + pg_column_size(outputs) + 300"
-        return max(0.0, float(connection.exec_driver_sql(f"SELECT sum({row}) FROM predictions").scalar() or 0) - limit)
+            return max(0.0, (pages - free) * page * self._share(connection, name) - limit)
+        relations = "pg_total_relation_size('predictions') + pg_total_relation_size('feedback')"
+        if connection.exec_driver_sql(f"SELECT {relations}").scalar_one() <= limit:
+            return 0.0  # else count: a relation keeps its size when rows are deleted
+        row = f"pg_column_size(p.inputs) + pg_column_size(p.outputs) + {ROW_BYTES}"
+        label = f"coalesce(pg_column_size(f.comment), 0) + {ROW_BYTES}"
+        total = sa.text(
+            f"SELECT (SELECT coalesce(sum({row}), 0) FROM predictions p WHERE p.registered_model_name = :name) + "
+            f"(SELECT coalesce(sum({label}), 0) FROM feedback f JOIN predictions p ON p.id = f.prediction_id "
+            "WHERE p.registered_model_name = :name)"
+        )
+        return max(0.0, float(connection.execute(total, {"name": name}).scalar_one()) - limit)
+
+    def _share(self, connection: sa.Connection, name: str) -> float:
+        """The share of a model among the predictions of all models."""
+        model = predictions.c.registered_model_name
+        ends = sa.select(*(sa.select(end(model)).scalar_subquery() for end in (sa.func.min, sa.func.max)))
+        if set(connection.execute(ends).one()) == {name}:  # the usual case, known from the index
+            return 1.0
+        size = sa.func.length(predictions.c.inputs) + sa.func.length(predictions.c.outputs) + ROW_BYTES
+        sizes = dict(connection.execute(sa.select(model, sa.func.sum(size)).group_by(model)).tuples().all())
+        return sizes.get(name, 0) / max(1, sum(sizes.values()))
 
 
 def _is_mistake(error: Any) -> bool:

@@ -46,6 +46,39 @@ def new_class(given: Any, predicted: Any) -> tuple[Any, str | None]:
     )
 
 
+def decide(
+    labels: Sequence, chosen: Sequence, accept: bool, predicted: Any
+) -> tuple[dict[int, dict[str, Any]], str | None]:
+    """What a review changes, id -> values, and None; or nothing, and the reason why it cannot.
+
+    `labels`: all rows of `feedback` for one prediction; `chosen`: those that are meant.
+    """
+    waiting = [label for label in chosen if label.state == "new"]
+    unused = [label for label in chosen if label.state != "used"]
+    checked = [label for label in unused if label.state != "rejected" or label.reviewed]
+    if not unused:
+        return {}, f"the label is used by version {chosen[-1].used_version}: it stays used; give another label"
+    if not accept:
+        return {label.id: {"state": "rejected"} for label in waiting or checked}, None
+    new_classes = {}
+    for label in unused:
+        if label not in checked and (label.reason or "").startswith(NO_CLASS):
+            value, wrong = new_class(json.loads(label.label), predicted)
+            if not wrong:
+                new_classes[label.id] = value
+    candidates = waiting or checked or [label for label in unused if label.id in new_classes]
+    if not candidates:
+        return {}, f"the label cannot be accepted: {unused[-1].reason}"
+    best = candidates[-1]
+    changes: dict[int, dict[str, Any]] = {
+        label.id: {"state": "rejected"} for label in labels if label.state in ("new", "accepted")
+    }
+    changes[best.id] = {"state": "accepted"}
+    if best.id in new_classes and dumps(new_classes[best.id]) != best.label:  # "12" where classes are numbers
+        changes[best.id] |= {"label": dumps(new_classes[best.id]), "given": best.label}
+    return changes, None
+
+
 def same(label: Any, predicted: Any) -> bool:
     """Whether a checked label says what the model said."""
     if _is_number(label) and _is_number(predicted):

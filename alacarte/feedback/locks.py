@@ -1,8 +1,8 @@
-"""What keeps two trainings from using one label: a lease that expires, and claims that a training turns into use.
+"""What keeps two trainings from using one label: a lock that expires, and claims that a training turns into use.
 
 A registry and a database share no transaction. So a training first claims its labels under its run id, then registers its
-version, then marks the labels used. Stopped anywhere between, it leaves claims that name its run, and whoever holds the
-lease next finds out from the registry which way to go: on, where that run has a version, or back.
+version, then marks the labels used. If it is stopped in between, it leaves claims that name its run. The next process that
+has the lock asks the registry: where that run has a version, the labels become used, else they are released.
 """
 
 import os
@@ -17,15 +17,13 @@ import sqlalchemy as sa
 
 from alacarte.errors import StoreError, UserError
 from alacarte.feedback.database import feedback, leases, predictions
-from alacarte.feedback.records import NONE, Scope
 from alacarte.feedback.store import Store
 
-ACCEPTED = Scope(states=["accepted"], inputs=False)
 AT_ONCE = 500  # labels in one statement
 
 
 class Lease:
-    """The turn of one process among all that share a store, renewed in the background until it is given back."""
+    """The lock on one registered model among all processes that share a store, renewed until it is released."""
 
     def __init__(self, store: Store, name: str, seconds: float) -> None:
         self.store, self.name, self.seconds = store, name, seconds
@@ -33,35 +31,36 @@ class Lease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
-    def take(self) -> str | None:
-        """Take the turn and return None, or say who has it."""
+    def acquire(self) -> str | None:
+        """Take the lock and return None, or say which process has it."""
         database = self.store.database
-        with database.write(NONE, durable=True) as connection:
+        with database.write(durable=True) as connection:
             now = database.now(connection)
             with suppress(sa.exc.IntegrityError), connection.begin_nested():
                 connection.execute(leases.insert().values(name=self.name, holder="", until=0))
-            found = connection.execute(sa.select(leases).where(leases.c.name == self.name).with_for_update()).one()
-            if found.until > now and not _is_dead(found.holder):
-                host, _, pid, _ = found.holder.split(" ")
+            row = connection.execute(sa.select(leases).where(leases.c.name == self.name).with_for_update()).one()
+            if row.until > now and not _is_dead(row.holder):
+                host, _, pid, _ = row.holder.split(" ")
                 return f"process {pid} on {host}"
             values = {"holder": self.holder, "until": now + self.seconds}
             connection.execute(sa.update(leases).where(leases.c.name == self.name).values(values))
         self._thread.start()
         return None
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         self._ended.set()
         self._thread.join()
         with suppress(StoreError):
             self._set_until(0)
 
     def check(self, connection: sa.Connection) -> None:
-        """UserError where the turn was lost meanwhile, as after a machine that slept."""
-        mine = (leases.c.name == self.name) & (leases.c.holder == self.holder)
-        if connection.execute(sa.select(leases.c.until).where(mine).with_for_update()).one_or_none() is None:
-            raise UserError(
-                f"{self.name}: this process was away for so long that another one took its turn: run it again"
-            )
+        """UserError where the lock was lost, for example because the machine slept."""
+        query = sa.select(leases.c.until).where(self._is_mine()).with_for_update()
+        if connection.execute(query).one_or_none() is None:
+            raise UserError(f"{self.name}: another process took the lock, this one stood still too long: run it again")
+
+    def _is_mine(self) -> sa.ColumnElement[bool]:
+        return (leases.c.name == self.name) & (leases.c.holder == self.holder)
 
     def _renew(self) -> None:
         while not self._ended.wait(self.seconds / 4):
@@ -70,63 +69,66 @@ class Lease:
 
     def _set_until(self, seconds: float) -> None:
         database = self.store.database
-        with database.write(NONE, durable=False) as connection:
-            values = {"until": database.now(connection) + seconds}
-            mine = (leases.c.name == self.name) & (leases.c.holder == self.holder)
-            connection.execute(sa.update(leases).where(mine).values(values))
+        with database.write(durable=False) as connection:
+            until = database.now(connection) + seconds
+            connection.execute(sa.update(leases).where(self._is_mine()).values(until=until))
 
 
 @contextmanager
-def turn(store: Store, name: str, seconds: float = 60) -> Iterator[Lease | str]:
-    """A Lease on `name` while the block runs, or, where another process has it, who that is."""
+def lock(store: Store, name: str, seconds: float = 60) -> Iterator[Lease | str]:
+    """The lock on registered model `name` while the block runs, or, where another process has it, which one."""
     lease = Lease(store, name, seconds)
-    other = lease.take()
+    other = lease.acquire()
     if other:
         yield other
         return
     try:
         yield lease
     finally:
-        lease.give_back()
+        lease.release()
 
 
 def claim(lease: Lease, ids: Sequence[int], run_id: str) -> list[int]:
-    """Claim accepted labels for a run; those it got: all that are still accepted and nobody's."""
-    free = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_(None)
-    got: list[int] = []
-    with lease.store.database.write(ACCEPTED, durable=True) as connection:
+    """Claim accepted labels of the locked model for a run; the ids of those that no other run has claimed."""
+    free = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_(None) & _of_model(lease.name)
+    claimed: list[int] = []
+    with lease.store.database.write(durable=True) as connection:
         lease.check(connection)
         for start in range(0, len(ids), AT_ONCE):
             some = feedback.c.id.in_(list(map(int, ids[start : start + AT_ONCE]))) & free
-            taken = list(connection.scalars(sa.select(feedback.c.id).where(some).with_for_update()))
-            connection.execute(sa.update(feedback).where(feedback.c.id.in_(taken)).values(used_run_id=run_id))
-            got += taken
-    return got
+            part = list(connection.scalars(sa.select(feedback.c.id).where(some).with_for_update()))
+            connection.execute(sa.update(feedback).where(feedback.c.id.in_(part)).values(used_run_id=run_id))
+            claimed += part
+    return claimed
 
 
 def claims(store: Store, name: str) -> list[str]:
-    """The runs that claimed labels of a registered model and neither used them nor gave them back."""
-    query = sa.select(feedback.c.used_run_id).join_from(feedback, predictions).distinct()
-    claimed = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_not(None)
-    with store.database.read(ACCEPTED) as connection:
-        return list(connection.scalars(query.where(claimed, predictions.c.registered_model_name == name)))
+    """The runs that claimed labels of a registered model and neither used nor released them."""
+    claimed = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_not(None) & _of_model(name)
+    with store.database.read() as connection:
+        return list(connection.scalars(sa.select(feedback.c.used_run_id).distinct().where(claimed)))
 
 
 def give_back(lease: Lease, run_id: str) -> None:
-    """The labels that a run claimed are nobody's again."""
-    _settle(lease, run_id, {"used_run_id": None})
+    """No run has claimed the labels of this run any more."""
+    _change_claims(lease, run_id, {"used_run_id": None})
 
 
 def use(lease: Lease, run_id: str, version: str) -> None:
     """The labels that a run claimed are used by its version."""
-    _settle(lease, run_id, {"state": "used", "used_version": version})
+    _change_claims(lease, run_id, {"state": "used", "used_version": version})
 
 
-def _settle(lease: Lease, run_id: str, values: dict[str, str | None]) -> None:
-    mine = (feedback.c.used_run_id == run_id) & (feedback.c.state == "accepted")
-    with lease.store.database.write(ACCEPTED, durable=True) as connection:
+def _change_claims(lease: Lease, run_id: str, values: dict[str, str | None]) -> None:
+    claimed = (feedback.c.used_run_id == run_id) & (feedback.c.state == "accepted") & _of_model(lease.name)
+    with lease.store.database.write(durable=True) as connection:
         lease.check(connection)
-        connection.execute(sa.update(feedback).where(mine).values(values))
+        connection.execute(sa.update(feedback).where(claimed).values(values))
+
+
+def _of_model(name: str) -> sa.ColumnElement[bool]:
+    """Whether a label belongs to a prediction of a registered model."""
+    return sa.exists().where(predictions.c.id == feedback.c.prediction_id, predictions.c.registered_model_name == name)
 
 
 def _machine() -> str:
@@ -139,7 +141,7 @@ def _machine() -> str:
 
 
 def _is_dead(holder: str) -> bool:
-    """Whether the holder was a process here that is gone, so that nobody waits for its lease to expire."""
+    """Whether the holder was a process of this machine that has ended, so that no other waits for its lock to expire."""
     if not holder:
         return True
     _, machine, pid, _ = holder.split(" ")

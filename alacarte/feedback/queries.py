@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
-from alacarte.feedback.database import feedback, layouts, predictions
+from alacarte.feedback.database import feedback, input_schemas, predictions
+from alacarte.feedback.records import prediction_id
 
 CHUNK = 5_000  # predictions
 GIVEN = (
-    "source", "token", "state", "used_run_id", "used_version", "is_correction", "audit", "audit_share", "sample",
+    "source", "annotator", "state", "used_run_id", "used_version", "is_correction", "audit", "audit_share", "sample",
 )  # fmt: skip
 ABOUT_LABEL = ["label", "label_state", "is_correction"]
 
@@ -27,7 +28,7 @@ decode = msgspec.json.Decoder().decode
 class Labelled:
     """n labels with what they belong to; the three share their index.
 
-    `about`: feedback_id, prediction_id, time (of the label, UTC), source, token, state, used_run_id, used_version,
+    `about`: feedback_id, prediction_id, time (of the label, UTC), source, annotator, state, used_run_id, used_version,
     is_correction, audit, audit_share, sample, prediction, model_version.
     """
 
@@ -48,81 +49,76 @@ class Window:
     about: pd.DataFrame  # (n, 12)
 
 
-def inputs_of_row(prediction: Mapping[Any, Any], row: int) -> dict[str, Any]:
-    """Column -> value of one row, None where it is missing. `prediction` has format, inputs and columns."""
+def inputs_of_row(prediction: Mapping[Any, Any], place: int) -> dict[str, Any]:
+    """Column -> value of one stored row, None where it is missing. `prediction` has format, inputs and columns."""
     columns = json.loads(prediction["columns"])
     if prediction["format"] == "f8":
-        values = _numbers([prediction["inputs"]], len(columns))[row]
+        values = _numbers([prediction["inputs"]], len(columns))[place]
         return {name: None if np.isnan(value) else float(value) for name, value in zip(columns, values, strict=True)}
-    return dict(zip(columns, decode(prediction["inputs"])[row], strict=True))
+    return dict(zip(columns, decode(prediction["inputs"])[place], strict=True))
 
 
 def labelled(connection: sa.Connection, name: str, states: Sequence[str]) -> Labelled:
     """See Store.labelled."""
     fields = [
         feedback.c.id.label("feedback_id"), feedback.c.prediction_id.label("request"), feedback.c.row, feedback.c.time,
-        feedback.c.source, feedback.c.token, feedback.c.state, feedback.c.used_run_id, feedback.c.used_version,
+        feedback.c.source, feedback.c.annotator, feedback.c.state, feedback.c.used_run_id, feedback.c.used_version,
         feedback.c.is_correction, feedback.c.audit, feedback.c.label, predictions.c.audit_share, predictions.c.sample,
-        predictions.c.model_version, predictions.c.n_rows, predictions.c.layout,
+        predictions.c.model_version, predictions.c.n_rows, predictions.c.input_schema,
     ]  # fmt: skip
     query = sa.select(*fields).join_from(feedback, predictions).order_by(feedback.c.id)
     mine = (predictions.c.registered_model_name == name) & feedback.c.state.in_(states)
-    found = connection.execute(query.where(mine)).all()
-    rows_of = defaultdict(list)  # request -> [(position, row)]
-    for position, one in enumerate(found):
-        rows_of[one.request].append((position, one.row))
-    columns_of = _columns_of(connection, {one.layout for one in found})
-    table, predicted = _Table(), [None] * len(found)
-    requests = list(rows_of)
+    labels = connection.execute(query.where(mine)).all()
+    rows_of = defaultdict(list)  # request -> [(position among the labels, row)]
+    for position, label in enumerate(labels):
+        rows_of[label.request].append((position, label.row))
+    columns_of = _columns_of(connection, {label.input_schema for label in labels})
+    table, predicted, requests = _Table(), [None] * len(labels), list(rows_of)
     for start in range(0, len(requests), CHUNK // 10):
-        columns = (
-            predictions.c.id,
-            predictions.c.layout,
-            predictions.c.format,
-            predictions.c.inputs,
-            predictions.c.outputs,
-        )
-        chunk = sa.select(*columns).where(predictions.c.id.in_(requests[start : start + CHUNK // 10]))
-        for request, layout, form, inputs, outputs in connection.execute(chunk):
-            positions, rows = zip(*rows_of[request], strict=True)
-            names, answers = columns_of[layout], decode(outputs)
-            table.add(names, form, positions, _take(form, inputs, len(names), rows))
+        chunk = sa.select(predictions).where(predictions.c.id.in_(requests[start : start + CHUNK // 10]))
+        for stored in connection.execute(chunk):
+            positions, rows = zip(*rows_of[stored.id], strict=True)
+            if stored.stored_rows:
+                place_of = {row: place for place, row in enumerate(decode(stored.stored_rows))}
+                rows = tuple(place_of[row] for row in rows)
+            names, answers = columns_of[stored.input_schema], decode(stored.outputs)
+            table.add(names, stored.format, positions, _take(stored.format, stored.inputs, len(names), rows))
             for position, row in zip(positions, rows, strict=True):
                 predicted[position] = answers[row]
     about = pd.DataFrame(
         {
-            "feedback_id": [one.feedback_id for one in found],
-            "prediction_id": [one.request if one.n_rows == 1 else f"{one.request}.{one.row}" for one in found],
-            "time": pd.to_datetime([one.time for one in found], unit="s", utc=True),
-            **{key: [getattr(one, key) for one in found] for key in GIVEN},
-            "prediction": pd.Series(predicted, dtype=None if found else object),
-            "model_version": [one.model_version for one in found],
+            "feedback_id": [label.feedback_id for label in labels],
+            "prediction_id": [prediction_id(label.request, label.row, label.n_rows) for label in labels],
+            "time": pd.to_datetime([label.time for label in labels], unit="s", utc=True),
+            **{key: [getattr(label, key) for label in labels] for key in GIVEN},
+            "prediction": pd.Series(predicted, dtype=None if labels else object),
+            "model_version": [label.model_version for label in labels],
         }
     )
-    labels = pd.Series([json.loads(one.label) for one in found], name="label", dtype=None if found else object)
-    return Labelled(table.frame(), labels, about)
+    values = pd.Series([json.loads(label.label) for label in labels], name="label", dtype=None if labels else object)
+    return Labelled(table.frame(), values, about)
 
 
 def window(connection: sa.Connection, name: str, since: str, until: str) -> Window:
     """See Store.window; `since` and `until` are ids."""
     inside = (predictions.c.registered_model_name == name) & (predictions.c.id >= since) & (predictions.c.id < until)
-    keys = sa.select(predictions.c.layout).where(inside).distinct()
+    keys = sa.select(predictions.c.input_schema).where(inside).distinct()
     columns_of = _columns_of(connection, set(connection.scalars(keys)))
     fields = (
-        "id", "n_rows", "time", "model_version", "latency_ms", "audit_share", "sample", "layout", "format", "inputs",
-        "outputs", "confidence", "audit",
+        "id", "n_rows", "time", "model_version", "latency_ms", "audit_share", "sample", "input_schema", "format", "inputs",
+        "outputs", "confidence", "audit", "n_stored", "stored_rows",
     )  # fmt: skip
     query = sa.select(*[predictions.c[field] for field in fields]).where(inside).order_by(predictions.c.id)
     streamed = connection.execution_options(yield_per=CHUNK).execute(query)
     table, abouts, start = _Table(), [], 0
     for chunk in streamed.partitions():
         columns = dict(zip(fields, zip(*chunk, strict=True), strict=True))
-        counts = np.array(columns["n_rows"])
+        counts = np.array(columns["n_stored"])
         ends = np.cumsum(counts)
-        for (layout, form), which in _groups(columns["layout"], columns["format"]):
+        for (schema, form), which in _groups(columns["input_schema"], columns["format"]):
             positions = np.concatenate([np.arange(ends[i] - counts[i], ends[i]) for i in which]) + start
             blobs = [columns["inputs"][i] for i in which]
-            table.add(columns_of[layout], form, positions, _rows(form, blobs, len(columns_of[layout])))
+            table.add(columns_of[schema], form, positions, _rows(form, blobs, len(columns_of[schema])))
         abouts.append(_about(columns, counts))
         start += int(counts.sum())
     about = (
@@ -133,16 +129,15 @@ def window(connection: sa.Connection, name: str, since: str, until: str) -> Wind
 
 def _about(columns: Mapping[str, Sequence], counts: np.ndarray) -> pd.DataFrame:
     """One row a predicted row, from lists of n requests."""
-    ids = [
-        request if n == 1 else f"{request}.{row}"
-        for request, n in zip(columns["id"], counts, strict=True)
-        for row in range(n)
-    ]
-    starts = np.cumsum(counts) - counts
-    audit = np.zeros(len(ids), bool)
-    for start, rows in zip(starts, columns["audit"], strict=True):
-        if rows:
-            audit[start + np.array(decode(rows))] = True
+    ids: list[str] = []
+    audit: list[bool] = []
+    for request, n_rows, stored, drawn in zip(
+        columns["id"], columns["n_rows"], columns["stored_rows"], columns["audit"], strict=True
+    ):
+        rows = decode(stored) if stored else range(n_rows)
+        ids += [prediction_id(request, row, n_rows) for row in rows]
+        drawn_rows = set(decode(drawn)) if drawn else ()
+        audit += [row in drawn_rows for row in rows]
     confidence = [
         [None] * n if text is None else decode(text) for text, n in zip(columns["confidence"], counts, strict=True)
     ]
@@ -155,7 +150,7 @@ def _about(columns: Mapping[str, Sequence], counts: np.ndarray) -> pd.DataFrame:
             "prediction": pd.Series(predicted, dtype=None if predicted else object),
             "confidence": np.array(list(chain.from_iterable(confidence)), float),
             "latency_ms": np.repeat(np.array(columns["latency_ms"], float), counts),
-            "audit": audit,
+            "audit": np.array(audit, bool),
             "audit_share": np.repeat(np.array(columns["audit_share"], float), counts),
             "sample": np.repeat(np.array(columns["sample"], float), counts),
         }
@@ -207,7 +202,9 @@ class _Table:
 
 
 def _columns_of(connection: sa.Connection, keys: set[str]) -> dict[str, tuple[str, ...]]:
-    found = connection.execute(sa.select(layouts.c.id, layouts.c.columns).where(layouts.c.id.in_(keys)))
+    found = connection.execute(
+        sa.select(input_schemas.c.id, input_schemas.c.columns).where(input_schemas.c.id.in_(keys))
+    )
     return {key: tuple(json.loads(columns)) for key, columns in found}
 
 

@@ -1,10 +1,16 @@
 """What goes into the store and what comes of it, and how predictions are called."""
 
+import getpass
+import json
+import os
 import re
-from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import msgspec
+
+encode = msgspec.json.Encoder().encode
 PREDICTION_ID = re.compile(r"([0-9a-f]{26})(?:\.(0|[1-9][0-9]{0,8}))?", re.ASCII)
 
 
@@ -28,13 +34,17 @@ class Prediction(NamedTuple):
 
 
 class Feedback(NamedTuple):
-    """What `source` says the right label is."""
+    """A label for one prediction. `source` and `comment` are comments of the client: nothing decides by them.
+
+    `annotator` tells who gave the label, and a client cannot choose it: "token:NAME" for a named token, "token:" for one
+    without a name, "address:IP" where the server has no feedback tokens, "local:USER" for a label stored from Python.
+    """
 
     prediction_id: str
     label: Any  # text, number or boolean
     source: str | None = None
     comment: str | None = None
-    token: str | None = None  # the name of the token that it came with; whoever gives it cannot choose this
+    annotator: str | None = None  # null: the user of this process
 
 
 class Outcome(NamedTuple):
@@ -43,23 +53,7 @@ class Outcome(NamedTuple):
     prediction_id: str
     state: str  # new, accepted, rejected, used, unknown
     message: str
-
-
-class Scope(NamedTuple):
-    """Which predictions a transaction looks at, with all their labels; what is None bounds nothing.
-
-    A database that is here has them all anyway. One that is far away fetches no others, and those without their `inputs`
-    where nobody asks for these.
-    """
-
-    name: str | None = None  # of the registered model
-    requests: Sequence[str] | None = None  # ids
-    between: tuple[str, str] | None = None  # ids: from the first to before the second
-    states: Sequence[str] | None = None  # such a label is there
-    inputs: bool = True
-
-
-ALL, NONE = Scope(), Scope(requests=())
+    is_wrong: bool = False  # the label is none of the classes, or of another type
 
 
 def request_id(time_ns: int, random_bits: int) -> str:
@@ -75,6 +69,39 @@ def parse(prediction_id: str) -> tuple[str, int | None]:
     """The request, "" where the text is no id, and the row, None where the id names none."""
     match = PREDICTION_ID.fullmatch(prediction_id)
     return (match[1], None if match[2] is None else int(match[2])) if match else ("", None)
+
+
+class Rows:
+    """The stored rows of one row of `predictions`, read once: places, outputs and the audit draw."""
+
+    def __init__(self, n_rows: int, stored_rows: str | None, outputs: str, audit: str | None = None) -> None:
+        self.n_rows = n_rows
+        rows = json.loads(stored_rows) if stored_rows else range(n_rows)
+        self.place_of = {row: place for place, row in enumerate(rows)}  # row of the request -> place in what is stored
+        self.outputs: list = json.loads(outputs)
+        self.audit = frozenset(json.loads(audit or "[]"))
+
+    @classmethod
+    def of(cls, stored: Any) -> "Rows":
+        return cls(stored.n_rows, stored.stored_rows, stored.outputs, stored.audit)
+
+    def place(self, row: int | None) -> int | None:
+        """None where the row is not stored. `row` comes from an id: None where the request has one row."""
+        return None if (row is None) != (self.n_rows == 1) else self.place_of.get(row or 0)
+
+
+def as_json(value: Any) -> str:
+    with suppress(UnicodeEncodeError, TypeError):
+        return encode(value).decode()
+    return json.dumps(value, default=str)
+
+
+def local_annotator() -> str:
+    """The annotator of labels that a process stores by itself: the user of the operating system."""
+    try:
+        return f"local:{getpass.getuser()}"
+    except (OSError, KeyError, ImportError):  # a container may run under a number without a name
+        return f"local:{os.getuid()}"
 
 
 def clean(text: str | None) -> str | None:

@@ -1,41 +1,50 @@
-"""What the server writes: predictions, and labels with their states. What trainings read is in queries.py.
+"""The store: what the server writes, and what people, trainings and monitoring read.
 
 A request is one row of `predictions`, however many rows it has. A label is one row of `feedback`, in one of four states:
-new (waits for an administrator), accepted, rejected, used (a training took it). Labels are never overwritten or deleted.
+new (waits for an administrator), accepted, rejected, used (a training took it). Every method takes the name of the
+registered model first: it reads and changes nothing of another model.
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
-from alacarte.feedback import queries
-from alacarte.feedback.database import Database, feedback, layouts, predictions
-from alacarte.feedback.delta import DeltaDatabase
-from alacarte.feedback.labels import NO_CLASS, check_label, dumps, new_class, same
-from alacarte.feedback.records import Feedback, Outcome, Prediction, Scope, clean, iso, parse, prediction_id, request_id
+from alacarte.errors import UserError
+from alacarte.feedback import queries, retention
+from alacarte.feedback.database import Database, feedback, input_schemas, predictions
+from alacarte.feedback.labels import check_label, decide, dumps, same
+from alacarte.feedback.records import (
+    Feedback,
+    Outcome,
+    Prediction,
+    Rows,
+    as_json,
+    clean,
+    iso,
+    local_annotator,
+    parse,
+    prediction_id,
+    request_id,
+)  # fmt: skip
 
-STEP_ROWS, STEP_BYTES = 5_000, 32_000_000  # that one call of prune deletes at most
-ROW_BYTES = 300  # of a prediction, beside inputs and outputs
-
-encode = msgspec.json.Encoder().encode
+COUNTED = "this label was given before and is {}: counted"
+CONFLICT = "differs from another label of this request: an administrator decides"
+ARRIVES_IN = 1.5  # seconds from a prediction's answer to its row here, when other servers write too
 
 
 class Store:
-    """A feedback store at a URL of SQLite, PostgreSQL or a Databricks warehouse; the tables are made where there are none.
+    """A feedback store at a URL of SQLite or PostgreSQL; the tables are made where there are none.
 
     Safe to use from several threads and processes. UserError where the URL cannot be opened. Every method raises
     StoreError, and has changed nothing, when the database is locked for more than `timeout` seconds, full or gone.
     """
 
     def __init__(self, url: str, timeout: float = 3.0) -> None:
-        is_delta = url.startswith("databricks:")
-        self.database: Database | DeltaDatabase = DeltaDatabase(url) if is_delta else Database(url, timeout)
+        self.database = Database(url, timeout)
 
     def close(self) -> None:
         self.database.close()
@@ -43,99 +52,85 @@ class Store:
     # --- predictions ---
 
     def write_predictions(self, records: Sequence[Prediction]) -> None:
-        """Store all of them or none; one that is there already stays as it is, so that a try may be repeated.
-
-        Where a warehouse needs several statements for them, some may be stored when StoreError comes.
-        """
-        names = {record.columns: "" for record in records}
-        for columns in names:
-            names[columns] = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16]
-        values = [
-            (*one[:5], names[one.columns], one.format, one.inputs, as_json(one.outputs),
-             as_json(one.confidence) if one.confidence else None, one.latency_ms,
-             as_json(one.audit) if one.audit else None, one.audit_share, one.sample)
-            for one in records
+        """Store all of them or none; a prediction that is stored already stays as it is, so that a try may be repeated."""
+        schemas = {record.columns: "" for record in records}
+        for columns in schemas:
+            schemas[columns] = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:16]
+        rows = [
+            (*record[:5], schemas[record.columns], record.format, record.inputs, as_json(record.outputs),
+             as_json(record.confidence) if record.confidence else None, record.latency_ms,
+             as_json(record.audit) if record.audit else None, record.audit_share, record.sample, record.n_rows, None)
+            for record in records
         ]  # fmt: skip
-        self.database.append([(name, json.dumps(columns)) for columns, name in names.items()], values)
+        self.database.append([(key, json.dumps(columns)) for columns, key in schemas.items()], rows)
 
     def prune(self, name: str, max_age_days: float, max_bytes: float) -> int:
-        """Delete the oldest predictions of model `name` without feedback, by age and then by the size of the store; how many.
+        """Delete a part of the model's rows that are too old or above the size; how many deletions. See retention.py.
 
-        Call again until it is 0. One call deletes a part at most, so that writers wait only for a moment. Delta tables
-        are pruned by age alone, and all at once.
+        Call again until it is 0. One call deletes a part at most, so that writers wait only for a moment.
         """
         oldest = request_id(max(0, int((time.time() - max_age_days * 86400) * 1e9)), 0)
-        if isinstance(self.database, DeltaDatabase):
-            return self.database.prune(name, oldest)
-        free = ~sa.exists().where(feedback.c.prediction_id == predictions.c.id)
-        free &= predictions.c.registered_model_name == name
-        size = sa.func.length(predictions.c.inputs) + sa.func.length(predictions.c.outputs) + ROW_BYTES
-        query = sa.select(predictions.c.id, size).where(free).order_by(predictions.c.id).limit(STEP_ROWS)
-        with self.database.read() as connection:
-            excess = self.database.excess(connection, max_bytes)
-            candidates = connection.execute(query if excess else query.where(predictions.c.id < oldest)).tuples().all()
-        ids, taken = [], 0
-        for identifier, bytes_of_it in candidates:
-            if taken >= STEP_BYTES or (identifier >= oldest and taken >= excess):
-                break
-            ids.append(identifier)
-            taken += bytes_of_it
-        if not ids:
-            return 0
-        with self.database.write(durable=False) as connection:
-            locked = sa.select(predictions.c.id).where(predictions.c.id.in_(ids)).with_for_update(skip_locked=True)
-            ids = list(connection.scalars(locked))
-            return connection.execute(sa.delete(predictions).where(predictions.c.id.in_(ids), free)).rowcount
+        return retention.prune(self.database, name, oldest, max_bytes)
 
     # --- labels ---
 
     def add_feedback(
-        self, items: Sequence[Feedback], *, classes: Sequence | None, review: str = "auto", name: str | None = None
+        self, name: str, items: Sequence[Feedback], *, classes: Sequence | None, review: str = "auto"
     ) -> list[Outcome]:
         """Check and store labels in one transaction that is on disk before this returns; one outcome each, in order.
 
-        `classes` are those of the registered model `name` (None: of any); None for a regression. With review="manual"
-        every label waits as `new`. A label that is none of the classes is kept as `rejected`. The same label again is
-        counted. Another label than one given before waits as `new`, and so does the earlier one unless an administrator
-        accepted or a training used it.
+        `classes` are those of the model; None for a regression. With review="manual" every label waits as `new`. A label
+        that is none of the classes is kept as `rejected`. The same label again is counted. Another label than an earlier
+        one waits as `new`, and so does the earlier one unless an administrator accepted or a training used it. An outcome
+        has the state that is stored at the end: a later item of the same call may have changed it.
         """
         assert review in ("auto", "manual"), review
-        wanted = sorted({request for item in items if (request := parse(item.prediction_id)[0])})
-        self._await(wanted)
-        columns = predictions.c.id, predictions.c.n_rows, predictions.c.outputs, predictions.c.audit
-        query = sa.select(*columns).where(predictions.c.id.in_(wanted)).order_by(predictions.c.id)
-        if name is not None:
-            query = query.where(predictions.c.registered_model_name == name)
-        with self.database.write(Scope(requests=wanted, inputs=False), durable=True) as connection:
-            found = {  # locked, so that two labels for one prediction take turns; SQLite has one writer anyway
-                row.id: (row.n_rows, json.loads(row.outputs), json.loads(row.audit or "[]"))
-                for row in connection.execute(query.with_for_update())
-            }
-            return [self._add(connection, item, found, classes, review) for item in items]
+        requests = sorted({request for item in items if (request := parse(item.prediction_id)[0])})
+        self._await(name, requests)
+        query = sa.select(predictions).where(
+            predictions.c.id.in_(requests), predictions.c.registered_model_name == name
+        )
+        with self.database.write(durable=True) as connection:
+            # Locked, so that two labels for one prediction wait for each other; SQLite has one writer anyway.
+            locked = connection.execute(query.order_by(predictions.c.id).with_for_update())
+            stored = {row.id: Rows.of(row) for row in locked}
+            added = [self._add(connection, item, stored, classes, review) for item in items]
+            ids = [identifier for identifier, _ in added if identifier]
+            query = sa.select(feedback.c.id, feedback.c.state).where(feedback.c.id.in_(ids))
+            states = {row.id: row.state for row in connection.execute(query)}
+        outcomes = []
+        for identifier, outcome in added:
+            if identifier and states[identifier] != outcome.state:
+                is_counted, state = outcome.message == COUNTED.format(outcome.state), states[identifier]
+                outcome = outcome._replace(state=state, message=COUNTED.format(state) if is_counted else CONFLICT)
+            outcomes.append(outcome)
+        return outcomes
 
     def _add(
-        self, connection: sa.Connection, item: Feedback, found: dict, classes: Sequence | None, review: str
-    ) -> Outcome:
-        def outcome(state: str, message: str) -> Outcome:
-            return Outcome(item.prediction_id, state, message)
+        self, connection: sa.Connection, item: Feedback, stored: dict[str, Rows], classes: Sequence | None, review: str
+    ) -> tuple[int | None, Outcome]:
+        """The id of the label, None where nothing was stored, and its outcome so far."""
 
+        def outcome(state: str, message: str) -> Outcome:
+            return Outcome(item.prediction_id, state, message, bool(wrong))
+
+        wrong: str | None = None
         request, row = parse(item.prediction_id)
-        if request not in found:
-            return outcome("unknown", "no such prediction is stored")
-        n_rows, outputs, audit = found[request]
-        if not (row is None if n_rows == 1 else row is not None and row < n_rows):
-            return outcome("unknown", "the request is known, but not this row of it")
-        index = row or 0
-        label, wrong = check_label(item.label, classes, outputs[index])
+        if request not in stored:
+            return None, outcome("unknown", "no such prediction is stored")
+        rows = stored[request]
+        if (place := rows.place(row)) is None:
+            return None, outcome("unknown", "the request is known, but not this row of it")
+        index, predicted = row or 0, rows.outputs[place]
+        label, wrong = check_label(item.label, classes, predicted)
         text = dumps(label)
         here = (feedback.c.prediction_id == request) & (feedback.c.row == index)
         earlier = connection.execute(sa.select(feedback).where(here).order_by(feedback.c.id)).all()
-        others = [one for one in earlier if one.state != "rejected" and one.label != text]
-        again = next((one for one in earlier if one.label == text or (wrong and one.given == text)), None)
+        others = [known for known in earlier if known.state != "rejected" and known.label != text]
+        again = next((known for known in earlier if known.label == text or (wrong and known.given == text)), None)
         if again and (again.state != "rejected" or again.reviewed or wrong):
-            change: dict[str, Any] = {"times": again.times + 1}
-            connection.execute(sa.update(feedback).where(feedback.c.id == again.id).values(change))
-            return outcome(again.state, f"this label was given before and is {again.state}: counted")
+            connection.execute(_update(again.id, times=again.times + 1))
+            return again.id, outcome(again.state, COUNTED.format(again.state))
         if wrong:
             state, reason, message = "rejected", wrong, wrong
         elif others:
@@ -144,123 +139,133 @@ class Store:
             state, reason, message = "new", None, "waits for an administrator"
         else:
             state, reason = "accepted", None
-            message = "confirms the prediction" if same(label, outputs[index]) else "corrects the prediction"
+            message = "confirms the prediction" if same(label, predicted) else "corrects the prediction"
         if again:  # it was no class then
-            change = {"times": again.times + 1, "state": state, "reason": reason}
-            connection.execute(sa.update(feedback).where(feedback.c.id == again.id).values(change))
+            connection.execute(_update(again.id, times=again.times + 1, state=state, reason=reason))
+            identifier = again.id
         else:
-            connection.execute(
-                sa.insert(feedback).values(
-                    prediction_id=request, row=index, label=text, source=clean(item.source),
-                    comment=clean(item.comment), token=clean(item.token),
-                    given=None if dumps(item.label) == text else dumps(item.label), time=time.time(), state=state,
-                    reason=reason, is_correction=not same(label, outputs[index]), audit=index in audit,
-                )
+            label_row = sa.insert(feedback).values(
+                prediction_id=request, row=index, label=text, source=clean(item.source), comment=clean(item.comment),
+                annotator=clean(item.annotator) or local_annotator(),
+                given=None if dumps(item.label) == text else dumps(item.label), time=time.time(), state=state,
+                reason=reason, is_correction=not same(label, predicted), audit=index in rows.audit,
             )  # fmt: skip
+            identifier = connection.execute(label_row.returning(feedback.c.id)).scalar_one()
         if reason == "conflict":
-            doubted = here & (feedback.c.state == "accepted") & feedback.c.reviewed.is_(None)
-            connection.execute(
-                sa.update(feedback).where(doubted, feedback.c.label != text).values(state="new", reason="conflict")
+            doubted = (
+                here & (feedback.c.state == "accepted") & feedback.c.reviewed.is_(None) & (feedback.c.label != text)
             )
-        return outcome(state, message)
+            connection.execute(sa.update(feedback).where(doubted).values(state="new", reason="conflict"))
+        return identifier, outcome(state, message)
 
     def review(
-        self, prediction_id: str, accept: bool, reason: str | None = None, label: Any = None
+        self, name: str, prediction_id: str, accept: bool, reason: str | None = None, label: Any = None
     ) -> dict[str, Any] | None:
         """Decide about labels of one prediction; what `get_feedback` then says, None where it has no such label.
 
-        `label` says which; without it the newest is accepted, or all that wait are rejected, and where none waits, those
-        not used. Accepting one rejects the others. What was used stays used. A label that was rejected for being none of
-        the classes can be accepted, as the first of a new class, where it is of their type; other rejected ones cannot.
+        `label` says which; without it the newest is accepted, or all that wait are rejected, and where none waits, all
+        that are not used. Accepting one rejects the others. A used label stays used. A label that was rejected for being
+        none of the classes can be accepted, as the first of a new class, where it is of their type. UserError with the
+        reason where no label can be accepted or rejected.
         """
         request, row = parse(prediction_id)
-        with self.database.write(Scope(requests=[request], inputs=False), durable=True) as connection:
-            query = sa.select(predictions.c.outputs).where(predictions.c.id == request).with_for_update()
-            outputs = connection.scalar(query)
+        with self.database.write(durable=True) as connection:
+            query = sa.select(predictions).where(_is(name, request)).with_for_update()
+            prediction = connection.execute(query).one_or_none()
+            place = Rows.of(prediction).place(row) if prediction else None
             query = sa.select(feedback).where(feedback.c.prediction_id == request, feedback.c.row == (row or 0))
-            given = list(connection.execute(query.order_by(feedback.c.id)).all())
-            chosen = [one for one in given if label is None or dumps(label) in (one.label, one.given)]
-            if not chosen or self._get(connection, prediction_id) is None:
+            labels = list(connection.execute(query.order_by(feedback.c.id)).all())
+            chosen = [known for known in labels if label is None or dumps(label) in (known.label, known.given)]
+            if prediction is None or place is None or not chosen:
                 return None
-            assert outputs is not None
-            changes = _decide(given, chosen, accept, json.loads(outputs)[row or 0])
+            changes, obstacle = decide(labels, chosen, accept, Rows.of(prediction).outputs[place])
+            if obstacle:
+                raise UserError(obstacle)
             for identifier, change in changes.items():
                 why = "another label was accepted" if accept and change["state"] == "rejected" else reason
-                values = {**change, "reason": clean(why), "reviewed": time.time()}
-                connection.execute(sa.update(feedback).where(feedback.c.id == identifier).values(values))
-            return self._get(connection, prediction_id)
+                connection.execute(_update(identifier, **change, reason=clean(why), reviewed=time.time()))
+            return self._get(connection, name, prediction_id)
 
-    def get_feedback(self, prediction_id: str) -> dict[str, Any] | None:
+    def get_feedback(self, name: str, prediction_id: str) -> dict[str, Any] | None:
         """One prediction with `state` and `label` of what counts (both None before any label) and all `labels` given.
 
         None where it is not stored.
         """
         request, _ = parse(prediction_id)
-        self._await([request] if request else [])
-        with self.database.read(Scope(requests=[request], inputs=False)) as connection:
-            return self._get(connection, prediction_id)
+        self._await(name, [request] if request else [])
+        with self.database.read() as connection:
+            return self._get(connection, name, prediction_id)
 
-    def _get(self, connection: sa.Connection, prediction_id: str) -> dict[str, Any] | None:
+    def _get(self, connection: sa.Connection, name: str, prediction_id: str) -> dict[str, Any] | None:
         request, row = parse(prediction_id)
-        found = connection.execute(sa.select(predictions).where(predictions.c.id == request)).one_or_none()
-        if found is None or not (row is None if found.n_rows == 1 else row is not None and row < found.n_rows):
+        stored = connection.execute(sa.select(predictions).where(_is(name, request))).one_or_none()
+        if stored is None or (place := (rows := Rows.of(stored)).place(row)) is None:
             return None
-        index = row or 0
-        query = sa.select(feedback).where(feedback.c.prediction_id == request, feedback.c.row == index)
-        given = connection.execute(query.order_by(feedback.c.id)).all()
+        query = sa.select(feedback).where(feedback.c.prediction_id == request, feedback.c.row == (row or 0))
+        labels = connection.execute(query.order_by(feedback.c.id)).all()
         order = ("rejected", "new", "used", "accepted")
-        counts = max(given, key=lambda one: (order.index(one.state), one.id), default=None)
+        counts = max(labels, key=lambda known: (order.index(known.state), known.id), default=None)
         return {
             "prediction_id": prediction_id,
-            "time": iso(found.time),
-            "model_version": found.model_version,
-            "prediction": json.loads(found.outputs)[index],
-            "audit": index in json.loads(found.audit or "[]"),
+            "time": iso(stored.time),
+            "model_version": stored.model_version,
+            "prediction": rows.outputs[place],
+            "audit": (row or 0) in rows.audit,
             "state": counts.state if counts else None,
             "label": json.loads(counts.label) if counts else None,
             "labels": [
-                {"label": json.loads(one.label), "state": one.state, "reason": one.reason, "time": iso(one.time)}
-                for one in given
+                {
+                    "label": json.loads(known.label),
+                    "state": known.state,
+                    "reason": known.reason,
+                    "time": iso(known.time),
+                }
+                for known in labels
             ],
         }
 
-    def list_feedback(self, state: str, limit: int = 100) -> list[dict[str, Any]]:
+    def list_feedback(self, name: str, state: str, limit: int = 100) -> list[dict[str, Any]]:
         """Labels in a state, oldest first, with what an administrator needs to decide: inputs, prediction, who, why."""
         query = (
-            sa.select(feedback, predictions, layouts.c.columns)
+            sa.select(feedback, predictions, input_schemas.c.columns)
             .join_from(feedback, predictions, feedback.c.prediction_id == predictions.c.id)
-            .join(layouts, layouts.c.id == predictions.c.layout)
-            .where(feedback.c.state == state)
+            .join(input_schemas, input_schemas.c.id == predictions.c.input_schema)
+            .where(predictions.c.registered_model_name == name, feedback.c.state == state)
             .order_by(feedback.c.id)
             .limit(limit)
         )
-        with self.database.read(Scope(states=[state])) as connection:
-            found = connection.execute(query).mappings().all()
-        return [
-            {
-                "prediction_id": prediction_id(one[predictions.c.id], one[feedback.c.row], one["n_rows"]),
-                "time": iso(one[feedback.c.time]),
-                "model_version": one["model_version"],
-                "inputs": queries.inputs_of_row(one, one[feedback.c.row]),
-                "prediction": json.loads(one["outputs"])[one[feedback.c.row]],
-                "label": json.loads(one["label"]),
+        with self.database.read() as connection:
+            rows = connection.execute(query).mappings().all()
+        listed = []
+        for row in rows:
+            index, request, n_rows = row[feedback.c.row], row[predictions.c.id], row["n_rows"]
+            stored = Rows(n_rows, row["stored_rows"], row["outputs"])
+            place = stored.place_of[index]  # a labelled row stays stored
+            listed.append({
+                "prediction_id": prediction_id(request, index, n_rows),
+                "time": iso(row[feedback.c.time]),
+                "model_version": row["model_version"],
+                "inputs": queries.inputs_of_row(row, place),
+                "prediction": stored.outputs[place],
+                "label": json.loads(row["label"]),
                 **{
-                    key: one[feedback.c[key]]
-                    for key in ("state", "reason", "source", "token", "comment", "times", "audit")
+                    key: row[feedback.c[key]]
+                    for key in ("state", "reason", "source", "annotator", "comment", "times", "audit")
                 },
-            }
-            for one in found
-        ]
+            })  # fmt: skip
+        return listed
 
-    def _await(self, requests: Sequence[str]) -> None:
-        """Wait for those requests that are so young that another worker may still hold them in its buffer."""
-        now, delay = time.time(), self.database.arrives_in
-        missing = {one for one in requests if abs(now - int(one[:16], 16) / 1e9) < delay}
+    def _await(self, name: str, requests: Sequence[str]) -> None:
+        """Wait for requests that are so young that another server may still hold them in its buffer."""
+        now = time.time()
+        missing = {request for request in requests if abs(now - int(request[:16], 16) / 1e9) < ARRIVES_IN}
         while missing:
-            with self.database.read(Scope(requests=list(missing), inputs=False)) as connection:
-                query = sa.select(predictions.c.id).where(predictions.c.id.in_(missing))
+            query = sa.select(predictions.c.id).where(
+                predictions.c.id.in_(missing), predictions.c.registered_model_name == name
+            )
+            with self.database.read() as connection:
                 missing -= set(connection.scalars(query))
-            if time.time() - now > delay:
+            if time.time() - now > ARRIVES_IN:
                 return
             if missing:
                 time.sleep(0.05)
@@ -268,46 +273,24 @@ class Store:
     # --- for trainings and monitoring ---
 
     def accepted(self, name: str) -> queries.Labelled:
-        """The accepted labels of a registered model that no training used yet, in the order in which they came."""
+        """The accepted labels that no training used yet, in the order in which they came."""
         return self.labelled(name, "accepted")
 
     def labelled(self, name: str, *states: str) -> queries.Labelled:
-        """The labels of a registered model in these states, in the order in which they came."""
-        with self.database.read(Scope(name=name, states=states)) as connection:
+        """The labels in these states, in the order in which they came."""
+        with self.database.read() as connection:
             return queries.labelled(connection, name, states)
 
     def window(self, name: str, since: float, until: float) -> queries.Window:
-        """The predictions of a registered model from `since` to before `until` (Unix seconds), in order of time."""
+        """The predictions from `since` to before `until` (Unix seconds), in order of time."""
         first, after = request_id(int(since * 1e9), 0), request_id(int(until * 1e9), 0)
-        with self.database.read(Scope(name=name, between=(first, after))) as connection:
+        with self.database.read() as connection:
             return queries.window(connection, name, first, after)
 
 
-def _decide(given: Sequence, chosen: Sequence, accept: bool, predicted: Any) -> dict[int, dict[str, Any]]:
-    """What a review changes: id -> values. `given`: all rows of one prediction; `chosen`: those that are meant."""
-    waiting = [one for one in chosen if one.state == "new"]
-    unused = [one for one in chosen if one.state != "used"]
-    checked = [one for one in unused if one.state != "rejected" or one.reviewed]
-    if not accept:
-        return {one.id: {"state": "rejected"} for one in waiting or checked}
-    unknown = [one for one in unused if one not in checked and (one.reason or "").startswith(NO_CLASS)]
-    new = {
-        one.id: label for one in unknown for label, wrong in [new_class(json.loads(one.label), predicted)] if not wrong
-    }
-    candidates = waiting or checked or [one for one in unknown if one.id in new]
-    if not candidates:
-        return {}
-    best = candidates[-1]
-    changes: dict[int, dict[str, Any]] = {
-        one.id: {"state": "rejected"} for one in given if one.state in ("new", "accepted")
-    }
-    changes[best.id] = {"state": "accepted"}
-    if best.id in new and dumps(new[best.id]) != best.label:  # "12" where classes are numbers
-        changes[best.id] |= {"label": dumps(new[best.id]), "given": best.label}
-    return changes
+def _is(name: str, request: str) -> sa.ColumnElement[bool]:
+    return (predictions.c.id == request) & (predictions.c.registered_model_name == name)
 
 
-def as_json(value: Any) -> str:
-    with suppress(UnicodeEncodeError, TypeError):
-        return encode(value).decode()
-    return json.dumps(value, default=str)
+def _update(identifier: int, **values: Any) -> sa.Update:
+    return sa.update(feedback).where(feedback.c.id == identifier).values(values)

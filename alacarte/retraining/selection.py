@@ -45,9 +45,8 @@ def has_new(labelled: Labelled) -> bool:
 
 
 def givers(labelled: Labelled) -> pd.Series:
-    """(n,) who gave each label: the name of the token, else what the client said of its source."""
-    about = labelled.about
-    return about["token"].fillna(about["source"]).fillna("(nobody said)").astype(str)
+    """(n,) who gave each label, as Feedback.annotator describes it."""
+    return labelled.about["annotator"].astype(str)
 
 
 def select(

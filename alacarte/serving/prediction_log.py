@@ -18,6 +18,9 @@ EVERY = 0.2  # seconds between writes: what a kill can lose
 RETRY = 0.5  # seconds, while the store is away
 BATCH = 2_000  # requests in one transaction,
 BATCH_BYTES = 32_000_000  # or as many as take this
+PRUNE_EVERY = 600.0  # seconds,
+PRUNE_SHARE = 0.02  # or whenever this share of feedback.keep_gb was written
+PRUNE_SECONDS = 1.0  # at a time, so that predictions do not wait for long
 ROOM = 256_000_000  # bytes that may wait; beyond it the oldest go
 REQUEST_BYTES = 1_000  # what a request takes beside its rows
 
@@ -45,6 +48,7 @@ class Recorder:
         self._more, self._stopping = threading.Event(), threading.Event()
         self._pruned, self._written = -math.inf, 0
         self._thread = threading.Thread(target=self._write_on, name="recorder", daemon=True)
+        self._trouble = "the database does not answer, it may be locked"  # of the last write that failed
         self.dropped = 0
         self.healthy = True
 
@@ -94,7 +98,7 @@ class Recorder:
         StoreError where the store does not take it; it goes on waiting then.
         """
         if not self._lock.acquire(timeout=timeout):
-            raise StoreError("predictions wait to be stored")
+            raise StoreError(f"predictions wait to be stored: {self._trouble}")
         try:
             self._write()
         finally:
@@ -153,7 +157,7 @@ class Recorder:
                 self._waiting.extendleft(reversed(batch))
                 if self.healthy:
                     logger.warning("predictions wait for the store: %s", error)
-                self.healthy = False
+                self.healthy, self._trouble = False, str(error)
                 raise
             self._count(batch)
             self.healthy = True
@@ -202,14 +206,16 @@ class Recorder:
         return records
 
     def _prune(self) -> None:
-        limit = self._settings.keep_gb * 1e9  # and whenever a fiftieth of it was written
-        if time.monotonic() - self._pruned < self._store.database.pruned_every and self._written < limit / 50:
+        limit = self._settings.keep_gb * 1e9
+        if time.monotonic() - self._pruned < PRUNE_EVERY and self._written < limit * PRUNE_SHARE:
             return
+        end = time.monotonic() + PRUNE_SECONDS
         try:
-            if (
-                self._store.prune(self._name, self._settings.keep_days, limit) == 0
-            ):  # else it goes on after the next write
-                self._pruned, self._written = time.monotonic(), 0
+            while self._store.prune(self._name, self._settings.keep_days, limit):
+                if time.monotonic() > end or self._stopping.is_set():
+                    return  # it goes on after the next write
         except StoreError as error:
             logger.warning("old predictions stay: %s", error)
-            self._pruned = time.monotonic()
+        except Exception:  # predictions are written all the same
+            logger.exception("old predictions stay")
+        self._pruned, self._written = time.monotonic(), 0

@@ -16,7 +16,8 @@ from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from alacarte.feedback import Feedback, Store, StoreError
+from alacarte.errors import UserError
+from alacarte.feedback import Feedback, Outcome, Store, StoreError
 from alacarte.serving import webhooks
 from alacarte.serving.auth import ANYBODY, Rate
 from alacarte.serving.inputs import describe
@@ -200,33 +201,44 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
 
     # --- feedback ---
 
+    name = settings.registered_model_name
+
     @api.post("/feedback", tags=["feedback"])
-    async def give(request: Request, given: Annotated[Given | Labels, Body()]) -> dict[str, Any]:
-        """Say of one prediction, or of many, what the right label is. A confirmation counts as much as a correction."""
+    async def give(request: Request, given: Annotated[Given | Labels, Body()]) -> JSONResponse:
+        """Say of one prediction, or of many, what the right label is. A confirmation counts as much as a correction.
+
+        One label: 404 where the prediction is not stored, 422 where it is none of the classes. A list: 200 with a state
+        for each label.
+        """
         caller = access.check(request.headers, "feedback")
+        address = request.client.host if request.client else ""
+        annotator = f"address:{address}" if caller == ANYBODY else f"token:{caller.name or ''}"
         items = given if isinstance(given, list) else [given]
         if not 1 <= len(items) <= 1000:
             raise RequestError(400, "a request may have 1 to 1000 labels")
         feedback_store = store()
-        rate.take(caller.key if caller != ANYBODY else str(request.client and request.client.host), len(items))
+        rate.take(address if caller == ANYBODY else caller.key, len(items))
         if holder.current is None:
             raise RequestError(503, holder.reason())
         classes = holder.current.model.classes
 
-        def add() -> list[dict[str, Any]]:
+        def add() -> list[Outcome]:
             assert parts.recorder
             parts.recorder.flush()  # so that a prediction answered just now is known
-            outcomes = feedback_store.add_feedback(
-                [Feedback(**item.model_dump(), token=caller.name) for item in items],
-                classes=classes,
-                review=settings.feedback.review,
-                name=settings.registered_model_name,
-            )
-            return [
-                {"prediction_id": done.prediction_id, "state": done.state, "message": done.message} for done in outcomes
-            ]
+            labels = [Feedback(**item.model_dump(), annotator=annotator) for item in items]
+            review = settings.feedback.review
+            return feedback_store.add_feedback(name, labels, classes=classes, review=review)
 
-        return {"results": await run_in_threadpool(add)}
+        outcomes = await run_in_threadpool(add)
+        first = outcomes[0]
+        status = 200  # of a list, whatever its labels are: each has its own state
+        if not isinstance(given, list) and (first.is_wrong or first.state == "unknown"):
+            status = 422 if first.is_wrong else 404
+        results = [
+            {key: getattr(outcome, key) for key in ("prediction_id", "state", "message")} for outcome in outcomes
+        ]
+        refusal = {"error_code": "BAD_REQUEST", "message": first.message} if status != 200 else {}
+        return JSONResponse({**refusal, "results": results}, status)
 
     @api.get("/feedback/{prediction_id}", tags=["feedback"])
     async def look_up(request: Request, prediction_id: str) -> dict[str, Any]:
@@ -234,10 +246,10 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
         access.check(request.headers, "feedback")
         if parts.recorder:
             await run_in_threadpool(parts.recorder.flush)
-        found = await run_in_threadpool(store().get_feedback, prediction_id)
-        if found is None:
+        stored = await run_in_threadpool(store().get_feedback, name, prediction_id)
+        if stored is None:
             raise RequestError(404, "no such prediction")
-        return found
+        return stored
 
     @api.get("/feedback", tags=["feedback"])
     async def waiting(request: Request, state: str = "new", limit: int = 100) -> list[dict[str, Any]]:
@@ -245,16 +257,20 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
         access.check(request.headers, "admin")
         if state not in ("new", "accepted", "rejected", "used") or not 1 <= limit <= 1000:
             raise RequestError(400, "state is new, accepted, rejected or used; limit is 1 to 1000")
-        return await run_in_threadpool(store().list_feedback, state, limit)
+        return await run_in_threadpool(store().list_feedback, name, state, limit)
 
     @api.post("/feedback/{prediction_id}/review", tags=["feedback"])
     async def review(request: Request, prediction_id: str, decision: Review) -> dict[str, Any]:
-        """Accept or reject a label that waits; for administrators."""
+        """Accept or reject a label that waits; for administrators. 409 with the reason where that cannot be."""
         access.check(request.headers, "admin")
-        found = await run_in_threadpool(store().review, prediction_id, decision.accept, decision.reason, decision.label)
-        if found is None:
+        decided = (name, prediction_id, decision.accept, decision.reason, decision.label)
+        try:
+            stored = await run_in_threadpool(store().review, *decided)
+        except UserError as error:
+            raise RequestError(409, str(error)) from None
+        if stored is None:
             raise RequestError(404, "no feedback on such a prediction")
-        return found
+        return stored
 
     # --- the registry's events ---
 
