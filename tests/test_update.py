@@ -156,7 +156,7 @@ def test_what_was_saved_without_its_epochs_goes_on(tmp_path: Path) -> None:
     assert made.update(X, y, X, y, init="warm", **HOW).epochs <= made.knobs["max_epochs"] / 4
     model = make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", random_state=0)).fit(X, y)
     formats.save_skops(model, tmp_path / "model.skops")
-    made = SklearnLearner.load(tmp_path)
+    made = SklearnLearner.of(formats.load_skops(tmp_path / "model.skops"))
     epochs = [made.epochs]
     for _ in range(2):
         made.update(X, y, X, y, init="warm", **HOW)
@@ -180,7 +180,7 @@ def test_models_of_others_go_on_or_start_over(tmp_path: Path) -> None:
     X, y = table("numeric", "classification")
     for model in (make_pipeline(StandardScaler(), LogisticRegression()), GaussianNB()):
         formats.save_skops(model.fit(X, y), tmp_path / "model.skops")
-        made = SklearnLearner.load(tmp_path)
+        made = SklearnLearner.of(formats.load_skops(tmp_path / "model.skops"))
         update = made.update(X, y, X, y, init="warm", **HOW)
         assert update.init == "scratch" and (made.predict(X) == y).mean() > 0.6
 

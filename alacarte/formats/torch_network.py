@@ -52,7 +52,7 @@ class _Net(msgspec.Struct):
     classes: list[str | int | float | bool] | None
     target: _Target | None
     learner: _Settings
-    epochs: Size
+    epochs: Size | None = None
 
 
 class TorchNetwork:
