@@ -12,7 +12,7 @@ from alacarte.feedback.queries import Labelled
 from alacarte.learners import INITS
 from alacarte.retraining.selection import check_settings, choose, for_gate, gate_rows, make_rows, select, take
 
-LIMITS: dict[str, Any] = {"giver_share": 1.0, "reach": 10}
+LIMITS: dict[str, Any] = {"max_share_per_annotator": 1.0, "reach": 10}
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def test_a_row_that_judges_is_not_learned_from_by_another_label(dataset: Dataset
     assert (left[40:] == np.where(audit, "test", "")).all()
 
 
-def test_one_giver_adds_so_much_and_the_newest_first(dataset: Dataset) -> None:
+def test_one_annotator_adds_so_much_and_the_newest_first(dataset: Dataset) -> None:
     most = int(0.05 * (dataset.split == "train").sum())
     n = 3 * most
     flood = labelled(2 * n, annotator=["one"] * n + ["two"] * 5 + ["one"] * (n - 5))
-    limits = {**LIMITS, "giver_share": 0.05}
+    limits = {**LIMITS, "max_share_per_annotator": 0.05}
     left = select(flood, dataset, classes=None, **limits).to_numpy()
     assert (left[:n] == "share").all() and (left[n : n + 5] == "").all()
     assert (left == "").sum() == most + 5 and (left[-most:] == "").all()
@@ -81,8 +81,8 @@ def test_numbers_out_of_reach_are_left_out_of_a_regression_too(dataset: Dataset)
     frame = people(4, seed=2).assign(y=[50.0, 50.0, 1e6, np.float64(50)])
     frame.loc[1, "age"] = -10_000
     labels = labelled(0, frame=frame)
-    assert select(labels, numbers, classes=None, giver_share=1, reach=10).tolist() == ["", "reach", "reach", ""]
-    assert select(labels, numbers, classes=None, giver_share=1, reach=1e9).tolist() == [""] * 4
+    assert select(labels, numbers, classes=None, max_share_per_annotator=1, reach=10).tolist() == ["", "reach", "reach", ""]
+    assert select(labels, numbers, classes=None, max_share_per_annotator=1, reach=1e9).tolist() == [""] * 4
 
 
 def test_the_half_that_judges_stays_for_good() -> None:
@@ -99,7 +99,7 @@ def test_the_half_that_judges_stays_for_good() -> None:
 
 def test_labels_come_twice_in_training_and_once_in_validation(dataset: Dataset) -> None:
     labels = labelled(200)
-    once, twice = (make_rows(dataset, labels, SPLIT, label_repeats=n) for n in (1, 2))
+    once, twice = (make_rows(dataset, labels, SPLIT, label_weight=n) for n in (1, 2))
     (X, y), (X_val, y_val) = once.train, once.val
     assert once.n_replayed == twice.n_replayed == (dataset.split == "train").sum()
     new = len(X) - once.n_replayed
@@ -111,21 +111,21 @@ def test_labels_come_twice_in_training_and_once_in_validation(dataset: Dataset) 
     replayed = dataset.part("train")[0].reset_index(drop=True)
     pd.testing.assert_frame_equal(X[: once.n_replayed], replayed, check_dtype=False)
     empty = take(labels, np.zeros(200, bool))
-    assert len(make_rows(dataset, empty, SPLIT, label_repeats=2).train[0]) == once.n_replayed
+    assert len(make_rows(dataset, empty, SPLIT, label_weight=2).train[0]) == once.n_replayed
 
 
 def test_a_capped_replay_keeps_every_class_in_its_proportion(dataset: Dataset) -> None:
     y = dataset.part("train")[1]
-    rows = make_rows(dataset, labelled(10), SPLIT, replay_limit=40, seed=3)
+    rows = make_rows(dataset, labelled(10), SPLIT, max_replay_rows=40, seed=3)
     kept = rows.train[1][: rows.n_replayed].value_counts()
     assert abs(rows.n_replayed - 40) <= 2
     for label, count in y.value_counts().items():
         assert abs(kept[label] - 40 * count / len(y)) <= 1
-    tiny = make_rows(dataset, labelled(10), SPLIT, replay_limit=1)
+    tiny = make_rows(dataset, labelled(10), SPLIT, max_replay_rows=1)
     assert set(tiny.train[1][: tiny.n_replayed]) == set(y)
-    again = make_rows(dataset, labelled(10), SPLIT, replay_limit=40, seed=3)
+    again = make_rows(dataset, labelled(10), SPLIT, max_replay_rows=40, seed=3)
     assert again.train[0].equals(rows.train[0])
-    assert not make_rows(dataset, labelled(10), SPLIT, replay_limit=40, seed=4).train[0].equals(rows.train[0])
+    assert not make_rows(dataset, labelled(10), SPLIT, max_replay_rows=40, seed=4).train[0].equals(rows.train[0])
 
 
 def test_the_gate_judges_by_no_row_that_a_training_saw(dataset: Dataset) -> None:
@@ -161,12 +161,12 @@ def test_an_unknown_label_stops_it_or_starts_from_scratch(dataset: Dataset) -> N
 
 
 def test_settings_that_cannot_be_followed_are_named() -> None:
-    good: dict[str, Any] = {"budget": 0.2, "init": "warm", "shrink": 0.8, "new_classes": "error", "giver_share": 0.1}
-    good |= {"reach": 10, "replay_limit": None, "least_labels": 1, "label_repeats": 2}
+    good: dict[str, Any] = {"budget": 0.2, "init": "warm", "shrink": 0.8, "new_classes": "error", "max_share_per_annotator": 0.1}
+    good |= {"reach": 10, "max_replay_rows": None, "min_labels": 1, "label_weight": 2}
     check_settings(**good, inits=INITS)
     for key, value in (
         ("init", "hot"), ("new_classes", "learn"), ("budget", 0), ("budget", 1.5), ("shrink", "half"),
-        ("giver_share", None), ("reach", -1), ("replay_limit", 1.5), ("least_labels", 0), ("label_repeats", 0),
-        ("label_repeats", 1.5), ("label_repeats", None),
+        ("max_share_per_annotator", None), ("reach", -1), ("max_replay_rows", 1.5), ("min_labels", 0), ("label_weight", 0),
+        ("label_weight", 1.5), ("label_weight", None),
     ):  # fmt: skip
         assert f"retrain.{key}={value}: allowed are" in refusal(check_settings, **{**good, key: value}, inits=INITS)
