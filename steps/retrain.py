@@ -84,13 +84,12 @@ def train(cfg: DictConfig, lease: Lease, champion: Champion, labelled: Labelled,
         metrics = score_parts(learner, {"train": rows.train, "val": rows.val})
         metrics |= {"samples_seen": update.samples_seen, "epochs": update.epochs, "new_labels": len(new)}
         mlflow.log_metrics(metrics, model_id=info.model_id)
-
         if cfg.gate.dry_run:
             give_back(lease, run_id)
             return run_id
-        registry.check_champion(name := cfg.registered_model_name, number)
+        registry.check_champion(champion.name, number)
         tags = {registry.RUN_TAG: run_id, "parent_version": number, "new_labels": len(new)}
-        version = registry.number_of(registry.register(name, info.model_uri, tags))
+        version = registry.number_of(registry.register(champion.name, info.model_uri, tags))
         use(lease, run_id, version)
         mlflow.set_tag("model_version", version)
         return run_id

@@ -12,9 +12,9 @@ from conftest import ROOT, Project, copy_project
 from mlflow import MlflowClient
 from reports import report
 
+from alacarte.evaluation.audit import for_gate
 from alacarte.feedback import Store
 from alacarte.feedback.locks import Lease, lock
-from alacarte.retraining.selection import for_gate
 from project.data import load_digits
 
 DIGITS = list(range(10))
@@ -265,7 +265,8 @@ def test_models_of_other_trainings_need_data(trained: Project, tmp_path: Path):
 
 def test_mistakes_of_the_user_are_one_line(case: Case):
     for arguments, words in (
-        (["registered_model_name=nobody"], "nothing to do"),
+        (["registered_model_name=nobody"], "registered_model_name=nobody has no champion"),
+        ([f"registered_model_name={case.name[:-1]}"], f"did you mean '{case.name}'"),
         (["retrain.init=hot"], "retrain.init=hot: allowed are warm, shrink_perturb, scratch"),
         (["retrain.epoch_fraction=0"], "retrain.epoch_fraction=0"),
         (["retrain.max_replay_rows=0"], "retrain.max_replay_rows=0"),
@@ -273,7 +274,7 @@ def test_mistakes_of_the_user_are_one_line(case: Case):
     ):
         done = case.run(*arguments, code=None)
         assert words in done.stdout + done.stderr and "Traceback" not in done.stderr
-        assert done.returncode == (0 if words == "nothing to do" else 2)
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     case.report(60, seed=1)
     case.client.delete_registered_model_alias(case.name, "champion")
     assert "has no champion" in case.run(code=2).stderr
