@@ -30,7 +30,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from alacarte.evaluation import gate
+from alacarte.evaluation import audit, gate
 from alacarte.evaluation import metrics as evaluation
 from alacarte.feedback.queries import Labelled
 from alacarte.retraining import selection
@@ -78,7 +78,7 @@ def labels_for_training(labelled: Labelled, case: Case, model: Any, how: dict[st
     chosen = selection.choose(
         labelled, case.dataset, classes=model.classes, rejected=[], **{key: how["retrain"][key] for key in keys}
     )
-    return selection.subset(labelled, np.concatenate([chosen.replayed, chosen.new]))
+    return audit.subset(labelled, np.concatenate([chosen.replayed, chosen.new]))
 
 
 def rows_of(labelled: Labelled, case: Case, how: dict[str, Any], seed: int) -> selection.Rows:
@@ -109,7 +109,7 @@ def accuracy(model: Any, part: tuple) -> float:
 
 def judge(champion: Any, challenger: Any, case: Case, labelled: Labelled, how: dict[str, Any]) -> str:
     """The gate's verdict by the test part and the labels that only judge."""
-    judging = selection.gate_rows(labelled, case.dataset)
+    judging = audit.select_audit_rows(labelled, case.dataset, max_share=how["gate"]["max_share_per_annotator"]).rows
     compared = []
     for X, y in (case.dataset.part("test"), (judging.inputs, judging.labels)):
         before, after = (evaluation.losses(y, model.predict(X), "classification") for model in (champion, challenger))
@@ -167,7 +167,7 @@ def in_rounds(champion: Any, case: Case, how: dict[str, Any], seed: int) -> dict
         rows = rows_of(labels_for_training(join(labels), case, champion, how), case, how, seed)
         model, samples_seen = update(model, rows, how, seed + round_)
         for one in labels:
-            one.about.loc[~selection.for_gate(one), "state"] = "used"
+            one.about.loc[~audit.for_gate(one), "state"] = "used"
         found[f"round {round_ + 1}"] = Result(accuracy(model, held), accuracy(model, test), samples_seen)
     fresh, samples_seen = update(champion, rows, how, seed, init="scratch")
     return found | {"scratch": Result(accuracy(fresh, held), accuracy(fresh, test), samples_seen)}

@@ -66,7 +66,7 @@ def compare_with(
     if rival is None:
         return rows, None, None
     if rival.is_same(model):
-        return rows, None, f"this model is the champion, {rival.uri}"
+        return rows, None, "this model is the champion"
     url = cfg.feedback.url if cfg.get("feedback") else None
     labelled = Store(url).labelled(cfg.registered_model_name, "accepted", "used") if url else None
     least = gate["min_test_rows"]

@@ -79,8 +79,8 @@ def choose_rows(
     for model, other in trained.items():
         if other.digest == dataset.digest:
             continue  # the same rows in the same parts
-        if not shared_columns(X, other.X) and data is None:
-            raise UserError(f"the data of the two models have no column in common, such as {X.columns[0]}")
+        if not shared_columns(X, other.X):
+            raise UserError(f"the data of {model} have none of the columns of the test rows, such as {X.columns[0]}")
         reasons[f"{model} was trained on"] = occurs_in(X, other.X[other.is_trained_on])
     if labelled is not None and (used := (labelled.about["state"] == "used").to_numpy()).any():
         reasons["a retraining used as labelled requests"] = occurs_in(X, labelled.inputs[used])
