@@ -6,11 +6,10 @@
 Leaves behind a run with test_ metrics, plots and gate.json, and a version with alias `challenger`, or `champion`.
 """
 
-from typing import Any
-
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from omegaconf import DictConfig
+from pandas import DataFrame
 
 from alacarte import launch, learners, registry, tracking
 from alacarte.data.dataset import DataReader
@@ -26,6 +25,8 @@ from alacarte.registry import Located, number_of
 
 @launch.step("evaluate")
 def main(cfg: DictConfig) -> None:
+    if isinstance(cfg.gate.slices, str):
+        cfg.gate.slices = [cfg.gate.slices]
     name, gate = cfg.registered_model_name, launch.plain(cfg.gate)
     check_gate(**gate)
     registry.check_name(name)
@@ -44,7 +45,7 @@ def main(cfg: DictConfig) -> None:
     )  # fmt: skip
     report.log_scores(scored, learner, rows, compared, gate, model.model_id)
 
-    version = champion if is_champion else register(model, learner, rows, name, gate)
+    version = champion if is_champion else register(model, learner, rows.for_challenger.head(5), cfg)
     numbers = {"challenger": number_of(version), "champion": number_of(champion)}
     report.log_gate(verdict, scored, rows, compared, gate, numbers)  # the verdict is on record before the alias moves
     run_id = tracking.active_run().info.run_id
@@ -69,23 +70,20 @@ def compare_with(
         return rows, None, "this model is the champion"
     url = cfg.feedback.url if cfg.get("feedback") else None
     labelled = Store(url).labelled(cfg.registered_model_name, "accepted", "used") if url else None
-    least = gate["min_test_rows"]
+    judging = {"data": data, "labelled": labelled, "min_rows": gate["min_test_rows"]}
     try:
-        rows = choose_rows(rival.metadata, model.metadata, read, data=data, labelled=labelled, min_rows=least)
+        rows = choose_rows(rival.metadata, model.metadata, read, **judging)
         return rows, compare(rival.path, learner, rows, labelled, gate), None
     except UserError as error:
         return rows, None, f"this model cannot be compared with the champion: {error}"
 
 
-def register(
-    model: Located, learner: Learner, rows: JudgingRows, name: str | None, gate: dict[str, Any]
-) -> ModelVersion | None:
+def register(model: Located, learner: Learner, example: DataFrame, cfg: DictConfig) -> ModelVersion | None:
     """The version that holds the model; None without a registry and in a dry run."""
-    if not name or gate["dry_run"]:
+    if not cfg.registered_model_name or cfg.gate.dry_run:
         return None
-    example = rows.for_challenger.head(5)
     logged = model if model.model_id else learner.log("model", example=example, metadata=model.metadata)
-    return registry.register(name, f"models:/{logged.model_id}")
+    return registry.register(cfg.registered_model_name, f"models:/{logged.model_id}")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,8 @@ class DataReader:
             dataset = self(recorded(data))
         except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            raise UserError(f"the data of {model} cannot be read: {kind}{error}") from None
+            mend = "" if "-P data=" in str(error) else ": add -P data=... with data that can be read"
+            raise UserError(f"the data of {model} cannot be read: {kind}{error}{mend}") from None
         if check_digest and dataset.digest != digest:
             raise UserError(
                 f"the data of {model} have changed: their digest was {digest} and is {dataset.digest}: "

@@ -48,7 +48,10 @@ def compare(
     X, y = dataset.part("test")
     if challenger.task != dataset.task:
         raise UserError(f"this is a model of {challenger.task}, and the test rows ask for {dataset.task}")
-    answers = learners.answers(champion, rows.for_champion, y, dataset.task)
+    try:
+        answers = learners.answers(champion, rows.for_champion, y, dataset.task)
+    except (KeyError, ValueError) as error:  # scikit-learn's, where a column is missing whose data are not known
+        raise UserError(f"the champion cannot answer the test rows: {str(error).splitlines()[0]}") from None
     test, worse = _pair(answers, challenger.predict(rows.for_challenger), X, y, dataset.task, gate)
     if labelled is None:
         return Compared(answers, test, None, {}, {}, worse)
@@ -84,7 +87,7 @@ def _pair(
     answers: np.ndarray, predicted: np.ndarray, X: pd.DataFrame, y: pd.Series, task: str, gate: Mapping[str, Any]
 ) -> tuple[Comparison, list[dict[str, Any]]]:
     """The comparison on rows with inputs X and truth y, and the slices of X on which the challenger is worse."""
-    slices = gate["slices"]
+    slices = [column for column in gate["slices"] if column in X]  # the champion's data may lack one
     before, after = (evaluation.losses(y, either, task) for either in (answers, predicted))
     level = gate["confidence_level"]
     worse = evaluation.worse_slices(before, after, X[slices], confidence_level=level) if slices else []

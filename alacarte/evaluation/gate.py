@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -33,7 +33,6 @@ def check_gate(
     max_share_per_annotator: float = 0.5,
     floors: Limits | None = None,
     ceilings: Limits | None = None,
-    slices: Sequence[str] = (),
     **_: Any,
 ) -> None:
     """Raise UserError for settings that no model could be judged by: worth a call before an hour of training."""
@@ -42,8 +41,6 @@ def check_gate(
             raise UserError(f"gate.{key}={number}: expected a number of rows, at least 1")
     if not (_is_number(max_share_per_annotator) and 0 < max_share_per_annotator <= 1):
         raise UserError(f"gate.max_share_per_annotator={max_share_per_annotator}: expected a number above 0, at most 1")
-    if isinstance(slices, str):
-        raise UserError(f"gate.slices={slices}: expected a list of columns: gate.slices=[{slices}]")
     for key, value, allowed in (("rule", rule, ("paired", "point")), ("test", test, ("auto", "bootstrap", "mcnemar"))):
         if value not in allowed:
             raise UserError(f"gate.{key}={value}: expected {' or '.join(allowed)}")

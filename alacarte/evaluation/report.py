@@ -54,7 +54,7 @@ def log_scores(
     figures = plots(y, scored.predicted, scored.proba, learner.classes, dataset.task, answers)
     for file, figure in figures.items():
         mlflow.log_figure(figure, file)
-    if slices := gate["slices"]:
+    if slices := [column for column in gate["slices"] if column in X]:  # the champion's data may lack one
         table = evaluation.by_slice(y, scored.predicted, scored.proba, learner.classes, dataset.task, X[slices])
         mlflow.log_table(table, "slices.json")
 
