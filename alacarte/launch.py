@@ -40,8 +40,10 @@ class Terminated(SystemExit):
 
 def step(
     config_name: str, run: bool = True, offline: bool = False
-) -> Callable[[Callable[[DictConfig], Any]], Callable[[], NoReturn]]:
+) -> Callable[[Callable[..., Any]], Callable[..., NoReturn]]:
     """Make a function of the configuration into the command `python -m steps.<name>`.
+
+    The command hands its own arguments on to the function, after the configuration.
 
     run=False opens no MLflow run; `offline` is for what starts while the tracking server is away.
 
@@ -49,14 +51,14 @@ def step(
     a feedback store that is away; 130 and 143 after Ctrl-C and SIGTERM. The MLflow run ends FINISHED, FAILED or KILLED.
     """
 
-    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], NoReturn]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., NoReturn]:
         @functools.wraps(function)
-        def main() -> NoReturn:
+        def main(*more: Any) -> NoReturn:
             signal.signal(signal.SIGTERM, _terminate)
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as steps/__init__.py leaves it
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
-                code = _launch(function, config_name, run, offline, sys.argv[1:])
+                code = _launch(lambda cfg: function(cfg, *more), config_name, run, offline, sys.argv[1:])
             except KeyboardInterrupt:
                 code = 130
             except SystemExit as stop:

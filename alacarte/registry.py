@@ -21,6 +21,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from alacarte.data import tables
 from alacarte.errors import UserError
 from alacarte.evaluation.gate import Verdict
 
@@ -50,6 +51,15 @@ def champion_of(name: str) -> ModelVersion | None:
     return by_alias(name, CHAMPION)
 
 
+def require_champion(name: str) -> ModelVersion:
+    """The version that serves now. UserError where there is none, with the nearest names where no such model exists."""
+    check_name(name)
+    version = champion_of(name)
+    if version is None:
+        raise UserError(f"registered_model_name={name} has no champion: {nearest_models(name)}")
+    return version
+
+
 def number_of(version: ModelVersion | None) -> str:
     """A version's number as text ("none" for no version): stores give it as text or as an integer."""
     return str(version.version) if version else "none"
@@ -73,6 +83,13 @@ def by_number(name: str, version: str) -> ModelVersion | None:
         if error.error_code in ABSENT:
             return None
         raise
+
+
+def nearest_models(name: str) -> str:
+    """How to get a champion of a registered model, with the nearest names where there is no such model."""
+    first = f"make the first one with `mlflow run . --env-manager local -P registered_model_name={name}`"
+    names = [model.name for model in MlflowClient().search_registered_models()]
+    return first if name in names or not names else f"{tables.nearest(name, names)} (or {first})"
 
 
 def known_versions(name: str) -> str:
@@ -153,27 +170,28 @@ def verdict_tags(verdict: Verdict, champion: str, run_id: str) -> dict[str, str]
     return {**tags, "evaluate_run_id": run_id}
 
 
-def settle(version: ModelVersion, verdict: Verdict, *, expected: str, run_id: str) -> bool:
-    """Write a verdict on a version and promote it if it says so; whether it is the champion now.
+def apply_verdict(version: ModelVersion, verdict: Verdict, *, expected: str, run_id: str) -> ModelVersion | None:
+    """Write a verdict on a version. PROMOTE makes it the champion and returns it; every other verdict returns None.
 
-    UserError where the champion is no longer the one it was compared with: the verdict then is HOLD.
+    UserError where the champion is no longer the version `expected`, with which it was compared: the verdict then is HOLD.
     """
     tag(version, verdict_tags(verdict, expected, run_id))
     if verdict.decision != "PROMOTE":
-        return False
+        return None
     try:
         promote(version, expected=expected, reason=verdict.reason)
     except UserError as error:
         tag(version, {"gate.verdict": "HOLD", "gate.reason": error})
         raise
-    return True
+    return version
 
 
 def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
-    """Move `champion` to a version and keep the one before it as `previous_champion`.
+    """Move `champion` to a version and keep the version before it as `previous_champion`.
 
     `expected` is `number_of` the champion that the decision was made against. Where another promotion came first,
-    nothing moves and a UserError says which.
+    nothing moves and a UserError says which. A version that is promoted again, as by a rollback, keeps the tags of its
+    earlier promotions: the next tags are `promoted_at.2`, `promoted_by.2` and so on.
     """
     client, name = MlflowClient(), version.name
     with _turn(name):
@@ -183,11 +201,16 @@ def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
         if expected != "none":  # first, so that a stop between the two leaves the champion where it was
             client.set_registered_model_alias(name, PREVIOUS, expected)
         client.set_registered_model_alias(name, CHAMPION, version.version)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    tag(
-        version,
-        {"promoted_at": now, "promoted_by": getpass.getuser(), "promoted_from": expected, "promotion_reason": reason},
-    )
+        times = 1 + sum(key.split(".")[0] == "promoted_at" for key in tags_of(version))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        about = {"promoted_at": now, "promoted_by": getpass.getuser(), "promoted_from": expected}
+        about["promotion_reason"] = reason
+        tag(version, {key if times == 1 else f"{key}.{times}": value for key, value in about.items()})
+
+
+def tags_of(version: ModelVersion) -> dict[str, str]:
+    """The tags of a version as they are now."""
+    return dict(MlflowClient().get_model_version(version.name, version.version).tags)
 
 
 def ancestry(version: ModelVersion) -> list[ModelVersion]:

@@ -141,6 +141,11 @@ def create_child(step: str, cfg: DictConfig, parent: Run) -> str:
     return MlflowClient().create_run(parent.info.experiment_id, run_name=step, tags=tags).info.run_id
 
 
+def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+    """Log metrics of one epoch of a training: what learners take as `on_epoch`."""
+    mlflow.log_metrics(dict(metrics), step=epoch)
+
+
 def log_scores(scores: Mapping[str, float], part: str, dataset: PandasDataset, model_id: str | None) -> None:
     """Log metrics of a model on a part of the data, linked with both, through MLflow's evaluator."""
     metrics = [

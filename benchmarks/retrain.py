@@ -30,7 +30,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from alacarte.evaluation import gate
+from alacarte.evaluation import audit, gate
 from alacarte.evaluation import metrics as evaluation
 from alacarte.feedback.queries import Labelled
 from alacarte.retraining import selection
@@ -54,7 +54,7 @@ class Result:
 
     new: float  # accuracy, in percent
     old: float
-    visits: float  # rows x epochs
+    samples_seen: float  # rows x epochs
     verdict: str = ""
 
 
@@ -74,23 +74,23 @@ def first_model(family: str, case: Case, seed: int) -> Any:
 
 
 def labels_for_training(labelled: Labelled, case: Case, model: Any, how: dict[str, Any]) -> Labelled:
-    keys = ("init", "new_classes", "giver_share", "reach")
+    keys = ("init", "new_classes", "max_share_per_annotator", "max_range_factor")
     chosen = selection.choose(
         labelled, case.dataset, classes=model.classes, rejected=[], **{key: how["retrain"][key] for key in keys}
     )
-    return selection.take(labelled, np.concatenate([chosen.replayed, chosen.new]))
+    return audit.subset(labelled, np.concatenate([chosen.replayed, chosen.new]))
 
 
 def rows_of(labelled: Labelled, case: Case, how: dict[str, Any], seed: int) -> selection.Rows:
-    amounts = {key: how["retrain"][key] for key in ("replay_limit", "label_repeats")}
+    amounts = {key: how["retrain"][key] for key in ("max_replay_rows", "label_weight")}
     return selection.make_rows(case.dataset, labelled, case.fractions, **amounts, seed=seed)
 
 
 def update(model: Any, rows: selection.Rows, how: dict[str, Any], seed: int, **more: Any) -> tuple[Any, int]:
     """A copy of the model, trained on; and the sample visits."""
     made = copy.deepcopy(model)
-    plan = {"init": "warm", "share": how["retrain"]["budget"], "shrink": how["retrain"]["shrink"], **more}
-    return made, made.update(*rows.train, *rows.val, seed=seed, **plan).visits
+    plan = {"init": "warm", "share": how["retrain"]["epoch_fraction"], "shrink": how["retrain"]["shrink"], **more}
+    return made, made.update(*rows.train, *rows.val, seed=seed, **plan).samples_seen
 
 
 def with_epochs(model: Any, epochs: int) -> Any:
@@ -109,12 +109,16 @@ def accuracy(model: Any, part: tuple) -> float:
 
 def judge(champion: Any, challenger: Any, case: Case, labelled: Labelled, how: dict[str, Any]) -> str:
     """The gate's verdict by the test part and the labels that only judge."""
-    judging = selection.gate_rows(labelled, case.dataset)
+    judging = audit.select_audit_rows(labelled, case.dataset, max_share=how["gate"]["max_share_per_annotator"]).rows
     compared = []
     for X, y in (case.dataset.part("test"), (judging.inputs, judging.labels)):
         before, after = (evaluation.losses(y, model.predict(X), "classification") for model in (champion, challenger))
-        compared.append(evaluation.paired_test(before, after, test=how["gate"]["test"], level=how["gate"]["level"]))
-    rules = {key: how["gate"][key] for key in ("rule", "margin", "strict", "least_audit")}
+        compared.append(
+            evaluation.paired_test(
+                before, after, test=how["gate"]["test"], confidence_level=how["gate"]["confidence_level"]
+            )
+        )
+    rules = {key: how["gate"][key] for key in ("rule", "margin", "strict", "min_audit_rows")}
     return gate.decide(
         {}, task="classification", baseline={}, comparison=compared[0], audit=compared[1], **rules
     ).decision
@@ -127,7 +131,7 @@ def once(champion: Any, case: Case, how: dict[str, Any], seed: int, wrong: float
     rows = rows_of(labels_for_training(labelled, case, champion, how), case, how, seed)
     X_all, y_all = rows.train
     alone = selection.Rows((X_all[rows.n_replayed :], y_all[rows.n_replayed :]), rows.val, 0)
-    budget = how["retrain"]["budget"]
+    budget = how["retrain"]["epoch_fraction"]
     short = with_epochs(champion, max(1, int(budget * champion.epochs)))
     arms = {
         "scratch": update(champion, rows, how, seed, init="scratch"),
@@ -144,9 +148,9 @@ def once(champion: Any, case: Case, how: dict[str, Any], seed: int, wrong: float
         arms["another seed"] = update(champion, old, how, seed + 1, init="scratch")
     test, held = case.dataset.part("test"), case.held
     found = {"champion": Result(accuracy(champion, held), accuracy(champion, test), 0)}
-    for arm, (model, visits) in arms.items():
+    for arm, (model, samples_seen) in arms.items():
         verdict = judge(champion, model, case, labelled, how)
-        found[arm] = Result(accuracy(model, held), accuracy(model, test), visits, verdict)
+        found[arm] = Result(accuracy(model, held), accuracy(model, test), samples_seen, verdict)
     return found
 
 
@@ -161,12 +165,12 @@ def in_rounds(champion: Any, case: Case, how: dict[str, Any], seed: int) -> dict
         draw = np.random.default_rng([seed, 8, round_])
         labels.append(give_labels(X_now, y_now, model.predict(X_now), draw, int(places[0])))
         rows = rows_of(labels_for_training(join(labels), case, champion, how), case, how, seed)
-        model, visits = update(model, rows, how, seed + round_)
+        model, samples_seen = update(model, rows, how, seed + round_)
         for one in labels:
-            one.about.loc[~selection.for_gate(one), "state"] = "used"
-        found[f"round {round_ + 1}"] = Result(accuracy(model, held), accuracy(model, test), visits)
-    fresh, visits = update(champion, rows, how, seed, init="scratch")
-    return found | {"scratch": Result(accuracy(fresh, held), accuracy(fresh, test), visits)}
+            one.about.loc[~audit.for_gate(one), "state"] = "used"
+        found[f"round {round_ + 1}"] = Result(accuracy(model, held), accuracy(model, test), samples_seen)
+    fresh, samples_seen = update(champion, rows, how, seed, init="scratch")
+    return found | {"scratch": Result(accuracy(fresh, held), accuracy(fresh, test), samples_seen)}
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -192,20 +196,20 @@ def print_arms(cases: dict[tuple[str, str], list[dict[str, Result]]], key: str) 
 def print_targets(cases: dict[tuple[str, str], list[dict[str, Result]]], floor: float = -1.0) -> None:
     print(
         f"\n| family | regime | warm to scratch, new (≥ {floor:.0f}) | warm to equal budget, new (≥ 2) "
-        "| warm to champion, old (≥ -2) | visits (≤ .25) | missed |\n|---|---|---|---|---|---|---|"
+        "| warm to champion, old (≥ -2) | samples seen (≤ .25) | missed |\n|---|---|---|---|---|---|---|"
     )
     for (family, regime), results in cases.items():
         new, old = ({arm: column(results, arm, key) for arm in results[0]} for key in ("new", "old"))
         gaps = [new["warm"] - new["scratch"], new["warm"] - new["equal budget"], old["warm"] - old["champion"]]
-        visits = (column(results, "warm", "visits") / column(results, "scratch", "visits")).mean()
+        samples_seen = (column(results, "warm", "samples_seen") / column(results, "scratch", "samples_seen")).mean()
         missed = [
             name
             for name, gap, least in zip(("scratch", "equal budget", "old"), gaps, (floor, 2, -2), strict=True)
             if gap.mean() < least
         ]
-        missed += ["visits"] if visits > 0.25 else []
+        missed += ["samples seen"] if samples_seen > 0.25 else []
         texts = " | ".join(spread(gap) for gap in gaps)
-        print(f"| {family} | {regime} | {texts} | {visits:.2f} | {', '.join(missed)} |")
+        print(f"| {family} | {regime} | {texts} | {samples_seen:.2f} | {', '.join(missed)} |")
 
 
 def print_rounds(cases: dict[tuple[str, str], list[dict[str, Result]]]) -> None:
@@ -242,7 +246,9 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1000, help="the first seed")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES))
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("overrides", nargs="*", help="of conf/retrain and conf/gate, such as retrain.budget=0.1")
+    parser.add_argument(
+        "overrides", nargs="*", help="of conf/retrain and conf/gate, such as retrain.epoch_fraction=0.1"
+    )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     torch.set_num_threads(1)

@@ -30,7 +30,7 @@ PACE = 1 if sys.stderr.isatty() else 15  # seconds from one report of progress t
 
 
 @launch.step("demo")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig, forks: Forks) -> None:
     run, name = tracking.active_run(), cfg.registered_model_name
     registry.check_name(name)
     before = registry.champion_of(name) if name else None
@@ -96,4 +96,4 @@ def show(cfg: DictConfig, traffic: Traffic, marks: list[tuple[int, str]]) -> Non
 
 if __name__ == "__main__":
     with Forks() as forks:  # before MLflow opens a connection, which a fork must not share
-        main()
+        main(forks)

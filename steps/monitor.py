@@ -27,7 +27,7 @@ YES = 3  # exit code
 
 
 @launch.step("monitor", run=False)  # each window is a run of its own
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig, forks: Forks) -> None:
     settings, name = launch.plain(cfg.monitor), cfg.registered_model_name
     check_settings(**settings)
     registry.check_name(name)
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
                 raise
             print(f"monitor: the feedback store does not work: {error}", flush=True)
             decision, new_labels = Decision(False, str(error)), 0
-        code = act(cfg, decision, new_labels) if decision.retrain and settings["act"] else YES * decision.retrain
+        code = act(cfg, forks, decision, new_labels) if decision.retrain and settings["act"] else YES * decision.retrain
         if not settings["every"]:
             raise SystemExit(code)
         time.sleep(max(0.0, settings["every"] - (time.monotonic() - began)))
@@ -58,8 +58,8 @@ def look_once(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
     with tracking.start_run("monitor", cfg) as run:
         labelled, n = store.labelled(name, "accepted", "used"), len(window.about)
         new = count_new(champion, labelled, launch.plain(cfg.retrain), registry.rejected_versions(name))
-        if n < settings["least_rows"]:
-            decision = Decision(False, f"{n} predictions in {settings['hours']} hours of {settings['least_rows']} due")
+        if n < settings["min_rows"]:
+            decision = Decision(False, f"{n} predictions in {settings['hours']} hours of {settings['min_rows']} due")
             mlflow.log_metrics({"rows": n, "new_labels": new})
         else:
             seen = look(champion, window, labelled, new, settings)
@@ -70,7 +70,7 @@ def look_once(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
                        "answers.png": report.answers_figure(*seen.answers, champion.dataset.target)}  # fmt: skip
             for file, figure in figures.items():
                 mlflow.log_figure(figure, file)
-            tables = {"Metrics": seen.metrics_table(), "Who gave labels": seen.givers, "Columns": seen.columns}
+            tables = {"Metrics": seen.metrics_table(), "Who gave labels": seen.annotators, "Columns": seen.columns}
             title = f"{name} version {champion.number}, {n} predictions"
             mlflow.log_text(report.page(title, decision.retrain, decision.reason, tables, figures), "report.html")
         answer = "yes" if decision.retrain else "no"
@@ -80,7 +80,7 @@ def look_once(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
         return decision, new
 
 
-def act(cfg: DictConfig, decision: Decision, new_labels: int) -> int:
+def act(cfg: DictConfig, forks: Forks, decision: Decision, new_labels: int) -> int:
     """Start retrain and wait for it; its exit code. One at a time is its own affair: it takes a turn in the store."""
     due = min(cfg.monitor.labels, cfg.monitor.labels_with_drift)
     if new_labels < due:
@@ -93,4 +93,4 @@ def act(cfg: DictConfig, decision: Decision, new_labels: int) -> int:
 
 if __name__ == "__main__":
     with Forks() as forks:  # before MLflow opens a connection, which a fork must not share
-        main()
+        main(forks)

@@ -1,4 +1,4 @@
-"""retrain: train on from the champion with what people said since, then evaluate.
+"""retrain: train the champion further with the labels that came since, then evaluate.
 
     mlflow run . -e retrain --env-manager local -P registered_model_name=alacarte
     python -m steps.retrain retrain.init=scratch gate.strict=true
@@ -14,85 +14,87 @@ from omegaconf import DictConfig
 from alacarte import launch, learners, registry, tracking
 from alacarte.data.dataset import as_mlflow
 from alacarte.errors import UserError
+from alacarte.evaluation.audit import subset
 from alacarte.evaluation.gate import check_gate
 from alacarte.evaluation.metrics import score_parts
 from alacarte.feedback import Store
 from alacarte.feedback.locks import Lease, claim, give_back, lock, use
+from alacarte.feedback.queries import Labelled
 from alacarte.processes import Forks
 from alacarte.retraining import recovery
-from alacarte.retraining.champion import load_champion
-from alacarte.retraining.selection import check_settings, choose, givers, has_new, make_rows, take
+from alacarte.retraining.champion import Champion, choose_for, load_champion
+from alacarte.retraining.selection import Choice, check_settings, has_new, make_rows
 
 
 @launch.step("retrain", run=False)  # where there is nothing to do, there is no run
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig, forks: Forks) -> None:
     name = cfg.registered_model_name
     check_gate(**launch.plain(cfg.gate))
     check_settings(**launch.plain(cfg.retrain), inits=learners.INITS)
-    registry.check_name(name)
     if not name or not cfg.feedback.url:
         raise UserError(f"registered_model_name={name} feedback.url={cfg.feedback.url}: retrain needs both")
+    registry.require_champion(name)
     with lock(Store(cfg.feedback.url), name) as lease:
         if isinstance(lease, str):
             print(f"retrain: nothing to do, {lease} retrains {name} now")
             return
-        if run_id := recovery.recover(lease, name) or train_on(cfg, lease):
-            evaluate_cfg = launch.part_of(cfg, "evaluate", run_id=run_id, model_uri=None, data=None)
+        waiting = recovery.recover(lease, name)  # the run of a version of an earlier call, which has no verdict yet
+        run_id, notes = (waiting, []) if waiting else retrain(cfg, lease)
+        if run_id:
+            evaluate_cfg = launch.part_of(cfg, "evaluate", run_id=run_id, model_uri=None)
             forks.run_step("evaluate", evaluate_cfg, mlflow.get_run(run_id))
-            print(f"run_id={run_id}")
+    print(*(f"retrain: {note}" for note in notes), *([f"run_id={run_id}"] if run_id else []), sep="\n")
 
 
-def train_on(cfg: DictConfig, lease: Lease) -> str | None:
-    """Train, register the version and mark its labels used; the run id, None where too few labels are new."""
+def retrain(cfg: DictConfig, lease: Lease) -> tuple[str | None, list[str]]:
+    """Choose the labels and train with them: the run id, None where too few labels are new, and notes for the user."""
     name, settings = cfg.registered_model_name, launch.plain(cfg.retrain)
     labelled = lease.store.labelled(name, "accepted", "used")
     if not has_new(labelled):
-        return print(f"retrain: nothing to do, {name} has no new label to learn from")
+        return None, [f"nothing to do, {name} has no new label to learn from"]
     champion = load_champion(name, launch.plain(cfg.data) if cfg.get("data") else None)
-    learner, dataset, number = champion.learner, champion.dataset, champion.number
-    rejected = [] if settings["replay_rejected"] else registry.rejected_versions(name)
-    choice = choose(
-        labelled, dataset, classes=learner.classes, rejected=rejected,
-        **{key: settings[key] for key in ("init", "new_classes", "giver_share", "reach")},
-    )  # fmt: skip
-    if len(choice.new) < settings["least_labels"]:
-        due = f"{len(choice.new)} new labels of retrain.least_labels={settings['least_labels']}"
-        return print(f"retrain: nothing to do, {due}; left out: {choice.why_left_out}")
+    choice = choose_for(champion, labelled, settings)
+    notes = choice.notes(champion.dataset, settings["max_share_per_annotator"])
+    if len(choice.new) < settings["min_labels"]:
+        count = f"{len(choice.new)} new labels of retrain.min_labels={settings['min_labels']}"
+        return None, [f"nothing to do, {count}; left out: {choice.why_left_out}", *notes]
+    return train(cfg, lease, champion, labelled, choice), notes
 
+
+def train(cfg: DictConfig, lease: Lease, champion: Champion, labelled: Labelled, choice: Choice) -> str:
+    """Train, register the version and mark its labels as used; the run id."""
+    settings, learner, dataset, number = launch.plain(cfg.retrain), champion.learner, champion.dataset, champion.number
     ids = labelled.about["feedback_id"].to_numpy()
     with tracking.start_run("retrain", cfg) as run:
-        claimed = claim(lease, ids[choice.new].tolist(), run.info.run_id)
+        run_id = run.info.run_id
+        claimed = claim(lease, ids[choice.new].tolist(), run_id)
         new = choice.new[np.isin(ids[choice.new], claimed)]  # a label may just have been rejected
-        taken = take(labelled, np.concatenate([choice.replayed, new]))
-        amounts = {key: settings[key] for key in ("replay_limit", "label_repeats")}
+        taken = subset(labelled, np.concatenate([choice.replayed, new]))
+        amounts = {key: settings[key] for key in ("max_replay_rows", "label_weight")}
         rows = make_rows(dataset, taken, champion.data["split"], **amounts, seed=cfg.seed)
         print(f"retrain: from version {number} on {rows.n_replayed} rows of {dataset.name} and {len(new)} new labels")
         mlflow.log_input(as_mlflow(dataset, "train"), context="replay")
-        update = learner.update(
-            *rows.train, *rows.val, init=choice.init, share=settings["budget"], shrink=settings["shrink"], seed=cfg.seed,
-            on_epoch=lambda epoch, metrics: mlflow.log_metrics(metrics, step=epoch),
-        )  # fmt: skip
+        how = {"init": choice.init, "share": settings["epoch_fraction"], "shrink": settings["shrink"], "seed": cfg.seed}
+        update = learner.update(*rows.train, *rows.val, **how, on_epoch=tracking.log_epoch)
         print(f"retrain: {update.init}, {update.epochs} epochs" + (f", {update.note}" if update.note else ""))
         mlflow.set_tags({"reason": cfg.reason, "parent_version": number, "init": update.init})
-        report = {"new": sorted(claimed), "replayed": ids[choice.replayed].tolist(), "left_out": choice.left_out}
-        mlflow.log_dict(report | {"givers": givers(taken).value_counts().to_dict()}, "feedback.json")
-        heritage = champion.heritage(run.info.run_id)
-        info = learner.log("model", example=dataset.part("train")[0].head(5), metadata=heritage)
+        mlflow.log_dict(choice.record(labelled, new), "feedback.json")
+        example = dataset.part("train")[0].head(5)
+        info = learner.log("model", example=example, metadata=champion.lineage_metadata(run_id))
         metrics = score_parts(learner, {"train": rows.train, "val": rows.val})
-        metrics |= {"sample_visits": update.visits, "epochs": update.epochs, "new_labels": len(new)}
+        metrics |= {"samples_seen": update.samples_seen, "epochs": update.epochs, "new_labels": len(new)}
         mlflow.log_metrics(metrics, model_id=info.model_id)
-
         if cfg.gate.dry_run:
-            give_back(lease, run.info.run_id)
-            return run.info.run_id
-        registry.check_champion(name, number)
-        tags = {registry.RUN_TAG: run.info.run_id, "parent_version": number, "new_labels": len(new)}
-        version = registry.number_of(registry.register(name, info.model_uri, tags))
-        use(lease, run.info.run_id, version)
+            give_back(lease, run_id)
+            return run_id
+        registry.check_champion(champion.name, number)
+        tags = {registry.RUN_TAG: run_id, "parent_version": number, "new_labels": len(new)}
+        version = registry.number_of(registry.register(champion.name, info.model_uri, tags))
+        use(lease, run_id, version)
         mlflow.set_tag("model_version", version)
-        return run.info.run_id
+        return run_id
 
 
 if __name__ == "__main__":
     with Forks() as forks:  # before MLflow opens a connection, which a fork must not share
-        main()
+        main(forks)

@@ -171,6 +171,25 @@ def test_the_audit_rows_prove_the_gain_and_the_test_rows_must_not_lose(old, new,
     assert verdict.decision == decision and words in verdict.reason
 
 
+def test_a_promotion_must_hold_without_each_single_annotator():
+    def judged(without: dict[str, tuple[int, int, int]], **settings):
+        others = {name: paired_test(*zero_one(n, won, lost)) for name, (n, won, lost) in without.items()}
+        return on_two_sets((5, 5), (24, 3), 120, audit_without=others, **settings)
+
+    robust = {"token:alice": (80, 16, 2), "token:bob": (80, 16, 2), "token:carol": (80, 16, 2)}
+    assert judged(robust).decision == "PROMOTE"
+    verdict = judged(robust | {"token:eve": (60, 2, 2)})
+    assert verdict.decision == "HOLD" and "rests on one annotator, token:eve, who labelled 60 of 120" in verdict.reason
+    assert "on 60 audit rows (2 won, 2 lost) is not proved" in verdict.reason and "other annotators" in verdict.reason
+    assert judged(robust | {"token:eve": (60, 2, 2)}, rule="point").decision == "HOLD"
+    alone = judge(comparison=COMPARISON, audit=paired_test(*zero_one(171, 60, 0)), audit_without={"token:eve": 0})
+    assert alone.decision == "HOLD" and "who labelled all 171 audit rows" in alone.reason
+    # A verdict that is no promotion says what it says, and one on the test rows alone belongs to no annotator.
+    assert on_two_sets((2, 10), (24, 3), 120, audit_without={"token:eve": 0}).decision == "REJECT"
+    won = dataclasses.replace(COMPARISON, gain=0.03, low=0.001, high=0.06)
+    assert judge(comparison=won, audit_without={"token:eve": 0}).decision == "PROMOTE"
+
+
 def test_strict_asks_for_proof_on_the_test_rows():
     assert on_two_sets((3, 10), (14, 3), 100, strict=True).decision == "HOLD"
     assert on_two_sets((12, 3), (14, 3), 100, strict=True).decision == "PROMOTE"
@@ -222,6 +241,7 @@ def test_a_missed_floor_or_ceiling_rejects_and_all_are_recorded():
         ({"rule": "pared"}, "gate.rule=pared: expected paired or point"),
         ({"margin": -0.1}, "gate.margin=-0.1"),
         ({"margin": None}, "gate.margin=None"),
+        ({"min_audit_rows": 0}, "gate.min_audit_rows=0"),
     ],
 )
 def test_mistaken_settings_are_named(settings, message):
@@ -230,7 +250,10 @@ def test_mistaken_settings_are_named(settings, message):
 
 
 def test_the_whole_gate_is_checked_before_any_model_is():
-    check_gate(rule="paired", test="auto", margin=0, level=0.9, floors={"accuracy": None}, slices=[], dry_run=False)
-    for settings in ({"test": "ttest"}, {"level": 95}, {"level": True}, {"level": "0.95"}):
-        with pytest.raises(UserError, match=r"gate\.(test|level)="):
+    check_gate(
+        rule="paired", test="auto", margin=0, confidence_level=0.9, floors={"accuracy": None}, slices=[], dry_run=False
+    )
+    for settings in ({"test": "ttest"}, {"confidence_level": 95}, {"confidence_level": True}, {"confidence_level": "0.95"},
+                     {"min_test_rows": 0}, {"max_share_per_annotator": 0}):  # fmt: skip
+        with pytest.raises(UserError, match=r"gate\.(test|confidence_level|min_test_rows|max_share_per_annotator)="):
             check_gate(**settings)

@@ -56,14 +56,14 @@ def test_drift_wants_labels_and_labels_want_nothing_else(case: Case):
     dear = ("monitor.act=true", "monitor.labels_with_drift=100000")
     told = monitor(case, *dear, "monitor.labels=100000")
     assert "retrain yes" in told and "not retrained" in told and not case.runs("retrain")
-    told = monitor(case, *dear, "monitor.labels=5", "retrain.giver_share=10", "gate.dry_run=true")
+    told = monitor(case, *dear, "monitor.labels=5", "retrain.max_share_per_annotator=10", "gate.dry_run=true")
     assert "retrain: from version 1" in told and "not retrained" not in told and len(case.runs("retrain")) == 1
 
 
 def test_two_loops_retrain_once(case: Case):
     """Two monitors look at one store: one of them retrains, the new version is champion, and both end when told to."""
     case.report(400, seed=1)
-    arguments = [f"registered_model_name={case.name}", f"feedback.url={case.url}", "retrain.giver_share=10"]
+    arguments = [f"registered_model_name={case.name}", f"feedback.url={case.url}", "retrain.max_share_per_annotator=10"]
     command = ["python", "-m", "steps.monitor", *arguments, "monitor.every=2", "monitor.act=true"]
     env = environment(MLFLOW_TRACKING_URI=case.project.uri)
     loops = [subprocess.Popen(command, cwd=case.project.root, env=env, stdout=subprocess.PIPE, text=True) for _ in "ab"]
@@ -86,17 +86,17 @@ def test_two_loops_retrain_once(case: Case):
 
 
 def test_poisoned_labels_are_capped_seen_and_held(case: Case):
-    """One giver sends many wrong labels among the right ones of others."""
+    """One annotator sends many wrong labels among the right ones of others."""
     case.report(300, seed=1, annotator="token:alice")
     case.report(250, seed=2, annotator="token:mallory", wrong=True, audit=0, mistakes=np.arange(250) < 200)
     told = monitor(case, code=3)
     (run,) = case.runs("monitor")
     page = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
     assert "mallory" in page and told
-    done = case.run("retrain.giver_share=0.1")
+    done = case.run("retrain.max_share_per_annotator=0.1")
     (retrained,) = case.runs("retrain")
     feedback = json.loads(mlflow.artifacts.load_text(f"{retrained.info.artifact_uri}/feedback.json"))
-    assert 0 < feedback["givers"]["token:mallory"] <= 115 and feedback["left_out"]["share"] >= 80
+    assert 0 < feedback["annotators"]["token:mallory"] <= 115 and feedback["left_out"]["share"] >= 80
     (evaluated,) = case.runs("evaluate")
     if "PROMOTE" in done.stdout:  # only where the right labels outweigh: then the model is proved to be better
         assert evaluated.data.metrics["audit_accuracy"] > evaluated.data.metrics["audit_champion_accuracy"]

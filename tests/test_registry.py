@@ -2,10 +2,11 @@
 
 import json
 import threading
+from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import Project, copy_project
+from conftest import Project, copy_project, tracking
 
 from alacarte import registry
 from alacarte.errors import UserError
@@ -124,6 +125,19 @@ def test_promotion_refuses_when_the_champion_moved_meanwhile(remote: Project, ch
     with pytest.raises(UserError, match="moved from 1 to 2"):
         registry.promote(versions[2], expected="1", reason="late")
     assert aliases(remote, name) == {"champion": "2", "previous_champion": "1", "challenger": "3"}
+
+
+def test_a_rollback_keeps_what_the_first_promotion_said(tmp_path: Path):
+    with tracking(f"sqlite:///{tmp_path}/mlflow.db"):
+        client = mlflow.MlflowClient()
+        client.create_registered_model("kept")
+        versions = [client.create_model_version("kept", str(tmp_path)) for _ in range(2)]
+        for number, expected, reason in ((0, "none", "first"), (1, "1", "second"), (0, "2", "back"), (1, "1", "again")):
+            registry.promote(versions[number], expected=expected, reason=reason)
+        tags = [client.get_model_version("kept", str(number)).tags for number in (1, 2)]
+        assert [tags[0][key] for key in ("promotion_reason", "promoted_from")] == ["first", "none"]
+        assert [tags[0][f"{key}.2"] for key in ("promotion_reason", "promoted_from")] == ["back", "2"]
+        assert (tags[1]["promotion_reason"], tags[1]["promotion_reason.2"]) == ("second", "again")
 
 
 def test_of_many_promotions_at_once_one_wins(remote: Project, champion: str):

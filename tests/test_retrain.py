@@ -12,9 +12,9 @@ from conftest import ROOT, Project, copy_project
 from mlflow import MlflowClient
 from reports import report
 
+from alacarte.evaluation.audit import for_gate
 from alacarte.feedback import Store
 from alacarte.feedback.locks import Lease, lock
-from alacarte.retraining.selection import for_gate
 from project.data import load_digits
 
 DIGITS = list(range(10))
@@ -56,8 +56,8 @@ class Case:
 
     def run(self, *arguments: str, kill: tuple[str, str] | None = None, code: int | None = 0, **env: str):
         more = (
-            "retrain.giver_share=10",
-            "retrain.reach=1000",
+            "retrain.max_share_per_annotator=10",
+            "retrain.max_range_factor=1000",
             f"registered_model_name={self.name}",
             f"feedback.url={self.url}",
             *arguments,
@@ -91,6 +91,7 @@ def test_from_labels_to_the_next_champion(case: Case):
     assert case.champion() == "2" and "PROMOTE" in done.stdout
     (run,) = case.runs("retrain")
     assert done.stdout.splitlines()[-1] == f"run_id={run.info.run_id}"
+    assert "SERVE_FEEDBACK_TOKEN=" in done.stdout.splitlines()[-2]  # all labels come from this user: one party
     assert run.info.status == "FINISHED" and run.data.tags["reason"] == "because"
     assert case.states() == {"used": before["accepted"], "gate": before["gate"]}
 
@@ -102,7 +103,7 @@ def test_from_labels_to_the_next_champion(case: Case):
     feedback = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/feedback.json"))
     assert feedback["new"] == sorted(used["feedback_id"])
     metrics = run.data.metrics
-    assert metrics["new_labels"] == before["accepted"] and metrics["sample_visits"] % metrics["epochs"] == 0
+    assert metrics["new_labels"] == before["accepted"] and metrics["samples_seen"] % metrics["epochs"] == 0
 
     before_last, last = _history(case)
     assert last[:5] == ["2", last[1], "1", str(len(used)), run.info.run_id] and "champion" in last[1]
@@ -227,7 +228,7 @@ def test_labels_of_a_new_class(trained: Project, tmp_path: Path):
     done = project.step("retrain", *mine, code=2)
     assert "retrain.new_classes" in done.stderr and "9 (" in done.stderr
     assert "accepted" in set(store.accepted("nine").about["state"])
-    done = project.step("retrain", *mine, "retrain.new_classes=scratch", "retrain.giver_share=10")
+    done = project.step("retrain", *mine, "retrain.new_classes=scratch", "retrain.max_share_per_annotator=10")
     mlflow.set_tracking_uri(project.uri)
     assert 9 in mlflow.sklearn.load_model("models:/nine@challenger").classes_
     assert "PROMOTE" in done.stdout
@@ -237,7 +238,7 @@ def test_labels_of_a_new_class(trained: Project, tmp_path: Path):
     report(store, "nine", X + 0.5, y, (y + 1) % 9, classes=DIGITS, audit=some)
     done = project.step("retrain", *mine, code=2)
     assert "have changed" in done.stderr and "data=" in done.stderr
-    done = project.step("retrain", *mine, *data[:3], "retrain.budget=0.5")
+    done = project.step("retrain", *mine, *data[:3], "retrain.epoch_fraction=0.5")
     assert "retrain: from version 2" in done.stdout
 
 
@@ -265,15 +266,16 @@ def test_models_of_other_trainings_need_data(trained: Project, tmp_path: Path):
 
 def test_mistakes_of_the_user_are_one_line(case: Case):
     for arguments, words in (
-        (["registered_model_name=nobody"], "nothing to do"),
+        (["registered_model_name=nobody"], "registered_model_name=nobody has no champion"),
+        ([f"registered_model_name={case.name[:-1]}"], f"did you mean '{case.name}'"),
         (["retrain.init=hot"], "retrain.init=hot: allowed are warm, shrink_perturb, scratch"),
-        (["retrain.budget=0"], "retrain.budget=0"),
-        (["retrain.replay_limit=0"], "retrain.replay_limit=0"),
+        (["retrain.epoch_fraction=0"], "retrain.epoch_fraction=0"),
+        (["retrain.max_replay_rows=0"], "retrain.max_replay_rows=0"),
         (["feedback.url=null"], "feedback.url=None"),
     ):
         done = case.run(*arguments, code=None)
         assert words in done.stdout + done.stderr and "Traceback" not in done.stderr
-        assert done.returncode == (0 if words == "nothing to do" else 2)
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     case.report(60, seed=1)
     case.client.delete_registered_model_alias(case.name, "champion")
     assert "has no champion" in case.run(code=2).stderr

@@ -8,11 +8,12 @@ import pytest
 from people import SPLIT, people, refusal
 
 from alacarte.data.dataset import Dataset, load_data
+from alacarte.evaluation.audit import ONE_PARTY, for_gate, largest_count, select_audit_rows, subset
 from alacarte.feedback.queries import Labelled
 from alacarte.learners import INITS
-from alacarte.retraining.selection import check_settings, choose, for_gate, gate_rows, make_rows, select, take
+from alacarte.retraining.selection import check_settings, choose, make_rows, select
 
-LIMITS: dict[str, Any] = {"giver_share": 1.0, "reach": 10}
+LIMITS: dict[str, Any] = {"max_share_per_annotator": 1.0, "max_range_factor": 10}
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +42,13 @@ def test_each_label_that_is_left_out_has_its_reason(dataset: Dataset) -> None:
     about = {"state": np.where(np.arange(62) < 2, "used", "accepted"), "audit": np.arange(62) >= 10}
     labels = labelled(0, frame=frame, used_version=np.where(np.arange(62) == 0, "3", "2"), **about)
     left = select(labels, dataset, classes=["no", "yes", "rare"], rejected=["3"], **LIMITS)
-    assert left[:5].tolist() == ["rejected", "", "reach", "", "class"]
+    assert left[:5].tolist() == ["rejected", "", "range", "", "class"]
     judging = for_gate(labels)
     assert (left[judging] == "gate").all() and judging[10:].any()
     assert (left[60:].isin(["test", "gate"])).all()
     others = ~judging & (np.arange(62) >= 5) & (np.arange(62) < 60)
     assert (left[others] == "").all()
-    assert (select(labels, dataset, classes=None, **LIMITS)[:5] == ["", "", "reach", "", ""]).all()
+    assert (select(labels, dataset, classes=None, **LIMITS)[:5] == ["", "", "range", "", ""]).all()
 
 
 def test_a_row_that_judges_is_not_learned_from_by_another_label(dataset: Dataset) -> None:
@@ -58,31 +59,78 @@ def test_a_row_that_judges_is_not_learned_from_by_another_label(dataset: Dataset
     assert (left[40:] == np.where(audit, "test", "")).all()
 
 
-def test_one_giver_adds_so_much_and_the_newest_first(dataset: Dataset) -> None:
+def test_one_annotator_adds_so_much_over_all_retrainings_and_the_newest_first(dataset: Dataset) -> None:
     most = int(0.05 * (dataset.split == "train").sum())
     n = 3 * most
-    flood = labelled(2 * n, annotator=["one"] * n + ["two"] * 5 + ["one"] * (n - 5))
-    limits = {**LIMITS, "giver_share": 0.05}
+    flood = labelled(2 * n, annotator=["token:one"] * n + ["token:two"] * 5 + ["token:one"] * (n - 5))
+    limits = {**LIMITS, "max_share_per_annotator": 0.05}
     left = select(flood, dataset, classes=None, **limits).to_numpy()
     assert (left[:n] == "share").all() and (left[n : n + 5] == "").all()
     assert (left == "").sum() == most + 5 and (left[-most:] == "").all()
-    choice = choose(flood, dataset, classes=None, init="warm", new_classes="error", rejected=[], **limits)
+    how = {"classes": None, "init": "warm", "new_classes": "error", "rejected": [], **limits}
+    choice = choose(flood, dataset, **how)
     assert choice.why_left_out == f"{2 * n - most - 5} (share)"
-    # Those that trained already do not count again, and what a client says of itself does not count.
-    flood.about.loc[flood.about.index[-most:], "state"] = "used"
-    left = select(flood, dataset, classes=None, **limits).to_numpy()
-    assert (left == "").sum() == 2 * most + 5
-    sources = labelled(2 * n, annotator=["token:"] * (2 * n), source=["a", "b"] * n)
-    assert (select(sources, dataset, classes=None, **limits) == "").sum() == most
+    (note,) = choice.notes(dataset, 0.05)
+    assert f"token:one {2 * n - most - 5}" in note and "retrain.max_share_per_annotator=0.05" in note
+
+    # Labels that an earlier retraining used count again: an annotator does not collect the share each time.
+    taken = np.flatnonzero(left == "")
+    flood.about.loc[taken, "state"], flood.about.loc[taken, "used_version"] = "used", "2"
+    again = choose(flood, dataset, **how)
+    assert again.new.size == 0 and again.replayed.tolist() == taken.tolist()
+    # A lower limit holds for these labels too.
+    lower = choose(flood, dataset, **{**how, "max_share_per_annotator": 0.02})
+    assert lower.new.size == 0 and lower.replayed.size == int(0.02 * (dataset.split == "train").sum()) + 5
+    # The version that used them was rejected: the champion has not learned from them.
+    assert choose(flood, dataset, **{**how, "rejected": ["2"]}).new.size == most
 
 
-def test_numbers_out_of_reach_are_left_out_of_a_regression_too(dataset: Dataset) -> None:
+@pytest.mark.parametrize("annotators", [["token:"], ["address:127.0.0.1", "address:127.0.0.2"], ["local:me", "token:"]])
+def test_without_a_named_token_everybody_is_one_party(dataset: Dataset, annotators: list[str]) -> None:
+    sources = [f"person {i}" for i in range(200)]
+    flood = labelled(200, annotator=[annotators[i % len(annotators)] for i in range(200)], source=sources)
+    limits = {"max_share_per_annotator": 0.01, "max_range_factor": 10}
+    choice = choose(flood, dataset, classes=None, init="warm", new_classes="error", rejected=[], **limits)
+    assert choice.new.size == 200 and choice.notes(dataset, 0.01) == [ONE_PARTY]
+    # One named token, and each other value is a party of its own.
+    flood.about.loc[0, "annotator"] = "token:alice"
+    choice = choose(flood, dataset, classes=None, init="warm", new_classes="error", rejected=[], **limits)
+    most = int(0.01 * (dataset.split == "train").sum())
+    assert choice.new.size == 1 + len(annotators) * most and set(choice.above_share) == set(annotators)
+
+
+def test_one_annotator_gives_at_most_a_share_of_the_rows_that_judge(dataset: Dataset) -> None:
+    names = np.array(["token:alice"] * 300 + ["token:bob"] * 60 + ["token:carol"] * 40)
+    flood = labelled(400, audit=True, annotator=names)
+    every = select_audit_rows(flood, dataset, max_share=1)
+    some = select_audit_rows(flood, dataset, max_share=0.5)
+    n = len(some.rows.labels)
+    assert max(some.counts.values()) <= 0.5 * n and not every.left_out
+    assert every.counts["token:alice"] == some.counts["token:alice"] + some.left_out["token:alice"]
+    assert [some.counts[f"token:{name}"] == every.counts[f"token:{name}"] for name in ("bob", "carol")] == [True, True]
+    kept = some.rows.about.loc[some.rows.about["annotator"] == "token:alice", "feedback_id"].tolist()
+    assert kept == [one for one in every.rows.about["feedback_id"] if one < 300][-len(kept) :]  # the newest
+    assert f"token:alice {some.left_out['token:alice']}" in some.notes(0.5)[0]
+    nobody = select_audit_rows(labelled(400, audit=True, annotator="token:"), dataset, max_share=0.1)
+    assert nobody.counts == {"token:": len(every.rows.labels)} and nobody.notes(0.1) == [ONE_PARTY]
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "largest"),
+    [((171,), 0.5, 171), ((200, 20), 0.5, 20), ((10, 10, 10), 0.1, 10), ((90, 20, 10), 0.5, 30), ((5, 5), 1, 5)],
+)
+def test_the_largest_count_of_one_annotator(counts: tuple[int, ...], share: float, largest: int) -> None:
+    assert largest_count({str(i): count for i, count in enumerate(counts)}, share) == largest
+
+
+def test_numbers_out_of_range_are_left_out_of_a_regression_too(dataset: Dataset) -> None:
     numbers = Dataset(dataset.X, dataset.X["income"], dataset.split, "regression", "n", "y", "", "")
     frame = people(4, seed=2).assign(y=[50.0, 50.0, 1e6, np.float64(50)])
     frame.loc[1, "age"] = -10_000
     labels = labelled(0, frame=frame)
-    assert select(labels, numbers, classes=None, giver_share=1, reach=10).tolist() == ["", "reach", "reach", ""]
-    assert select(labels, numbers, classes=None, giver_share=1, reach=1e9).tolist() == [""] * 4
+    for factor, reasons in ((10, ["", "range", "range", ""]), (1e9, [""] * 4)):
+        left = select(labels, numbers, classes=None, max_share_per_annotator=1, max_range_factor=factor)
+        assert left.tolist() == reasons
 
 
 def test_the_half_that_judges_stays_for_good() -> None:
@@ -99,7 +147,7 @@ def test_the_half_that_judges_stays_for_good() -> None:
 
 def test_labels_come_twice_in_training_and_once_in_validation(dataset: Dataset) -> None:
     labels = labelled(200)
-    once, twice = (make_rows(dataset, labels, SPLIT, label_repeats=n) for n in (1, 2))
+    once, twice = (make_rows(dataset, labels, SPLIT, label_weight=n) for n in (1, 2))
     (X, y), (X_val, y_val) = once.train, once.val
     assert once.n_replayed == twice.n_replayed == (dataset.split == "train").sum()
     new = len(X) - once.n_replayed
@@ -110,22 +158,22 @@ def test_labels_come_twice_in_training_and_once_in_validation(dataset: Dataset) 
     assert y.dtype == y_val.dtype == dataset.y.dtype
     replayed = dataset.part("train")[0].reset_index(drop=True)
     pd.testing.assert_frame_equal(X[: once.n_replayed], replayed, check_dtype=False)
-    empty = take(labels, np.zeros(200, bool))
-    assert len(make_rows(dataset, empty, SPLIT, label_repeats=2).train[0]) == once.n_replayed
+    empty = subset(labels, np.zeros(200, bool))
+    assert len(make_rows(dataset, empty, SPLIT, label_weight=2).train[0]) == once.n_replayed
 
 
 def test_a_capped_replay_keeps_every_class_in_its_proportion(dataset: Dataset) -> None:
     y = dataset.part("train")[1]
-    rows = make_rows(dataset, labelled(10), SPLIT, replay_limit=40, seed=3)
+    rows = make_rows(dataset, labelled(10), SPLIT, max_replay_rows=40, seed=3)
     kept = rows.train[1][: rows.n_replayed].value_counts()
     assert abs(rows.n_replayed - 40) <= 2
     for label, count in y.value_counts().items():
         assert abs(kept[label] - 40 * count / len(y)) <= 1
-    tiny = make_rows(dataset, labelled(10), SPLIT, replay_limit=1)
+    tiny = make_rows(dataset, labelled(10), SPLIT, max_replay_rows=1)
     assert set(tiny.train[1][: tiny.n_replayed]) == set(y)
-    again = make_rows(dataset, labelled(10), SPLIT, replay_limit=40, seed=3)
+    again = make_rows(dataset, labelled(10), SPLIT, max_replay_rows=40, seed=3)
     assert again.train[0].equals(rows.train[0])
-    assert not make_rows(dataset, labelled(10), SPLIT, replay_limit=40, seed=4).train[0].equals(rows.train[0])
+    assert not make_rows(dataset, labelled(10), SPLIT, max_replay_rows=40, seed=4).train[0].equals(rows.train[0])
 
 
 def test_the_gate_judges_by_no_row_that_a_training_saw(dataset: Dataset) -> None:
@@ -134,14 +182,15 @@ def test_the_gate_judges_by_no_row_that_a_training_saw(dataset: Dataset) -> None
     labels = labelled(0, frame=frame, audit=True)
     judging = for_gate(labels)
     assert judging[60:].any()
-    assert gate_rows(labels, dataset).about["feedback_id"].tolist() == np.flatnonzero(judging[:60]).tolist()
+    rows = select_audit_rows(labels, dataset, max_share=1).rows
+    assert rows.about["feedback_id"].tolist() == np.flatnonzero(judging[:60]).tolist()
     # A report for such a row, from before somebody drew it for an audit, has trained.
     seen = int(np.flatnonzero(judging)[0])
     reported = pd.concat([frame, frame.iloc[[seen]]], ignore_index=True)
     states = ["accepted"] * len(frame) + ["used"]
     both = labelled(0, frame=reported, audit=[True] * len(frame) + [False], state=states)
-    assert seen not in gate_rows(both, dataset).about["feedback_id"].tolist()
-    assert gate_rows(labelled(5), dataset).labels.empty
+    assert seen not in select_audit_rows(both, dataset, max_share=1).rows.about["feedback_id"].tolist()
+    assert select_audit_rows(labelled(5), dataset, max_share=1).rows.labels.empty
 
 
 def test_an_unknown_label_stops_it_or_starts_from_scratch(dataset: Dataset) -> None:
@@ -155,18 +204,25 @@ def test_an_unknown_label_stops_it_or_starts_from_scratch(dataset: Dataset) -> N
     assert choice.init == "scratch" and choice.new.tolist() == list(range(15)) and choice.left_out == {}
     assert choice.why_left_out == "none"
     assert choice.replayed.tolist() == list(range(15, 20))
-    known = take(labels, np.arange(3, 20))
+    known = subset(labels, np.arange(3, 20))
     choice = choose(known, dataset, new_classes="error", **settings)
     assert choice.init == "warm" and len(choice.new) == 12 and len(choice.replayed) == 5
 
 
 def test_settings_that_cannot_be_followed_are_named() -> None:
-    good: dict[str, Any] = {"budget": 0.2, "init": "warm", "shrink": 0.8, "new_classes": "error", "giver_share": 0.1}
-    good |= {"reach": 10, "replay_limit": None, "least_labels": 1, "label_repeats": 2}
+    good: dict[str, Any] = {"epoch_fraction": 0.2, "init": "warm", "shrink": 0.8, "new_classes": "error"}
+    good |= {
+        "max_share_per_annotator": 0.1,
+        "max_range_factor": 10,
+        "max_replay_rows": None,
+        "min_labels": 1,
+        "label_weight": 2,
+    }
     check_settings(**good, inits=INITS)
     for key, value in (
-        ("init", "hot"), ("new_classes", "learn"), ("budget", 0), ("budget", 1.5), ("shrink", "half"),
-        ("giver_share", None), ("reach", -1), ("replay_limit", 1.5), ("least_labels", 0), ("label_repeats", 0),
-        ("label_repeats", 1.5), ("label_repeats", None),
+        ("init", "hot"), ("new_classes", "learn"), ("epoch_fraction", 0), ("epoch_fraction", 1.5), ("shrink", "half"),
+        ("max_share_per_annotator", None), ("max_range_factor", -1), ("max_replay_rows", 1.5), ("min_labels", 0),
+        ("label_weight", 0),
+        ("label_weight", 1.5), ("label_weight", None),
     ):  # fmt: skip
         assert f"retrain.{key}={value}: allowed are" in refusal(check_settings, **{**good, key: value}, inits=INITS)

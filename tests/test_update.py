@@ -36,7 +36,7 @@ def test_each_family_goes_on_or_says_why_not(family: str, kind: str, task: str, 
     both, labels = pd.concat([X, more], ignore_index=True), pd.concat([y, truth], ignore_index=True)
     for round_ in range(2):
         update = made.update(both, labels, X[120:], y[120:], init="warm", **HOW)
-        assert update.visits == update.epochs * len(both)
+        assert update.samples_seen == update.epochs * len(both)
         if family in GOES_ON:
             assert (update.init, update.note) == ("warm", None)
             assert update.epochs <= max(1, epochs / 4) and made.epochs == epochs

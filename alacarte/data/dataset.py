@@ -52,6 +52,11 @@ class Dataset:
         rows = self.split == name
         return self.X[rows], self.y[rows]
 
+    @property
+    def is_trained_on(self) -> np.ndarray:
+        """(n,) bool: the rows of the train and val parts."""
+        return np.isin(self.split, ("train", "val"))
+
 
 def load_data(
     *,
@@ -119,18 +124,54 @@ def load_data(
     return Dataset(X, y, split_of_rows, task, name or stem, target, source, digest.hexdigest())
 
 
-def recorded(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data group that a model carries, after a look at what it would call: a model may be anybody's.
+class DataReader:
+    """Reads each data group once, however often it is asked for."""
 
-    UserError for a loader that is neither this project's own function nor read_table.
+    def __init__(self) -> None:
+        self._datasets: dict[str, Dataset] = {}
+
+    def __call__(self, data: Mapping[str, Any]) -> Dataset:
+        """What `load_data` makes of a data group of the configuration."""
+        path = {"path": tables.absolute(str(data["path"]))} if data.get("path") else {}
+        key = json.dumps({**data, **path}, sort_keys=True, default=str)
+        if key not in self._datasets:
+            self._datasets[key] = load_data(**data)
+        return self._datasets[key]
+
+    def recorded(self, metadata: Mapping[str, Any], model: str, *, check_digest: bool = True) -> Dataset:
+        """The data that a model records in its `metadata`. `model` names it in messages.
+
+        UserError where it records no data, where they cannot be read, and, with `check_digest`, where they have changed.
+        """
+        data, digest = metadata.get("data"), metadata.get("dataset_digest")
+        if not data:
+            raise UserError(f"{model} does not record its data: add -P data=... with the data that it was trained on")
+        try:
+            dataset = self(recorded(data))
+        except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            mend = "" if "-P data=" in str(error) else ": add -P data=... with data that can be read"
+            raise UserError(f"the data of {model} cannot be read: {kind}{error}{mend}") from None
+        if check_digest and dataset.digest != digest:
+            raise UserError(
+                f"the data of {model} have changed: their digest was {digest} and is {dataset.digest}: "
+                "add -P data=... to take them as they are now"
+            )
+        return dataset
+
+
+def recorded(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data group that a model records, after a check of the loader that it names: anybody can write a model's metadata.
+
+    UserError for a loader that is neither a function of project/ nor read_table.
     """
     target = str(data.get("_target_"))
     try:
-        found = pkgutil.resolve_name(target) if target.startswith(("project.", "alacarte.data.tables.")) else None
+        loader = pkgutil.resolve_name(target) if target.startswith(("project.", "alacarte.data.tables.")) else None
     except (ImportError, AttributeError, ValueError):
-        found = None
-    module = str(getattr(found, "__module__", None))
-    if not inspect.isfunction(found) or not (module.startswith("project.") or module == "alacarte.data.tables"):
+        loader = None
+    module = str(getattr(loader, "__module__", None))
+    if not inspect.isfunction(loader) or not (module.startswith("project.") or module == "alacarte.data.tables"):
         raise UserError(
             f"the model names data._target_={target}, which is no function of project/: add -P data=... instead"
         )

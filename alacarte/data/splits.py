@@ -37,6 +37,23 @@ def hash_present(frame: pd.DataFrame) -> np.ndarray:
     return rows
 
 
+def occurs_in(rows: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
+    """(n,) bool: which of n `rows` are equal to one of `others` in all columns that both have.
+
+    A column without any value on one side was not recorded there, and does not count. Without a column that counts, no
+    row is equal to another.
+    """
+    columns = shared_columns(rows, others)
+    if not columns or others.empty:
+        return np.zeros(len(rows), bool)
+    return np.isin(hash_present(rows[columns]), hash_present(others[columns]))
+
+
+def shared_columns(rows: pd.DataFrame, others: pd.DataFrame) -> list[str]:
+    """The columns of `rows` that `others` has too, each with a value on both sides."""
+    return [name for name in rows if name in others and rows[name].notna().any() and others[name].notna().any()]
+
+
 def hash_split(rows: np.ndarray, *, val: float, test: float, seed: int) -> np.ndarray:
     """(n,) of "train", "val" and "test" for (n,) hashes, each on its own.
 

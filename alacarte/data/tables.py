@@ -212,3 +212,25 @@ def _plain_date(column: pd.Series) -> pd.Series:
 
 def _plain_text(column: pd.Series) -> pd.Series:
     return column.map(str, na_action="ignore").astype("str")
+
+
+def align_columns(inputs: pd.DataFrame, X: pd.DataFrame) -> pd.DataFrame:
+    """The rows `inputs` (n,) with the columns of `X`, in its order and types. A column that `inputs` lacks is missing values."""
+    columns = {}
+    for name, known in X.items():
+        values = inputs[name] if name in inputs else pd.Series(None, index=inputs.index, dtype=object)
+        columns[name] = _as_type(values, known.dtype)
+    return pd.DataFrame(columns, index=inputs.index)
+
+
+def _as_type(values: pd.Series, dtype: Any) -> pd.Series:
+    if isinstance(dtype, pd.CategoricalDtype):
+        dtype = dtype.categories.dtype
+    if pd.api.types.is_datetime64_any_dtype(dtype):
+        return pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601").dt.tz_localize(None)
+    if pd.api.types.is_object_dtype(dtype) or pd.api.types.is_bool_dtype(dtype):  # booleans, some missing
+        return values.map({True: True, False: False, "true": True, "false": False}).astype(object)
+    if pd.api.types.is_numeric_dtype(dtype):
+        numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+        return numbers.mask(np.isinf(numbers))
+    return values.astype(object).where(values.notna(), None).astype("str")

@@ -26,23 +26,30 @@ def check_gate(
     rule: str = "paired",
     test: str = "auto",
     margin: float = 0.02,
-    level: float = 0.95,
+    confidence_level: float = 0.95,
     strict: bool = False,
-    least_audit: int = 30,
+    min_audit_rows: int = 30,
+    min_test_rows: int = 30,
+    max_share_per_annotator: float = 0.5,
     floors: Limits | None = None,
     ceilings: Limits | None = None,
     **_: Any,
 ) -> None:
     """Raise UserError for settings that no model could be judged by: worth a call before an hour of training."""
-    if not (_is_number(least_audit) and least_audit >= 1):
-        raise UserError(f"gate.least_audit={least_audit}: expected a number of rows, at least 1")
+    for key, number in (("min_audit_rows", min_audit_rows), ("min_test_rows", min_test_rows)):
+        if not (_is_number(number) and number >= 1):
+            raise UserError(f"gate.{key}={number}: expected a number of rows, at least 1")
+    if not (_is_number(max_share_per_annotator) and 0 < max_share_per_annotator <= 1):
+        raise UserError(f"gate.max_share_per_annotator={max_share_per_annotator}: expected a number above 0, at most 1")
     for key, value, allowed in (("rule", rule, ("paired", "point")), ("test", test, ("auto", "bootstrap", "mcnemar"))):
         if value not in allowed:
             raise UserError(f"gate.{key}={value}: expected {' or '.join(allowed)}")
     if not (_is_number(margin) and margin >= 0):
         raise UserError(f"gate.margin={margin}: expected a number of at least 0, in units of accuracy or R2")
-    if not (_is_number(level) and 0.5 <= level < 1):
-        raise UserError(f"gate.level={level}: expected a number from 0.5 to below 1, such as 0.95")
+    if not (_is_number(confidence_level) and 0.5 <= confidence_level < 1):
+        raise UserError(
+            f"gate.confidence_level={confidence_level}: expected a number from 0.5 to below 1, such as 0.95"
+        )
     for key, other, limits in (("floors", "ceilings", floors), ("ceilings", "floors", ceilings)):
         for metric, limit in _set(limits):
             if not _is_number(limit):
@@ -59,10 +66,11 @@ def decide(
     baseline: Mapping[str, float],
     comparison: Comparison | None = None,
     audit: Comparison | int | None = None,
+    audit_without: Mapping[str, Comparison | int] | None = None,
     rule: str = "paired",
     margin: float = 0.02,
     strict: bool = False,
-    least_audit: int = 30,
+    min_audit_rows: int = 30,
     floors: Limits | None = None,
     ceilings: Limits | None = None,
 ) -> Verdict:
@@ -73,10 +81,11 @@ def decide(
        REJECT.
     3. rule "paired": a proved gain is PROMOTE; a loss that is proved, or larger than `margin`, is REJECT; all else HOLD.
        rule "point": the better number wins, however small the difference and the sample; HOLD only when equal.
-    4. With `audit`, the comparison on labelled requests (or their number, where they are too few to compare), it is
-       these that must prove the gain, and the test rows that must not lose: see `_on_two_sets`.
+    4. With `audit`, the comparison on audit rows (or their number, where they are too few to compare), the audit rows
+       must prove the gain, and the test rows must not lose: see `_on_two_sets`. PROMOTE must hold again for each value
+       of `audit_without`, the comparison without the rows of one annotator, else it is HOLD.
     """
-    check_gate(rule=rule, margin=margin, least_audit=least_audit, floors=floors, ceilings=ceilings)
+    check_gate(rule=rule, margin=margin, min_audit_rows=min_audit_rows, floors=floors, ceilings=ceilings)
     checks = [_check("floor", metric, limit, metrics) for metric, limit in _set(floors)]
     checks += [_check("ceiling", metric, limit, metrics) for metric, limit in _set(ceilings)]
     missed = [check for check in checks if not check["passed"]]
@@ -86,8 +95,13 @@ def decide(
     if comparison is None:
         return Verdict(*_first(metrics, baseline, task), checks)
     if audit is not None:
-        two = _on_two_sets(comparison, audit, PRIMARY[task], rule, margin, strict, least_audit)
-        return Verdict(*two, checks)
+        rules = PRIMARY[task], rule, margin, strict, min_audit_rows
+        decision, reason = _on_two_sets(comparison, audit, *rules)
+        for annotator, others in (audit_without or {}).items() if decision == "PROMOTE" else ():
+            again, why = _on_two_sets(comparison, others, *rules)
+            if again != "PROMOTE":
+                return Verdict("HOLD", _rests_on(annotator, audit, others, why), checks)
+        return Verdict(decision, reason, checks)
     return Verdict(*_against_champion(comparison, PRIMARY[task], rule, margin), checks)
 
 
@@ -120,7 +134,7 @@ def _against_champion(c: Comparison, metric: str, rule: str, margin: float) -> t
         decision = "PROMOTE" if c.gain > 0 else "REJECT" if c.gain < 0 else "HOLD"
         return decision, f"{numbers}; gate.rule=point takes the better number"
     if c.low > 0 or c.high < 0:
-        return "PROMOTE" if c.low > 0 else "REJECT", f"{numbers} is proved at {c.level:.4g}"
+        return "PROMOTE" if c.low > 0 else "REJECT", f"{numbers} is proved at {c.confidence_level:.4g}"
     if c.gain < -margin:
         return "REJECT", f"{numbers} is beyond the margin {margin:.4g}"
     rows = rows_needed(c)
@@ -134,22 +148,22 @@ def _on_two_sets(
     rule: str,
     margin: float,
     strict: bool,
-    least_audit: int,
+    min_audit_rows: int,
 ) -> tuple[str, str]:
     """The test rows are what the model did well, the audit rows what is asked of it now.
 
     REJECT: a loss on the test rows beyond the margin; or one on the audit rows that is proved, or that is beyond the margin
     and that equal models come to in at most RARE of all cases: of a hundred rows, two or three lost by chance are no news.
     PROMOTE: a proved gain on the audit rows, and with `strict` proof that the test rows lose less than the margin.
-    HOLD: all between, and fewer than `least_audit` audit rows. rule "point" takes the better number for proof.
+    HOLD: all between, and fewer than `min_audit_rows` audit rows. rule "point" takes the better number for proof.
     """
     lost = _numbers(old, metric, "test rows")
     if old.gain < -margin:
         return "REJECT", f"{lost} is beyond the margin {margin:.4g}"
     n = new if isinstance(new, int) else new.n
-    if isinstance(new, int) or n < least_audit:
-        more = 2 * (least_audit - n)
-        return "HOLD", f"{n} audit rows can judge, {least_audit} must: label about {more} more, half of them train"
+    if isinstance(new, int) or n < min_audit_rows:
+        more = 2 * (min_audit_rows - n)
+        return "HOLD", f"{n} audit rows can judge, {min_audit_rows} must: label about {more} more, half of them train"
     won = _numbers(new, metric, "audit rows")
     kept = f"{lost} is within the margin {margin:.4g}" if old.gain < 0 else lost
     beyond = new.gain < -margin and new.p_value <= 2 * RARE  # p counts gains of that size too
@@ -168,7 +182,16 @@ def _on_two_sets(
             "HOLD",
             f"{won} is proved; {lost} is not proved to be within the margin {margin:.4g}, which strict asks for",
         )
-    return "PROMOTE", f"{won} is proved at {new.level:.4g}; {kept}"
+    return "PROMOTE", f"{won} is proved at {new.confidence_level:.4g}; {kept}"
+
+
+def _rests_on(annotator: str, audit: Comparison | int, others: Comparison | int, why: str) -> str:
+    n, n_others = (one if isinstance(one, int) else one.n for one in (audit, others))
+    all_of = "all" if n_others == 0 else f"{n - n_others:,} of"
+    return (
+        f"the gain rests on one annotator, {annotator}, who labelled {all_of} {n:,} audit rows; without these rows, {why}: "
+        "let other annotators label audit rows too"
+    )
 
 
 def _numbers(c: Comparison, metric: str, rows: str = "rows") -> str:
@@ -184,7 +207,7 @@ def rows_needed(comparison: Comparison, power: float = 0.8) -> int | None:
 
     The normal approximation ((z_level + z_power) * spread / gain) ** 2, to two digits.
     """
-    z = NormalDist().inv_cdf((1 + comparison.level) / 2) + NormalDist().inv_cdf(power)
+    z = NormalDist().inv_cdf((1 + comparison.confidence_level) / 2) + NormalDist().inv_cdf(power)
     if z * comparison.spread > 3e4 * abs(comparison.gain):
         return None
     return int(float(f"{(z * comparison.spread / comparison.gain) ** 2:.1e}"))

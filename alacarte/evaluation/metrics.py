@@ -130,7 +130,7 @@ def by_slice(
 
 
 def worse_slices(
-    champion: np.ndarray, challenger: np.ndarray, groups: pd.DataFrame, *, level: float = 0.95
+    champion: np.ndarray, challenger: np.ndarray, groups: pd.DataFrame, *, confidence_level: float = 0.95
 ) -> list[dict[str, Any]]:
     """The slices of `by_slice` on which the challenger's `losses` (n,) are proved to be the larger ones, worst first.
 
@@ -139,7 +139,9 @@ def worse_slices(
     slices = [(column, name, rows) for column, values in groups.items() for name, rows in _slices(values).items()]
     found = []
     for column, name, rows in slices:
-        compared = paired_test(champion[rows], challenger[rows], level=1 - (1 - level) / len(slices))
+        compared = paired_test(
+            champion[rows], challenger[rows], confidence_level=1 - (1 - confidence_level) / len(slices)
+        )
         if compared.high < 0:
             found.append({"column": column, "value": name, "n": compared.n, "gain": compared.gain})
     return sorted(found, key=lambda one: one["gain"])
@@ -185,10 +187,10 @@ def _finite(values: ArrayLike, what: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A challenger against a champion on the same `n` rows: its `gain` in PRIMARY, with an interval at `level`."""
+    """A challenger against a champion on the same `n` rows: its `gain` in PRIMARY, with an interval at `confidence_level`."""
 
     test: str
-    level: float
+    confidence_level: float
     n: int
     gain: float
     low: float
@@ -216,7 +218,7 @@ def paired_test(
     challenger: ArrayLike,
     *,
     test: str = "auto",
-    level: float = 0.95,
+    confidence_level: float = 0.95,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
@@ -225,7 +227,7 @@ def paired_test(
     "bootstrap" is the percentile interval over resampled rows (Efron & Tibshirani, An introduction to the bootstrap,
     1993, ch. 13). "mcnemar", for losses of 0 and 1, is the exact test of the rows on which one model is right and the
     other wrong (Dietterich, Approximate statistical tests, 1998). Its interval joins Clopper-Pearson's for the share of
-    those rows and for the share of wins among them: it excludes 0 exactly when p < 1 - level, and is on the wide side.
+    those rows and for the share of wins among them: it excludes 0 exactly when p < 1 - confidence_level, and is on the wide side.
     "auto" takes mcnemar where it can.
     """
     before, after = np.asarray(champion, dtype=float), np.asarray(challenger, dtype=float)
@@ -242,8 +244,8 @@ def paired_test(
         from scipy.stats import binomtest
 
         result = binomtest(wins, wins + flips)
-        share = result.proportion_ci(level)  # of wins among the rows that differ, and of these among all
-        differ = binomtest(wins + flips, n).proportion_ci(level)
+        share = result.proportion_ci(confidence_level)  # of wins among the rows that differ, and of these among all
+        differ = binomtest(wins + flips, n).proportion_ci(confidence_level)
         low, high = 2 * share.low - 1, 2 * share.high - 1
         low *= differ.high if low < 0 else differ.low
         high *= differ.high if high > 0 else differ.low
@@ -255,10 +257,10 @@ def paired_test(
             means = (drawn[:, 2] - drawn[:, 0]) / n
         else:
             means = _resampled_means(gains, n_resamples, rng)
-        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist()
+        low, high = np.quantile(means, [(1 - confidence_level) / 2, (1 + confidence_level) / 2]).tolist()
         p_value = min(1.0, 2 * (1 + min((means <= 0).sum(), (means >= 0).sum())) / (1 + n_resamples))
     gain, spread = float(gains.mean()), float(gains.std())
-    return Comparison(test, level, n, gain, low, high, float(p_value), wins, flips, spread)
+    return Comparison(test, confidence_level, n, gain, low, high, float(p_value), wins, flips, spread)
 
 
 def _resampled_means(gains: np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:

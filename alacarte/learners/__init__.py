@@ -31,7 +31,7 @@ class Update:
 
     init: str  # the one asked for, or what this family can do in its place
     epochs: int  # passes over the rows; of boosted trees, iterations
-    visits: int  # rows x epochs: what it cost, whatever the machine
+    samples_seen: int  # rows x epochs: what it cost, whatever the machine
     note: str | None = None  # why it is not what was asked for
 
 
@@ -150,7 +150,9 @@ def onward_rate(epoch: int, epochs: int) -> float:
 def check_changed(before: np.ndarray, learner: Learner, X: pd.DataFrame) -> None:
     """UserError where a retraining left every output on X what it was."""
     if np.array_equal(before, outputs(learner, X)):
-        raise UserError("retraining changed nothing: raise retrain.budget or model.lr, or use retrain.init=scratch")
+        raise UserError(
+            "retraining changed nothing: raise retrain.epoch_fraction or model.lr, or use retrain.init=scratch"
+        )
 
 
 def with_answers(learner: Learner, example: pd.DataFrame, metadata: dict[str, Any]) -> dict[str, Any]:

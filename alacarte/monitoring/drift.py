@@ -114,9 +114,9 @@ def holm(p_values: Sequence[float], level: float) -> np.ndarray:
     return stands
 
 
-def mark(columns: pd.DataFrame, level: float, least_psi: float) -> pd.DataFrame:
-    """Add `drifted`: what moved by at least `least_psi`, and not by chance."""
-    return columns.assign(drifted=holm(columns["p_value"].tolist(), level) & (columns["psi"] >= least_psi))
+def mark(columns: pd.DataFrame, level: float, psi_threshold: float) -> pd.DataFrame:
+    """Add `drifted`: what moved by at least `psi_threshold`, and not by chance."""
+    return columns.assign(drifted=holm(columns["p_value"].tolist(), level) & (columns["psi"] >= psi_threshold))
 
 
 def interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from alacarte.data.tables import align_columns
 from alacarte.errors import UserError
 from alacarte.evaluation import metrics as evaluation
+from alacarte.evaluation.audit import annotators, subset
 from alacarte.feedback.queries import Labelled, Window
 from alacarte.monitoring import drift
 from alacarte.monitoring.drift import Decision
@@ -21,7 +23,7 @@ class Look:
     decision: Decision
     metrics: dict[str, float]
     columns: pd.DataFrame  # drift.compare_columns and `drifted`, with a row each for predictions and confidence
-    givers: pd.DataFrame  # who gave labels in the window, how many, and the share that corrects
+    annotators: pd.DataFrame  # who gave labels in the window, how many, and the share that corrects
     answers: tuple[list, list]  # on the data, and in the window
 
     def metrics_table(self) -> pd.DataFrame:
@@ -30,13 +32,15 @@ class Look:
 
 def check_settings(**settings: Any) -> None:
     """UserError for settings by which no window could be judged."""
-    above = ("hours", "rows", "least_rows", "reference_rows", "labels", "labels_with_drift")
-    for key in (*above, "every", "psi", "margin"):
-        least = 0 if key in ("every", "psi", "margin") else 1e-9
+    above = ("hours", "rows", "min_rows", "reference_rows", "labels", "labels_with_drift")
+    for key in (*above, "every", "psi_threshold", "margin"):
+        least = 0 if key in ("every", "psi_threshold", "margin") else 1e-9
         if not settings[key] >= least:
             raise UserError(f"monitor.{key}={settings[key]}: allowed are numbers {'from' if not least else 'above'} 0")
-    if not 0.5 <= settings["level"] < 1:
-        raise UserError(f"monitor.level={settings['level']}: allowed are numbers from 0.5 to below 1, such as 0.95")
+    if not 0.5 <= settings["confidence_level"] < 1:
+        raise UserError(
+            f"monitor.confidence_level={settings['confidence_level']}: expected a number from 0.5 to below 1, such as 0.95"
+        )
 
 
 def look(champion: Champion, window: Window, labelled: Labelled, new_labels: int, settings: Mapping[str, Any]) -> Look:
@@ -49,11 +53,11 @@ def look(champion: Champion, window: Window, labelled: Labelled, new_labels: int
     inputs = window.inputs.loc[about.index]
     X, _ = dataset.part("train")
     versions = pd.to_numeric(labelled.about["used_version"], errors="coerce")
-    used = selection.take(labelled, (versions <= float(champion.number)).to_numpy(bool))
-    reference = pd.concat([X, selection.like(used.inputs, X)], ignore_index=True) if len(used.labels) else X
+    used = subset(labelled, (versions <= float(champion.number)).to_numpy(bool))
+    reference = pd.concat([X, align_columns(used.inputs, X)], ignore_index=True) if len(used.labels) else X
     if len(reference) > settings["reference_rows"]:
         reference = reference.sample(settings["reference_rows"], random_state=0)
-    columns = drift.compare_columns(reference, selection.like(inputs, X))
+    columns = drift.compare_columns(reference, align_columns(inputs, X))
 
     mine = about[about["model_version"] == champion.number]
     measured = drift.measure(mine, dataset.task) if len(mine) else {}
@@ -62,14 +66,14 @@ def look(champion: Champion, window: Window, labelled: Labelled, new_labels: int
     X_test, y_test = dataset.part("test")
     answered = champion.learner.predict(X_val)
     answers: tuple[list, list] = (answered.tolist(), mine["prediction"].tolist())
-    if len(mine) >= settings["least_rows"]:
+    if len(mine) >= settings["min_rows"]:
         compared = {"(predictions)": (pd.Series(answered), pd.Series(answers[1], dtype=type(answers[0][0])))}
         proba = champion.learner.predict_proba(X_val)
         if proba is not None and mine["confidence"].notna().any():
             compared["(confidence)"] = (pd.Series(proba.max(axis=1)), mine["confidence"])
         rows = [{"column": name, **drift.compare_column(*pair)} for name, pair in compared.items()]
         columns = pd.concat([pd.DataFrame(rows), columns], ignore_index=True)
-    columns = drift.mark(columns, 1 - settings["level"], settings["psi"])
+    columns = drift.mark(columns, 1 - settings["confidence_level"], settings["psi_threshold"])
     columns = columns.sort_values("psi", ascending=False, ignore_index=True)
 
     inner = columns[~columns["column"].isin(["(predictions)", "(confidence)"])]
@@ -81,21 +85,24 @@ def look(champion: Champion, window: Window, labelled: Labelled, new_labels: int
     }
     expected = evaluation.score(y_test, champion.learner.predict(X_test), None, None, dataset.task)
     decision = drift.decide(columns, metrics, expected, margin=settings["margin"], labels=settings["labels"])
-    return Look(decision, metrics, columns, _givers(labelled, about["prediction_id"]), answers)
+    return Look(decision, metrics, columns, _count_by_annotator(labelled, about["prediction_id"]), answers)
 
 
-def _givers(labelled: Labelled, ids: pd.Series) -> pd.DataFrame:
+def _count_by_annotator(labelled: Labelled, ids: pd.Series) -> pd.DataFrame:
     inside = labelled.about["prediction_id"].isin(ids).to_numpy()
-    who = selection.givers(labelled)[inside]
-    table = pd.DataFrame({"giver": who, "corrects": labelled.about["is_correction"][inside].astype(float)})
-    counted = table.groupby("giver")["corrects"].agg(["size", "mean"]).reset_index()
-    return counted.set_axis(["giver", "labels", "share that corrects"], axis=1).sort_values("labels", ascending=False)
+    who = annotators(labelled)[inside]
+    table = pd.DataFrame({"annotator": who, "corrects": labelled.about["is_correction"][inside].astype(float)})
+    counted = table.groupby("annotator")["corrects"].agg(["size", "mean"]).reset_index()
+    return counted.set_axis(["annotator", "labels", "share that corrects"], axis=1).sort_values(
+        "labels", ascending=False
+    )
 
 
 def count_new(champion: Champion, labelled: Labelled, settings: Mapping[str, Any], rejected: list[str]) -> int:
     """How many labels a retraining would take now."""
     left = selection.select(
         labelled, champion.dataset, classes=champion.learner.classes,
-        giver_share=settings["giver_share"], reach=settings["reach"], rejected=rejected,
+        max_share_per_annotator=settings["max_share_per_annotator"], max_range_factor=settings["max_range_factor"],
+        rejected=rejected,
     )  # fmt: skip
     return int(np.sum((left == selection.TAKEN).to_numpy() & (labelled.about["state"] == "accepted").to_numpy()))

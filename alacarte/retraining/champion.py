@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from alacarte import learners, registry
-from alacarte.data.dataset import Dataset, load_data, recorded
-from alacarte.errors import UserError
+from alacarte.data.dataset import DataReader, Dataset
+from alacarte.feedback.queries import Labelled
 from alacarte.learners import Learner
+from alacarte.retraining.selection import Choice, choose
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +20,7 @@ class Champion:
     data: dict[str, Any]  # what load_data takes
     dataset: Dataset
 
-    def heritage(self, run_id: str) -> dict[str, Any]:
+    def lineage_metadata(self, run_id: str) -> dict[str, Any]:
         """The metadata of a model that the run `run_id` made from this one."""
         about = {"data": self.data, "dataset_digest": self.dataset.digest, "task": self.dataset.task}
         about |= {"target": self.dataset.target, "run_id": run_id}
@@ -31,26 +32,20 @@ def load_champion(name: str, data: Mapping[str, Any] | None = None) -> Champion:
 
     Raises UserError where there is no champion, where it records no data, and where these have changed since.
     """
-    version = registry.champion_of(name)
-    if version is None:
-        raise UserError(f"registered_model_name={name} has no champion: make the first one with `mlflow run .`")
-    number = registry.number_of(version)
+    number = registry.number_of(registry.require_champion(name))
     model = registry.locate(f"models:/{name}/{number}")
     learner = learners.load(model.path)
+    read = DataReader()
     if data:
-        dataset = load_data(**data)
-        absolute = {"path": dataset.source} if "path" in data else {}  # for whoever works from another folder
+        dataset = read(data)
+        absolute = {"path": dataset.source} if "path" in data else {}  # for a process that works in another folder
         return Champion(name, number, model, learner, {**data, **absolute}, dataset)
-    known = model.metadata.get("data")
-    if not known:
-        raise UserError(
-            f"version {number} of {name} does not record its data: add -P data=... with what it learned from"
-        )
-    dataset = load_data(**recorded(known))
-    digest = model.metadata.get("dataset_digest")
-    if dataset.digest != digest:
-        raise UserError(
-            f"the data of version {number} of {name} have changed: their digest was {digest} and is {dataset.digest}: "
-            "add -P data=... to take them as they are now"
-        )
-    return Champion(name, number, model, learner, known, dataset)
+    dataset = read.recorded(model.metadata, f"version {number} of {name}")
+    return Champion(name, number, model, learner, model.metadata["data"], dataset)
+
+
+def choose_for(champion: Champion, labelled: Labelled, settings: Mapping[str, Any]) -> Choice:
+    """Which labels a retraining of the champion takes under the `settings` of conf/retrain."""
+    rejected = [] if settings["replay_rejected"] else registry.rejected_versions(champion.name)
+    limits = {key: settings[key] for key in ("init", "new_classes", "max_share_per_annotator", "max_range_factor")}
+    return choose(labelled, champion.dataset, classes=champion.learner.classes, rejected=rejected, **limits)

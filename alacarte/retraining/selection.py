@@ -1,8 +1,7 @@
-"""Which labelled rows a retraining learns from, and which stay the gate's: pure functions of a data set and labels.
+"""Which labelled rows a retraining learns from: pure functions of a data set and labels.
 
-A retraining replays all rows that the model was trained on and adds what people said since. Rows drawn at random for a
-label (audit rows) are split by a hash of their inputs, for good: one half trains, the other half only ever judges.
-What people chose to report is where the model is wrong, so it trains and never judges.
+A retraining replays all rows that the model was trained on and adds the labels that came since. The labels that judge
+are in `alacarte.evaluation.audit`; they never train.
 """
 
 from collections import Counter
@@ -15,10 +14,11 @@ import pandas as pd
 
 from alacarte.data.dataset import Dataset
 from alacarte.data.splits import hash_present, hash_split
+from alacarte.data.tables import align_columns
 from alacarte.errors import UserError
+from alacarte.evaluation.audit import ONE_PARTY, annotators, are_told_apart, for_gate
 from alacarte.feedback.queries import Labelled
 
-GATE_SEED = 20_000  # of the hash that halves the audit rows; another one would let the gate judge by rows that trained
 TAKEN = ""
 
 
@@ -31,22 +31,9 @@ class Rows:
     n_replayed: int  # rows of `train` that come from the data
 
 
-def for_gate(labelled: Labelled) -> np.ndarray:
-    """(n,) bool: the labels that only ever judge, half of those for audit rows."""
-    if labelled.labels.empty:
-        return np.zeros(0, bool)
-    half = hash_split(hash_present(labelled.inputs), val=0.25, test=0.5, seed=GATE_SEED) == "test"
-    return half & labelled.about["audit"].to_numpy(bool)
-
-
 def has_new(labelled: Labelled) -> bool:
     """Whether there is an accepted label that may train."""
     return bool(((labelled.about["state"] == "accepted").to_numpy() & ~for_gate(labelled)).any())
-
-
-def givers(labelled: Labelled) -> pd.Series:
-    """(n,) who gave each label, as Feedback.annotator describes it."""
-    return labelled.about["annotator"].astype(str)
 
 
 def select(
@@ -54,16 +41,18 @@ def select(
     dataset: Dataset,
     *,
     classes: Sequence | None,
-    giver_share: float,
-    reach: float,
+    max_share_per_annotator: float,
+    max_range_factor: float,
     rejected: Collection[str] = (),
 ) -> pd.Series:
     """(n,) why a label is left out, "" for those that train. `labelled` holds accepted and used labels.
 
-    "gate": it judges. "test": its inputs are those of a row that judges. "rejected": the gate rejected one of the
-    versions `rejected`, which used it. "reach": a number lies beyond the range of the training rows by more than `reach`
-    times that range. "class": none of `classes`. "share": one giver's new labels are at most `giver_share` times the rows
-    of the train part; the newest are taken, and the others wait.
+    "gate": it judges. "test": its inputs are the inputs of a row that judges. "rejected": the gate rejected one of the
+    versions `rejected`, which used it. "range": a number lies outside the range of the training rows by more than
+    `max_range_factor` times that range. "class": none of `classes`.
+    "share": the labels of one annotator are at most `max_share_per_annotator` times the rows of the train part. Labels
+    that earlier retrainings used count first, then the newest of the others; the rest wait. Where annotators are not told
+    apart (`are_told_apart`), there is no such limit.
     """
     about, judging = labelled.about, for_gate(labelled)
     left = np.full(len(about), TAKEN, dtype=object)
@@ -77,29 +66,61 @@ def select(
         ("gate", judging),
         ("test", np.isin(hashes, tests)),
         ("rejected", used & about["used_version"].isin(list(rejected)).to_numpy()),
-        ("reach", ~within_reach(labelled, dataset, reach)),
+        ("range", ~is_within_range(labelled, dataset, max_range_factor)),
         ("class", ~fits),
     ):
         left[rows & (left == TAKEN)] = reason
-    most = max(1, int(giver_share * (dataset.split == "train").sum()))
-    new = pd.Series(np.flatnonzero((left == TAKEN) & ~used)[::-1])  # the newest first
-    place = new.groupby(givers(labelled).to_numpy()[new]).cumcount()
-    left[new[place >= most]] = "share"
+    if are_told_apart(labelled):
+        # A version has learned from all labels that its ancestors used, also from labels that are not replayed now.
+        spent = np.flatnonzero(used & ~np.isin(left, ["gate", "rejected"]))
+        new = np.flatnonzero((left == TAKEN) & ~used)[::-1]
+        order = pd.Series(np.concatenate([spent, new]))
+        place = order.groupby(annotators(labelled).to_numpy()[order]).cumcount()
+        above = np.zeros(len(about), bool)
+        above[order[place >= largest_number(dataset, max_share_per_annotator)]] = True
+        left[above & (left == TAKEN)] = "share"
     return pd.Series(left, dtype=object)
+
+
+def largest_number(dataset: Dataset, max_share_per_annotator: float) -> int:
+    """How many labels of one annotator may train, over all retrainings together."""
+    return max(1, int(max_share_per_annotator * (dataset.split == "train").sum()))
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a retraining trains on: the labels by their positions, and how it begins."""
+    """Which labels a retraining trains on, by their positions, and how it begins."""
 
     new: np.ndarray  # positions of labels that no training used yet
-    replayed: np.ndarray  # positions of labels that earlier ones used
+    replayed: np.ndarray  # positions of labels that earlier retrainings used
     init: str
     left_out: dict[str, int]  # why, and how many of the accepted labels
+    above_share: dict[str, int]  # annotator -> number of labels left out because of "share", used ones included
+    are_told_apart: bool  # False: all labels count as labels of one annotator
 
     @property
     def why_left_out(self) -> str:
         return ", ".join(f"{n} ({why})" for why, n in self.left_out.items()) or "none"
+
+    def record(self, labelled: Labelled, new: np.ndarray) -> dict[str, Any]:
+        """The exact labels of a retraining that got the labels at the positions `new`, for feedback.json."""
+        ids, places = labelled.about["feedback_id"], np.concatenate([self.replayed, new])
+        report = {"new": sorted(ids.iloc[new].tolist()), "replayed": ids.iloc[self.replayed].tolist()}
+        counts = annotators(labelled).iloc[places].value_counts().to_dict()
+        return report | {"left_out": self.left_out, "annotators": counts, "above_share": self.above_share}
+
+    def notes(self, dataset: Dataset, max_share_per_annotator: float) -> list[str]:
+        """One sentence for each thing that a user should know about annotators."""
+        if not self.are_told_apart:
+            return [ONE_PARTY]
+        if not self.above_share:
+            return []
+        most, n = largest_number(dataset, max_share_per_annotator), (dataset.split == "train").sum()
+        counts = ", ".join(f"{annotator} {count:,}" for annotator, count in self.above_share.items())
+        return [
+            f"labels left out, by annotator: {counts}; of one annotator {most:,} labels train, over all retrainings "
+            f"together (retrain.max_share_per_annotator={max_share_per_annotator:g} of {n:,} training rows)"
+        ]
 
 
 def choose(
@@ -109,13 +130,14 @@ def choose(
     classes: Sequence | None,
     init: str,
     new_classes: str,
-    giver_share: float,
-    reach: float,
+    max_share_per_annotator: float,
+    max_range_factor: float,
     rejected: Collection[str],
 ) -> Choice:
     """Apply `select`, and decide about labels of a class that the model lacks: UserError, or training from scratch."""
     accepted = (labelled.about["state"] == "accepted").to_numpy()
-    limits: dict[str, Any] = {"giver_share": giver_share, "reach": reach, "rejected": rejected}
+    limits: dict[str, Any] = {"max_share_per_annotator": max_share_per_annotator, "rejected": rejected}
+    limits["max_range_factor"] = max_range_factor
     left = select(labelled, dataset, classes=classes, **limits).to_numpy()
     if (unknown := (left == "class") & accepted).any():
         if new_classes == "error":
@@ -127,20 +149,25 @@ def choose(
         init, left = "scratch", select(labelled, dataset, classes=None, **limits).to_numpy()
     left_out = dict(Counter(left[accepted & (left != TAKEN)].tolist()))
     taken = left == TAKEN
-    return Choice(np.flatnonzero(taken & accepted), np.flatnonzero(taken & ~accepted), init, left_out)
+    above_share = annotators(labelled)[left == "share"].value_counts().to_dict()
+    places = np.flatnonzero(taken & accepted), np.flatnonzero(taken & ~accepted)
+    return Choice(*places, init, left_out, above_share, are_told_apart(labelled))
 
 
-def within_reach(labelled: Labelled, dataset: Dataset, reach: float) -> np.ndarray:
-    """(n,) bool: no number, the label of a regression included, is further out of the train part's range than `reach`."""
+def is_within_range(labelled: Labelled, dataset: Dataset, max_range_factor: float) -> np.ndarray:
+    """(n,) bool: no number lies outside the range of the train part by more than `max_range_factor` times that range.
+
+    The label of a regression is such a number too.
+    """
     inside = np.ones(len(labelled.labels), bool)
     X, y = dataset.part("train")
-    rows = like(labelled.inputs, X)
+    rows = align_columns(labelled.inputs, X)
     pairs = [(X[name], rows[name]) for name in X if X[name].dtype.kind in "if"]
     if dataset.task == "regression":
         pairs.append((y, labelled.labels))
     for known, given in pairs:
         low, high = float(known.min()), float(known.max())
-        room = reach * ((high - low) or abs(high) or 1.0)
+        room = max_range_factor * ((high - low) or abs(high) or 1.0)
         values = pd.to_numeric(given, errors="coerce").to_numpy("float64")
         inside &= ~((values < low - room) | (values > high + room))
     return inside
@@ -151,26 +178,26 @@ def make_rows(
     labelled: Labelled,
     fractions: dict[str, Any],
     *,
-    replay_limit: int | None = None,
-    label_repeats: int = 1,
+    max_replay_rows: int | None = None,
+    label_weight: int = 1,
     seed: int = 0,
 ) -> Rows:
     """Replay and labels as one training set. `labelled` holds what trains; `fractions` is data.split.
 
     A labelled row goes to the validation part by the rule that splits the data, so that training stops at what serves
-    both; in the training part it comes `label_repeats` times. `replay_limit` caps the replayed rows and keeps every class
+    both; in the training part it comes `label_weight` times. `max_replay_rows` caps the replayed rows and keeps every class
     in its proportion.
     """
     X, y = dataset.part("train")
     X_val, y_val = dataset.part("val")
-    if replay_limit is not None and replay_limit < len(X):
-        kept = _sample(y, replay_limit, dataset.task, seed)
+    if max_replay_rows is not None and max_replay_rows < len(X):
+        kept = _sample(y, max_replay_rows, dataset.task, seed)
         X, y = X.iloc[kept], y.iloc[kept]
     if labelled.labels.empty:
         return Rows((X, y), (X_val, y_val), len(X))
-    inputs, labels = like(labelled.inputs, X), pd.Series(labelled.labels.tolist(), name=y.name, dtype=y.dtype)
+    inputs, labels = align_columns(labelled.inputs, X), pd.Series(labelled.labels.tolist(), name=y.name, dtype=y.dtype)
     validates = hash_split(hash_present(inputs), **fractions) == "val"
-    trains = np.repeat(np.flatnonzero(~validates), label_repeats)
+    trains = np.repeat(np.flatnonzero(~validates), label_weight)
 
     def join(table: Any, rows: Any) -> Any:
         return pd.concat([table, rows], ignore_index=True)
@@ -181,63 +208,22 @@ def make_rows(
     )  # fmt: skip
 
 
-def gate_rows(labelled: Labelled, dataset: Dataset) -> Labelled:
-    """The labels by which the gate judges, without those whose inputs some training has seen."""
-    judging = for_gate(labelled)
-    if judging.any():
-        hashes = hash_present(labelled.inputs)
-        trained = hashes[~judging & (labelled.about["state"] == "used").to_numpy()]
-        judging &= ~np.isin(hashes, np.concatenate([trained, hash_present(dataset.part("train")[0])]))
-    return take(labelled, judging)
-
-
-def take(labelled: Labelled, rows: np.ndarray) -> Labelled:
-    """The labels at these positions, or where `rows` (n,) bool says so."""
-
-    def part(table: Any) -> Any:
-        return table.iloc[rows].reset_index(drop=True)
-
-    return Labelled(part(labelled.inputs), part(labelled.labels), part(labelled.about))
-
-
-def like(inputs: pd.DataFrame, X: pd.DataFrame) -> pd.DataFrame:
-    """Stored inputs with the columns of `X`, in its order and as its types; what the store does not have is missing."""
-    columns = {}
-    for name, known in X.items():
-        values = inputs[name] if name in inputs else pd.Series(None, index=inputs.index, dtype=object)
-        columns[name] = _as_type(values, known.dtype)
-    return pd.DataFrame(columns, index=inputs.index)
-
-
-def check_settings(*, budget: float, init: str, inits: Sequence[str], shrink: float, **more: Any) -> None:
+def check_settings(*, epoch_fraction: float, init: str, inits: Sequence[str], shrink: float, **more: Any) -> None:
     """UserError for settings that no retraining could follow."""
     if init not in inits:
         raise UserError(f"retrain.init={init}: allowed are {', '.join(inits)}")
     if more["new_classes"] not in ("error", "scratch"):
         raise UserError(f"retrain.new_classes={more['new_classes']}: allowed are error and scratch")
-    for key, value in (("budget", budget), ("shrink", shrink)):
+    for key, value in (("epoch_fraction", epoch_fraction), ("shrink", shrink)):
         if not (isinstance(value, int | float) and 0 < value <= 1):
             raise UserError(f"retrain.{key}={value}: allowed are numbers above 0 and up to 1")
-    for key in ("giver_share", "reach", "replay_limit", "least_labels", "label_repeats"):
+    for key in ("max_share_per_annotator", "max_range_factor", "max_replay_rows", "min_labels", "label_weight"):
         value = more[key]
-        whole = key in ("replay_limit", "least_labels", "label_repeats")
-        if value is None and key == "replay_limit":
+        whole = key in ("max_replay_rows", "min_labels", "label_weight")
+        if value is None and key == "max_replay_rows":
             continue
         if not (isinstance(value, int if whole else int | float) and value > 0):
             raise UserError(f"retrain.{key}={value}: allowed are {'whole ' if whole else ''}numbers above 0")
-
-
-def _as_type(values: pd.Series, dtype: Any) -> pd.Series:
-    if isinstance(dtype, pd.CategoricalDtype):
-        dtype = dtype.categories.dtype
-    if pd.api.types.is_datetime64_any_dtype(dtype):
-        return pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601").dt.tz_localize(None)
-    if pd.api.types.is_object_dtype(dtype) or pd.api.types.is_bool_dtype(dtype):  # booleans, some missing
-        return values.map({True: True, False: False, "true": True, "false": False}).astype(object)
-    if pd.api.types.is_numeric_dtype(dtype):
-        numbers = pd.to_numeric(values, errors="coerce").astype("float64")
-        return numbers.mask(np.isinf(numbers))
-    return values.astype(object).where(values.notna(), None).astype("str")
 
 
 def _sample(y: pd.Series, limit: int, task: str, seed: int) -> np.ndarray:

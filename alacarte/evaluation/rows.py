@@ -1,0 +1,134 @@
+"""The test rows on which a champion and a challenger are compared: rows that neither was trained on.
+
+Each model records its data and their split, which say which rows trained it. Two models with the same data and split
+have the same test part. With another split, or after a column was dropped, which changes the hash of a row, the test part
+of one model holds rows that the other was trained on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from alacarte.data.dataset import DataReader, Dataset
+from alacarte.data.splits import hash_present, occurs_in, shared_columns
+from alacarte.data.tables import align_columns, nearest
+from alacarte.errors import UserError
+from alacarte.feedback.queries import Labelled
+
+LEFT_OUT = "left out"  # the part of test rows that do not judge
+
+
+@dataclass(frozen=True, eq=False)
+class JudgingRows:
+    """`dataset`, whose test part (n rows) judges, and the inputs of these rows as each model takes them."""
+
+    dataset: Dataset
+    for_champion: pd.DataFrame  # (n, columns)
+    for_challenger: pd.DataFrame  # (n, columns)
+    trained_on: list[Dataset]  # the data that one of the models was trained on, as far as they are known
+    report: dict[str, Any]
+
+
+def own_rows(
+    challenger: Mapping[str, Any], read: DataReader, data: Mapping[str, Any] | None, slices: Sequence[str]
+) -> JudgingRows:
+    """The whole test part of the challenger's own data, or of `data`: all that there is without a champion.
+
+    Raises UserError where the model records no data, and where one of `slices` is no column.
+    """
+    dataset = read(data) if data else read.recorded(challenger, "this model", check_digest=False)
+    X, _ = dataset.part("test")
+    for column in set(slices) - set(X):
+        raise UserError(f"gate.slices={column} is no input column: {nearest(column, X.columns)}")
+    return JudgingRows(dataset, X, X, [dataset], {"n": len(X), "of": len(X), "left_out": {}, "unknown": []})
+
+
+def choose_rows(
+    champion: Mapping[str, Any],
+    challenger: Mapping[str, Any],
+    read: DataReader,
+    *,
+    data: Mapping[str, Any] | None,
+    labelled: Labelled | None,
+    min_rows: int,
+) -> JudgingRows:
+    """The rows that judge. `champion` and `challenger` are what the two models record of themselves.
+
+    The rows and labels are the champion's test part: the labels of its own data are the challenger's own word. `data` is
+    the operator's word and replaces them. Left out are rows that occur in the train or val part of one of the models, by
+    the columns that both data have, and inputs of labels that a retraining used (`labelled`).
+
+    Raises UserError where the data of a model cannot be read or have changed, which with `data` is only noted, and where
+    rows had to be left out and fewer than `min_rows` remain.
+    """
+    trained: dict[str, Dataset] = {}
+    unknown: list[str] = []
+    for model, metadata in (("the champion", champion), ("the challenger", challenger)):
+        try:
+            trained[model] = read.recorded(metadata, model, check_digest=data is None)
+        except UserError as error:
+            if data is None:
+                raise
+            unknown.append(f"rows that {model} was trained on are not known: {error}")
+    dataset = read(data) if data else trained["the champion"]
+    X, _ = dataset.part("test")
+    judges, reasons = np.ones(len(X), bool), {}
+    for model, other in trained.items():
+        if other.digest == dataset.digest:
+            continue  # the same rows in the same parts
+        if not shared_columns(X, other.X):
+            raise UserError(f"the data of {model} have none of the columns of the test rows, such as {X.columns[0]}")
+        reasons[f"{model} was trained on"] = occurs_in(X, other.X[other.is_trained_on])
+    if labelled is not None and (used := (labelled.about["state"] == "used").to_numpy()).any():
+        reasons["a retraining used as labelled requests"] = occurs_in(X, labelled.inputs[used])
+    for rows in reasons.values():
+        judges &= ~rows
+    left_out = {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
+    report = {"n": int(judges.sum()), "of": len(X), "left_out": left_out, "unknown": unknown}
+    if left_out and judges.sum() < min_rows:
+        raise UserError(
+            f"{_sentence(report)}, and gate.min_test_rows={min_rows} must judge: train both models with the same data.drop, "
+            "data.key and data.split, or evaluate with -P data=... that names rows which neither model has seen"
+        )
+    split = dataset.split.astype(object)
+    split[np.flatnonzero(split == "test")[~judges]] = LEFT_OUT
+    dataset = replace(dataset, split=split)
+    X, _ = dataset.part("test")
+    return JudgingRows(
+        dataset,
+        _inputs_for(trained.get("the champion"), X, look_up=True),
+        _inputs_for(trained.get("the challenger"), X, look_up=False),
+        list({other.digest: other for other in trained.values()}.values()) or [dataset],
+        report,
+    )
+
+
+def describe(report: Mapping[str, Any]) -> list[str]:
+    """One sentence for each thing that is not as usual about the rows that judge."""
+    return [*([_sentence(report)] if report["left_out"] else []), *report["unknown"]]
+
+
+def _sentence(report: Mapping[str, Any]) -> str:
+    counts = " and ".join(f"{n:,} that {reason}" for reason, n in report["left_out"].items())
+    return f"{report['n']:,} of {report['of']:,} test rows can judge, without {counts}"
+
+
+def _inputs_for(trained: Dataset | None, X: pd.DataFrame, look_up: bool) -> pd.DataFrame:
+    """The rows X (n,) with the columns that a model was trained on.
+
+    With `look_up`, columns that X lacks are taken from equal rows of the model's own data. All other columns that X lacks
+    are missing values: what the challenger's data say of a champion's row could be its label.
+    """
+    if trained is None or not set(trained.X) - set(X):
+        return X
+    if look_up and (columns := shared_columns(X, trained.X)):
+        known = pd.Index(hash_present(trained.X[columns]))
+        places = pd.Series(np.flatnonzero(~known.duplicated()), index=known[~known.duplicated()])
+        places = places.reindex(hash_present(X[columns]))
+        lacking = [name for name in trained.X if name not in X]
+        rows = trained.X[lacking].reindex(places.to_numpy()).set_axis(X.index)
+        X = pd.concat([X, rows], axis="columns")
+    return align_columns(X, trained.X)
