@@ -4,7 +4,6 @@ import signal
 import socket
 import sqlite3
 import threading
-import time
 
 import pandas as pd
 import pytest
@@ -283,24 +282,6 @@ def test_what_was_acknowledged_survives_a_kill(project: Project, client: MlflowC
         assert len(later) == 25
 
 
-def test_every_worker_follows(project: Project, client: MlflowClient):
-    def versions() -> set[str | None]:
-        """Of 30 answers; each comes over a connection of its own, so from any worker."""
-        return {served.ask("/invocations", ROWS).body.get("model_version") for _ in range(30)}
-
-    def wait_for_all(wanted: str) -> None:
-        end = time.monotonic() + 60
-        while versions() != {wanted}:
-            assert time.monotonic() < end, f"not all workers serve version {wanted}"
-
-    with serving(project, f"registered_model_name={NAME}", "serve.workers=2") as served:
-        for version in ("2", "1"):
-            client.set_registered_model_alias(NAME, "champion", version)
-            wait_for_all(version)
-        assert "serve_ready" in served.ask("/metrics").body
-        assert served.stop() == 0
-
-
 def refused(*overrides: str) -> str:
     """What is said of a configuration; fails the test when that is not one line."""
     with initialize_config_dir(str(CONF), version_base=None):
@@ -313,7 +294,7 @@ def refused(*overrides: str) -> str:
 
 @pytest.mark.parametrize(
     "key",
-    ["serve.workers=1.5", "serve.workers=0", "serve.timeout=1e400", "serve.cache=null", "serve.host=null",
+    ["serve.max_rows=1.5", "serve.timeout=1e400", "serve.cache=null", "serve.host=null",
      "serve.port=70000", "serve.max_connections=0", "serve.idle_seconds=-1", "feedback.redact=name",
      "feedback.audit_share=2", "feedback.review=maybe"],
 )  # fmt: skip
@@ -332,6 +313,6 @@ def test_tokens_that_are_none(monkeypatch: pytest.MonkeyPatch, tokens: str):
 
 @pytest.mark.parametrize("key", ["serve.cache=/proc/none", "feedback.url=sqlite:///mlflow.db"])
 def test_a_wrong_setting_ends_in_one_line(project: Project, key: str):
-    done = project.step("serve", "serve.workers=2", key, code=2)
+    done = project.step("serve", key, code=2)
     assert len(done.stderr.strip().splitlines()) == 1 and key.partition("=")[0] in done.stderr
     assert done.stdout == ""

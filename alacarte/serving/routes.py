@@ -22,7 +22,7 @@ from alacarte.serving import webhooks
 from alacarte.serving.auth import ANYBODY, Rate
 from alacarte.serving.inputs import describe
 from alacarte.serving.requests import RequestError
-from alacarte.serving.state import Parts
+from alacarte.serving.state import AppState
 
 PAGE = Path(__file__).with_name("page.html").read_text()
 
@@ -92,8 +92,8 @@ class Review(BaseModel):
     label: Label | None = Field(None, description="which one, where several wait; the newest by default")
 
 
-def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
-    """The routes of one worker process."""
+def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
+    """All routes. `/invocations` is among them for /docs only; app.py answers it."""
     settings, holder, access = parts.settings, parts.holder, parts.access
     api = FastAPIOffline(
         title="MLOps à la carte", redoc_url=None, lifespan=lifespan,

@@ -1,26 +1,25 @@
-"""From settings to listening processes: one, or several that share a socket and each follow the registry."""
+"""From settings to a process that listens, and its end: `told_to_stop` hears a signal at any moment of the start."""
 
 import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from socket import AF_INET, AF_INET6, create_server, socket
+from typing import Any
 
 import uvicorn
 
 from alacarte.errors import UserError
 from alacarte.feedback import Store
 from alacarte.serving import webhooks
-from alacarte.serving.app import SETTINGS
+from alacarte.serving.app import create_app
 from alacarte.serving.cache import Cache
 from alacarte.serving.connections import Connection
-from alacarte.serving.metrics import SHARED
 from alacarte.serving.settings import Settings
-from alacarte.serving.workers import Workers, told_to_stop
 
 # For the webhook's calls, which the server waits for: it is a convenience, so a registry that is silent is left alone.
 SHORT_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
@@ -31,7 +30,7 @@ logger = logging.getLogger(__name__)
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C, finish the requests in flight, and end the process, with exit code 0.
 
-    UserError when the address cannot be taken, or what is stored cannot be. SystemExit 1 when a worker fails to start.
+    UserError when the address cannot be taken, or the feedback store or the cache cannot be opened.
     """
     with told_to_stop() as told:
         _run(settings, told)
@@ -44,11 +43,10 @@ def run(settings: Settings) -> None:
 
 def _run(settings: Settings, told: threading.Event) -> None:
     if settings.feedback.url:
-        Store(settings.feedback.url).close()  # what is wrong with it ends here, in one line, and not in every worker
+        Store(settings.feedback.url).close()  # an error of the store ends the server here, in one line
     Cache(settings.cache, settings.registered_model_name)
-    os.environ[SETTINGS] = settings.to_json()
     config = uvicorn.Config(
-        "alacarte.serving.app:create_app", factory=True, host=settings.host, port=settings.port, workers=settings.workers,
+        partial(create_app, settings), factory=True, host=settings.host, port=settings.port,
         http=Connection, ws="none", access_log=False, log_level="warning", server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=int(settings.timeout) + 5, timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]
         limit_concurrency=settings.max_connections + 1, backlog=2048,  # from which on it refuses
@@ -66,7 +64,7 @@ def _run(settings: Settings, told: threading.Event) -> None:
 
 
 def _listen(settings: Settings) -> socket:
-    """Who comes from now on waits for the first worker."""
+    """A socket that takes connections; they wait until the server runs."""
     try:
         family = AF_INET6 if ":" in settings.host else AF_INET
         return create_server((settings.host, settings.port), family=family, backlog=2048)
@@ -79,22 +77,36 @@ def _listen(settings: Settings) -> socket:
 
 def _serve(config: uvicorn.Config, listening: socket, ready: str, told: threading.Event) -> None:
     """Serve until told to stop. The signals are uvicorn's before the line `ready` is printed: from then on none is lost."""
-    if config.workers > 1:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ[SHARED] = folder
-            workers = Workers(config, [listening])
-            print(ready, flush=True)
-            if not told.is_set():
-                workers.run()
-            if workers.failed:
-                raise SystemExit(1)
-        return
     server = uvicorn.Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn calls these again after it has drained, to no effect
         signal.signal(number, server.handle_exit)
     print(ready, flush=True)
     if not told.is_set():
         server.run(sockets=[listening])
+
+
+@contextmanager
+def told_to_stop() -> Iterator[threading.Event]:
+    """Set by SIGTERM or Ctrl-C, beside the effect that these have already, which may be lost.
+
+    uvicorn hears them only once its start is over. An exception that they raise is lost where Python runs a callback of
+    its own, such as the callback of a weak reference.
+    """
+    told = threading.Event()
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def tell(number: int, frame: Any) -> None:
+        told.set()
+        if callable(before[number]):
+            before[number](number, frame)
+
+    for number in before:
+        signal.signal(number, tell)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

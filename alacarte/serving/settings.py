@@ -1,10 +1,10 @@
 """What `serve` is told: conf/serve, conf/feedback and, for secrets, the environment."""
 
-import json
 import math
 import os
+import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
@@ -48,7 +48,6 @@ class Settings:
     registered_model_name: str
     host: str
     port: int
-    workers: int
     poll_seconds: float
     webhook: bool
     webhook_url: str | None
@@ -70,10 +69,10 @@ class Settings:
         for name in ("host", "cache"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise UserError(f"serve.{name}={getattr(self, name)}: a text is due, such as the default of conf/serve")
-        for name in ("port", "workers", "max_body", "max_rows", "max_connections", "feedback_per_minute"):
+        for name in ("port", "max_body", "max_rows", "max_connections", "feedback_per_minute"):
             if type(getattr(self, name)) is not int:
                 raise UserError(f"serve.{name}={getattr(self, name)}: allowed are whole numbers")
-        for name in ("poll_seconds", "timeout", "workers", "max_body", "max_rows", "max_connections", "idle_seconds",
+        for name in ("poll_seconds", "timeout", "max_body", "max_rows", "max_connections", "idle_seconds",
                      "feedback_per_minute"):  # fmt: skip
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"serve.{name}={getattr(self, name)}: allowed are numbers above 0")
@@ -102,24 +101,18 @@ class Settings:
         except ValueError:
             return self.host == "localhost"
 
-    def to_json(self) -> str:
-        """Without the secrets, which a worker process reads from its environment too."""
-        return json.dumps({key: value for key, value in asdict(self).items() if key not in SECRETS})
-
-    @classmethod
-    def from_json(cls, text: str) -> "Settings":
-        return cls.make(**json.loads(text))
-
     @classmethod
     def make(cls, *, feedback: Mapping[str, Any], **serve: Any) -> "Settings":
-        """From plain configuration; raises UserError for a value out of its range."""
-        secrets: dict[str, Any] = {key: os.environ.get(variable) for key, variable in SECRETS.items()}
+        """From plain configuration and the environment. Raises UserError for a value that is not allowed."""
+        from_environment: dict[str, Any] = {key: os.environ.get(variable) for key, variable in SECRETS.items()}
+        if serve["webhook"] and not from_environment["webhook_secret"]:
+            from_environment["webhook_secret"] = secrets.token_urlsafe(32)
         if isinstance(feedback["redact"], str):
             raise UserError(
                 f"feedback.redact={feedback['redact']}: a list is due, such as feedback.redact=[name,birthday]"
             )
         stored = FeedbackSettings(**{**feedback, "redact": tuple(feedback["redact"])})
-        return cls(**serve, feedback=stored, **secrets)
+        return cls(**serve, feedback=stored, **from_environment)
 
 
 def named_tokens(text: str | None) -> list[tuple[str | None, str]]:

@@ -1,4 +1,4 @@
-"""What one worker process is made of; app.py and routes.py put requests through it."""
+"""The parts of a running server. app.py and routes.py use them to answer requests."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from alacarte.serving.settings import Settings
 
 
 @dataclass
-class Parts:
+class AppState:
     """Store and recorder are None where nothing is stored (feedback.url=null)."""
 
     settings: Settings
@@ -26,7 +26,7 @@ class Parts:
     metrics: Metrics
 
     @classmethod
-    def make(cls, settings: Settings) -> "Parts":
+    def make(cls, settings: Settings) -> "AppState":
         """UserError where the store's URL is none."""
         store = Store(settings.feedback.url) if settings.feedback.url else None
         return cls(
