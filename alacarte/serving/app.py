@@ -5,10 +5,11 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
@@ -16,13 +17,31 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits
 
+from alacarte.serving.auth import rate_key
 from alacarte.serving.requests import RequestError
 from alacarte.serving.routes import make_api
 from alacarte.serving.settings import Settings
 from alacarte.serving.state import AppState
 
 LARGE = 1_000_000  # bytes of a body that is parsed outside the event loop, so that it does not hold up other requests
-PATIENCE = 5  # times max_body that are read and thrown away: who is still sending would not see the refusal
+
+# A page may send a second policy of its own; browsers then enforce both.
+PROTECTION = [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'")]
+
+
+class Body(NamedTuple):
+    """The body of a POST route: the token that it needs, if any, and its largest size in bytes."""
+
+    path: re.Pattern[str]
+    kind: str | None
+    limit: int
+
+
+BODIES = (
+    Body(re.compile("/feedback"), "feedback", 1_000_000),  # 1,000 labels with a source and a comment each
+    Body(re.compile("/feedback/[^/]+/review"), "admin", 100_000),
+    Body(re.compile("/events"), None, 100_000),  # its signature is over the body
+)
 
 logger = logging.getLogger(__name__)
 encode = msgspec.json.Encoder().encode
@@ -38,14 +57,31 @@ class App:
         self._late: set[asyncio.Task] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            if scope["path"] == "/invocations":
-                return await self._invocations(scope, receive, send)
-            try:
-                receive = _in_hand(await self._body(receive), receive)
-            except RequestError as error:
-                return await _send(send, error.status, self.state.refusal(error))
-        return await self.api(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.api(scope, receive, send)
+        if scope["method"] == "POST" and scope["path"] == "/invocations":
+            return await self._invocations(scope, receive, send)
+        try:
+            receive = await self._admit(scope, receive)
+        except RequestError as error:
+            return await _send(send, error.status, self.state.refusal(error))
+        return await self.api(scope, receive, _protected(send))
+
+    async def _admit(self, scope: Scope, receive: Receive) -> Receive:
+        """Check the token and the rate of a POST before its body is read. The body of any other request is not read.
+
+        The connection throws away a body that nobody has read. Raises RequestError.
+        """
+        body = next((body for body in BODIES if scope["method"] == "POST" and body.path.fullmatch(scope["path"])), None)
+        if body is None:
+            return receive
+        headers = Headers(scope=scope)
+        if body.kind:
+            caller = self.state.access.check(headers, body.kind)
+            if body.kind == "feedback":
+                self.state.label_rate.check(rate_key(caller, scope["client"]))
+        limit = min(body.limit, self.settings.max_body)
+        return _in_hand(await self._body(headers, receive, limit), receive)
 
     async def _invocations(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -65,7 +101,7 @@ class App:
     async def _predict(self, scope: Scope, receive: Receive, started: float) -> dict[str, Any]:
         headers = Headers(scope=scope)
         self.state.access.check(headers, "predict")
-        body = await self._body(receive)
+        body = await self._body(headers, receive, self.settings.max_body)
         current = self.state.holder.current
         if current is None:
             raise RequestError(503, self.state.holder.reason())
@@ -87,13 +123,16 @@ class App:
         self.state.metrics.rows(rows.n)
         return reply
 
-    async def _body(self, receive: Receive) -> bytes:
-        """The body of a request. RequestError 413 for one that is too long, 408 for one that takes too long to come."""
+    async def _body(self, headers: Headers, receive: Receive, limit: int) -> bytes:
+        """The body of a request. RequestError 413 for more than `limit` bytes, 408 for a body that takes too long to come."""
+        length = headers.get("content-length", "0")
+        if len(length) > 15 or int(length) > limit:
+            raise RequestError(413, f"a body may have {limit} bytes; send less at a time")
         task = asyncio.current_task()
         assert task
         self._reading[task] = time.monotonic()
         try:
-            return await self._read(receive)
+            return await self._read(receive, limit)
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
@@ -103,26 +142,18 @@ class App:
             del self._reading[task]
             self._late.discard(task)
 
-    async def _read(self, receive: Receive) -> bytes:
-        message = await receive()
-        body = message.get("body", b"")
-        if not message.get("more_body"):
-            if len(body) > self.settings.max_body:
-                raise self.state.too_long()
-            return body
-        parts, size = [body], len(body)
-        while message.get("more_body"):
+    async def _read(self, receive: Receive, limit: int) -> bytes:
+        pieces, size, more = [], 0, True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise RequestError(400, "the body ended before its time")
-            size += len(message.get("body", b""))
-            if size <= self.settings.max_body:
-                parts.append(message["body"])
-            elif size > PATIENCE * self.settings.max_body:
-                break
-        if size > self.settings.max_body:
-            raise self.state.too_long()
-        return b"".join(parts)
+            piece, more = message["body"], message["more_body"]
+            size += len(piece)
+            if size > limit:
+                raise RequestError(413, f"a body may have {limit} bytes; send less at a time")
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _hurry_clients(self) -> None:
         """Stop reading what takes longer than `timeout`. One look over all: a timer each would cost 5 us a request."""
@@ -156,8 +187,19 @@ async def _send(send: Send, status: int, answer: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def _protected(send: Send) -> Send:
+    """Let no browser show an answer inside another page, or guess its type."""
+
+    async def send_protected(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *PROTECTION]
+        await send(message)
+
+    return send_protected
+
+
 def _in_hand(body: bytes, receive: Receive) -> Receive:
-    """`receive` for who comes after the body was read."""
+    """A `receive` that gives a body which was read before."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:

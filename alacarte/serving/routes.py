@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from alacarte.errors import UserError
 from alacarte.feedback import Feedback, Outcome, Store, StoreError
 from alacarte.serving import webhooks
-from alacarte.serving.auth import ANYBODY, Rate
+from alacarte.serving.auth import ANYBODY
 from alacarte.serving.inputs import describe
 from alacarte.serving.requests import RequestError
 from alacarte.serving.state import AppState
@@ -99,7 +99,7 @@ def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
         title="MLOps à la carte", redoc_url=None, lifespan=lifespan,
         description=f"Serves the champion of {settings.registered_model_name} and takes feedback on its predictions.",
     )  # fmt: skip
-    rate = Rate(settings.feedback_per_minute)
+    rate = parts.label_rate
 
     def store() -> Store:
         if parts.store is None:

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,11 +20,13 @@ from alacarte.feedback import Store
 from alacarte.serving import webhooks
 from alacarte.serving.app import create_app
 from alacarte.serving.cache import Cache
-from alacarte.serving.connections import Connection
+from alacarte.serving.connections import RESERVED, Connection
 from alacarte.serving.settings import Settings
 
 # For the webhook's calls, which the server waits for: it is a convenience, so a registry that is silent is left alone.
 SHORT_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+
+OTHER_FILES = 500  # open files beside connections: libraries, the store, a model on its way
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +53,9 @@ def _run(settings: Settings, told: threading.Event) -> None:
         partial(create_app, settings), factory=True, host=settings.host, port=settings.port,
         http=Connection, ws="none", access_log=False, log_level="warning", server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=int(settings.timeout) + 5, timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]
-        limit_concurrency=settings.max_connections + 1, backlog=2048,  # from which on it refuses
+        limit_concurrency=settings.max_connections, backlog=2048,
     )  # fmt: skip
+    _allow_files(settings.max_connections + RESERVED + OTHER_FILES)
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
@@ -61,6 +66,14 @@ def _run(settings: Settings, told: threading.Event) -> None:
     finally:
         if webhook:
             _remove(webhook)
+
+
+def _allow_files(count: int) -> None:
+    """Let this process open so many files; as many as the machine allows where these are fewer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listen(settings: Settings) -> socket:
@@ -75,9 +88,21 @@ def _listen(settings: Settings) -> socket:
         ) from None
 
 
+class _Server(uvicorn.Server):
+    """Looks at all connections once a second."""
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # uvicorn calls this ten times a second
+            now = time.monotonic()
+            for connection in tuple(self.server_state.connections):
+                assert isinstance(connection, Connection)
+                connection.end_if_stuck(now)
+        return await super().on_tick(counter)
+
+
 def _serve(config: uvicorn.Config, listening: socket, ready: str, told: threading.Event) -> None:
     """Serve until told to stop. The signals are uvicorn's before the line `ready` is printed: from then on none is lost."""
-    server = uvicorn.Server(config)
+    server = _Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn calls these again after it has drained, to no effect
         signal.signal(number, server.handle_exit)
     print(ready, flush=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from alacarte.feedback import Store
-from alacarte.serving.auth import Access
+from alacarte.serving.auth import Access, Rate
 from alacarte.serving.batching import Batcher
 from alacarte.serving.follower import Holder
 from alacarte.serving.metrics import Metrics
@@ -23,6 +23,7 @@ class AppState:
     holder: Holder
     batcher: Batcher
     access: Access
+    label_rate: Rate
     metrics: Metrics
 
     @classmethod
@@ -36,6 +37,7 @@ class AppState:
             Holder(settings, lambda folder: ServedModel.load(folder, settings.trust_code)),
             Batcher(settings.timeout, settings.max_rows),
             Access(settings),
+            Rate(settings.feedback_per_minute),
             Metrics(settings.registered_model_name),
         )
 
@@ -45,6 +47,3 @@ class AppState:
         if not self.settings.on_loopback and error.status in (400, 422, 503):
             message = "not ready" if error.status == 503 else "the request does not fit what this server takes"
         return {"error_code": "BAD_REQUEST" if error.status < 500 else "UNAVAILABLE", "message": message}
-
-    def too_long(self) -> RequestError:
-        return RequestError(413, f"a body may have {self.settings.max_body} bytes; send fewer rows at a time")
