@@ -5,7 +5,6 @@ from array import array
 from asyncio import Transport
 from contextlib import suppress
 from fcntl import ioctl
-from socket import socket
 from termios import TIOCOUTQ
 from typing import Any
 
@@ -232,24 +231,28 @@ class Connection(HttpToolsProtocol):
 
         A timer for each connection would cost time in each request, so the server looks at all of them every second.
         """
-        size = self.transport.get_write_buffer_size()
-        if size:  # the system has more of it, and takes none from here until a large part of that is read
-            size += _queued(self.transport.get_extra_info("socket"))
+        size = self._unread()
         if size == 0 or size < self._unsent:
             self._sent_at = now
         self._unsent = size
         if now - self._sent_at > self.timeout_keep_alive:
             self._abort()
-        elif self._head_until is not None and now > self._head_until:
+        elif size == 0 and self._head_until is not None and now > self._head_until:
             self.transport.close()
 
+    def timeout_keep_alive_handler(self) -> None:
+        """A client that is still reading is not idle."""
+        if self._unread():
+            self._await_head()
+        else:
+            super().timeout_keep_alive_handler()
 
-def _queued(connection: socket) -> int:
-    """Bytes that the system holds for a client."""
-    count = array("i", [0])
-    with suppress(OSError):  # closed meanwhile
-        ioctl(connection.fileno(), TIOCOUTQ, count)
-    return count[0]
+    def _unread(self) -> int:
+        """Bytes that wait here or in the system for the client. The system takes more only when much of its part is read."""
+        count = array("i", [0])
+        with suppress(OSError):  # closed meanwhile
+            ioctl(self.transport.get_extra_info("socket").fileno(), TIOCOUTQ, count)
+        return self.transport.get_write_buffer_size() + count[0]
 
 
 class _Closing:

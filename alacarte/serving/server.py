@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EACCES, EADDRINUSE
 from functools import partial
 from socket import AF_INET, AF_INET6, create_server, socket
 from typing import Any
@@ -82,10 +83,13 @@ def _listen(settings: Settings) -> socket:
         family = AF_INET6 if ":" in settings.host else AF_INET
         return create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
-        raise UserError(
-            f"serve.host={settings.host} serve.port={settings.port}: {error.strerror}; stop what listens there, or "
-            "serve.port=0 for any free one"
-        ) from None
+        if error.errno == EADDRINUSE:
+            fix = f"serve.port={settings.port}: {error.strerror}; stop the server that listens there, or serve.port=0 for any"
+        elif error.errno == EACCES:
+            fix = f"serve.port={settings.port}: {error.strerror}; serve.port=0 takes any free port, or name one above 1023"
+        else:
+            fix = f"serve.host={settings.host}: {error.strerror}; name an address of this machine, such as serve.host=127.0.0.1"
+        raise UserError(fix) from None
 
 
 class _Server(uvicorn.Server):
