@@ -44,7 +44,7 @@ class Connection(HttpToolsProtocol):
     _unparsed = 0  # bytes since the last such piece
     _discarded = 0
     _head_until: float | None = None
-    _unsent, _sent_at = 0, 0.0
+    _unsent, _sent_at = 0, 0.0  # bytes that the client had not read at the last look; when it last read some
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -54,6 +54,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._sent_at = time.monotonic()
         if len(self.connections) > self._max_connections:
             self._reserved, self.app = True, self._health_only
             self._head_seconds = min(RESERVED_SECONDS, self.timeout_keep_alive)

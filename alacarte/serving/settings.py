@@ -108,8 +108,8 @@ class Settings(BaseModel):
         ]:
             if secret and variables.setdefault(secret, variable) != variable:
                 raise UserError(
-                    f"{variables[secret]} and {variable} hold the same secret: give each right a secret of its own, such as "
-                    "the output of: openssl rand -hex 32"
+                    f"{variables[secret]} and {variable} are equal: give each right a value of its own, such as the output of "
+                    "openssl rand -hex 32"
                 )
         if self.webhook and not self.webhook_url and self.host in ("0.0.0.0", "::"):
             raise UserError(
