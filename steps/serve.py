@@ -7,23 +7,18 @@ Leaves behind predictions and labels in the feedback store; hands on HTTP. It ne
 there is any model.
 """
 
-import os
-import secrets
-
 from omegaconf import DictConfig
 
 from alacarte import launch
 from alacarte.errors import UserError
 from alacarte.serving import server
-from alacarte.serving.settings import SECRETS, Settings
+from alacarte.serving.settings import Settings
 
 
 @launch.step("serve", run=False, offline=True)
 def main(cfg: DictConfig) -> None:
     if not cfg.registered_model_name:
         raise UserError("registered_model_name=null: serve needs the name of a registered model")
-    if cfg.serve.webhook:  # the workers read it from the environment too
-        os.environ.setdefault(SECRETS["webhook_secret"], secrets.token_urlsafe(32))
     settings = Settings.make(
         registered_model_name=cfg.registered_model_name, feedback=launch.plain(cfg.feedback), **launch.plain(cfg.serve)
     )

@@ -1,4 +1,4 @@
-"""A server ends when it is told to, whatever it is doing: in its imports, while it starts, while it loads, with workers."""
+"""A server ends when it is told to, whatever it is doing: in its imports, while it starts, while it loads."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ import pytest
 from conftest import Project, environment, tracking
 from mlflow.models import infer_signature
 from registries import until
-from serving import ROWS, register_constant, serving
+from serving import register_constant
 
 NAME = "stopped"
 BOUND = 45  # seconds in which a server that was told to stop must have ended, on a machine that does much else
@@ -108,23 +108,20 @@ def test_in_its_imports(prepared: Project, tmp_path: Path, number: int, seconds:
     assert started.stops(number) in (-number, 128 + number, 0) and "Traceback" not in started.printed
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("seconds", "alone"), [(0.0, True), (0.3, False), (1.5, True)])
-def test_once_it_has_said_where_it_listens(
-    prepared: Project, tmp_path: Path, workers: int, seconds: float, alone: bool
-):
-    started = Started(prepared, tmp_path, f"registered_model_name={NAME}", f"serve.workers={workers}")
+def test_once_it_has_said_where_it_listens(prepared: Project, tmp_path: Path, seconds: float, alone: bool):
+    started = Started(prepared, tmp_path, f"registered_model_name={NAME}")
     started.until(lambda: "serve: http" in started.printed)
     time.sleep(seconds)
     code = started.stops(signal.SIGTERM, os.kill) if alone else started.stops(signal.SIGINT, os.killpg)
     assert code == 0 and "Traceback" not in started.printed
 
 
-@pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
-def test_while_a_model_loads(prepared: Project, tmp_path: Path, number: int, workers: int):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_while_a_model_loads(prepared: Project, tmp_path: Path, number: int):
     loading = prepared.root / "loading"
     loading.unlink(missing_ok=True)
-    arguments = ("registered_model_name=slow", "serve.trust_code=true", f"serve.workers={workers}")
+    arguments = ("registered_model_name=slow", "serve.trust_code=true")
     started = Started(prepared, tmp_path, *arguments)
     started.until(loading.exists)
     assert started.stops(number) == 0 and "Traceback" not in started.printed
@@ -140,48 +137,3 @@ def test_while_the_registry_is_silent(prepared: Project, tmp_path: Path, silent:
         time.sleep(0 if line else 3)
         assert started.stops(signal.SIGTERM) in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
         assert "Traceback" not in started.printed
-
-
-def workers_of(process: subprocess.Popen) -> set[int]:
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and b"spawn_main" in (stat.parent / "cmdline").read_bytes():
-                found.add(int(stat.parent.name))
-        except OSError:  # it has just ended
-            continue
-    return found
-
-
-def test_a_worker_that_takes_the_place_of_another_asks_for_no_requests_before_it_has_a_model(prepared: Project):
-    loading, go = prepared.root / "loading", prepared.root / "go"
-    loading.unlink(missing_ok=True)
-    go.touch()
-    arguments = ("registered_model_name=slow", "serve.trust_code=true", "serve.workers=2", "serve.cache=.two")
-    with serving(prepared, *arguments) as served:
-        served.wait()
-        until(lambda: all(served.ask("/readyz").status == 200 for _ in range(20)))
-        go.unlink()
-        loads = loading.read_text().count("begun")
-        before = workers_of(served.process)
-        assert len(before) == 2
-        os.kill(min(before), signal.SIGKILL)
-        until(lambda: loading.read_text().count("begun") > loads)
-        answers = [served.ask("/invocations", ROWS).status for _ in range(60)]  # each on a connection of its own
-        go.touch()
-        assert answers == [200] * 60
-        until(lambda: len(workers_of(served.process)) == 2)
-        assert served.stop() == 0
-
-
-def test_workers_that_cannot_start_end_the_server(prepared: Project, tmp_path: Path):
-    app = prepared.root / "alacarte/serving/app.py"
-    whole = app.read_text()
-    broken = "def create_app() -> App:\n    import multiprocessing\n    assert not multiprocessing.parent_process()"
-    try:
-        app.write_text(whole.replace("def create_app() -> App:", broken))
-        started = Started(prepared, tmp_path, f"registered_model_name={NAME}", "serve.workers=2")
-        assert started.process.wait(BOUND) == 1 and "AssertionError" in started.printed
-    finally:
-        app.write_text(whole)

@@ -5,10 +5,11 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
@@ -16,39 +17,71 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits
 
+from alacarte.serving.auth import rate_key
 from alacarte.serving.requests import RequestError
 from alacarte.serving.routes import make_api
 from alacarte.serving.settings import Settings
-from alacarte.serving.state import Parts
-from alacarte.serving.workers import REPLACES, told_to_stop
+from alacarte.serving.state import AppState
 
-SETTINGS = "ALACARTE_SERVE"  # the environment variable by which a worker process gets its settings
-UNREADY = 60  # seconds at most that a worker in the place of another one leaves requests to the others
 LARGE = 1_000_000  # bytes of a body that is parsed outside the event loop, so that it does not hold up other requests
-PATIENCE = 5  # times max_body that are read and thrown away: who is still sending would not see the refusal
+
+# A page may send a second policy of its own; browsers then enforce both.
+PROTECTION = [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'")]
+
+
+class Body(NamedTuple):
+    """The body of a POST route: the token that it needs, if any, and its largest size in bytes."""
+
+    path: re.Pattern[str]
+    kind: str | None
+    limit: int
+
+
+BODIES = (
+    Body(re.compile("/feedback"), "feedback", 1_000_000),  # 1,000 labels with a source and a comment each
+    Body(re.compile("/feedback/[^/]+/review"), "admin", 100_000),
+    Body(re.compile("/events"), None, 100_000),  # its signature is over the body
+)
 
 logger = logging.getLogger(__name__)
 encode = msgspec.json.Encoder().encode
 
 
 class App:
-    """One worker process: its model, its recorder and its routes, as an ASGI application."""
+    """The server as an ASGI application: one model, one log of predictions, and the routes."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.parts = settings, Parts.make(settings)
-        self.api = make_api(self.parts, self._lifespan)
+        self.settings, self.state = settings, AppState.make(settings)
+        self.api = make_api(self.state, self._lifespan)
         self._reading: dict[asyncio.Task, float] = {}  # requests whose body is on its way -> since when
         self._late: set[asyncio.Task] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            if scope["path"] == "/invocations":
-                return await self._invocations(scope, receive, send)
-            try:
-                receive = _in_hand(await self._body(receive), receive)
-            except RequestError as error:
-                return await _send(send, error.status, self.parts.refusal(error))
-        return await self.api(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.api(scope, receive, send)
+        if scope["method"] == "POST" and scope["path"] == "/invocations":
+            return await self._invocations(scope, receive, send)
+        try:
+            receive = await self._admit(scope, receive)
+        except RequestError as error:
+            return await _send(send, error.status, self.state.refusal(error))
+        return await self.api(scope, receive, _protected(send))
+
+    async def _admit(self, scope: Scope, receive: Receive) -> Receive:
+        """Check the token and the rate of a POST before its body is read. The body of any other request is not read.
+
+        The connection throws away a body that nobody has read. Raises RequestError.
+        """
+        body = next((body for body in BODIES if scope["method"] == "POST" and body.path.fullmatch(scope["path"])), None)
+        if body is None:
+            return receive
+        headers = Headers(scope=scope)
+        if body.kind:
+            caller = self.state.access.check(headers, body.kind)
+            if body.kind == "feedback":
+                self.state.label_rate.check(rate_key(caller, scope["client"]))
+        limit = min(body.limit, self.settings.max_body)
+        return _in_hand(await self._body(headers, receive, limit), receive)
 
     async def _invocations(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -56,47 +89,50 @@ class App:
         try:
             answer = await self._predict(scope, receive, started)
         except RequestError as error:
-            status, answer = error.status, self.parts.refusal(error)
+            status, answer = error.status, self.state.refusal(error)
         except TimeoutError:
             status, answer = 504, {"error_code": "TIMEOUT", "message": f"stopped after {self.settings.timeout} s"}
         except Exception:
             logger.exception("a request failed in the server itself")
             status, answer = 500, {"error_code": "INTERNAL_ERROR", "message": "the server failed; its log says why"}
         await _send(send, status, answer)
-        self.parts.metrics.request("/invocations", status, time.perf_counter() - started)
+        self.state.metrics.request("/invocations", status, time.perf_counter() - started)
 
     async def _predict(self, scope: Scope, receive: Receive, started: float) -> dict[str, Any]:
         headers = Headers(scope=scope)
-        self.parts.access.check(headers, "predict")
-        body = await self._body(receive)
-        current = self.parts.holder.current
+        self.state.access.check(headers, "predict")
+        body = await self._body(headers, receive, self.settings.max_body)
+        current = self.state.holder.current
         if current is None:
-            raise RequestError(503, self.parts.holder.reason())
+            raise RequestError(503, self.state.holder.reason())
         model, content_type = current.model, headers.get("content-type", "")
         if len(body) > LARGE or model.path_in_use == "pyfunc":
             rows = await asyncio.to_thread(model.parse, body, content_type, self.settings.max_rows)
         else:
             rows = model.parse(body, content_type, self.settings.max_rows)
-        answer = await self.parts.batcher.predict(model, rows)
+        answer = await self.state.batcher.predict(model, rows)
         reply: dict[str, Any] = {"predictions": answer.labels, "model_version": current.version}
-        if self.parts.recorder:
+        if self.state.recorder:
             took = time.perf_counter() - started
-            ids, audit_ids = self.parts.recorder.add(current.version, model.columns, rows, answer, took)
+            ids, audit_ids = self.state.recorder.add(current.version, model.columns, rows, answer, took)
             reply["prediction_ids"] = ids
             if audit_ids:
                 reply["audit_ids"] = audit_ids
         if scope["query_string"] and parse_qs(scope["query_string"]).get(b"probabilities") == [b"true"]:
             reply["probabilities"] = await asyncio.to_thread(model.probabilities, rows)
-        self.parts.metrics.rows(rows.n)
+        self.state.metrics.rows(rows.n)
         return reply
 
-    async def _body(self, receive: Receive) -> bytes:
-        """The body of a request. RequestError 413 for one that is too long, 408 for one that takes too long to come."""
+    async def _body(self, headers: Headers, receive: Receive, limit: int) -> bytes:
+        """The body of a request. RequestError 413 for more than `limit` bytes, 408 for a body that takes too long to come."""
+        length = headers.get("content-length", "0")
+        if len(length) > 15 or int(length) > limit:
+            raise RequestError(413, f"a body may have {limit} bytes; send less at a time")
         task = asyncio.current_task()
         assert task
         self._reading[task] = time.monotonic()
         try:
-            return await self._read(receive)
+            return await self._read(receive, limit)
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
@@ -106,26 +142,18 @@ class App:
             del self._reading[task]
             self._late.discard(task)
 
-    async def _read(self, receive: Receive) -> bytes:
-        message = await receive()
-        body = message.get("body", b"")
-        if not message.get("more_body"):
-            if len(body) > self.settings.max_body:
-                raise self.parts.too_long()
-            return body
-        parts, size = [body], len(body)
-        while message.get("more_body"):
+    async def _read(self, receive: Receive, limit: int) -> bytes:
+        pieces, size, more = [], 0, True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise RequestError(400, "the body ended before its time")
-            size += len(message.get("body", b""))
-            if size <= self.settings.max_body:
-                parts.append(message["body"])
-            elif size > PATIENCE * self.settings.max_body:
-                break
-        if size > self.settings.max_body:
-            raise self.parts.too_long()
-        return b"".join(parts)
+            piece, more = message["body"], message["more_body"]
+            size += len(piece)
+            if size > limit:
+                raise RequestError(413, f"a body may have {limit} bytes; send less at a time")
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _hurry_clients(self) -> None:
         """Stop reading what takes longer than `timeout`. One look over all: a timer each would cost 5 us a request."""
@@ -139,26 +167,17 @@ class App:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
-        self.parts.holder.start()
-        if self.parts.recorder:
-            self.parts.recorder.start()
+        self.state.holder.start()
+        if self.state.recorder:
+            self.state.recorder.start()
         hurry = asyncio.create_task(self._hurry_clients())
-        if os.environ.get(REPLACES):
-            await self._load_first()
         try:
             yield
         finally:
             hurry.cancel()
-            await asyncio.to_thread(self.parts.holder.stop, 1)
-            if self.parts.recorder:
-                await asyncio.to_thread(self.parts.recorder.stop)
-
-    async def _load_first(self) -> None:
-        """Wait for the model, so that requests go to workers that have one; no longer than it may yet come."""
-        end = time.monotonic() + UNREADY
-        with told_to_stop() as told:
-            while not (self.parts.holder.settled or told.is_set() or time.monotonic() > end):
-                await asyncio.sleep(0.02)
+            await asyncio.to_thread(self.state.holder.stop, 1)
+            if self.state.recorder:
+                await asyncio.to_thread(self.state.recorder.stop)
 
 
 async def _send(send: Send, status: int, answer: dict[str, Any]) -> None:
@@ -168,8 +187,19 @@ async def _send(send: Send, status: int, answer: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def _protected(send: Send) -> Send:
+    """Let no browser show an answer inside another page, or guess its type."""
+
+    async def send_protected(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *PROTECTION]
+        await send(message)
+
+    return send_protected
+
+
 def _in_hand(body: bytes, receive: Receive) -> Receive:
-    """`receive` for who comes after the body was read."""
+    """A `receive` that gives a body which was read before."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
@@ -178,9 +208,9 @@ def _in_hand(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def create_app() -> App:
-    """What a worker process runs; its settings come from the environment."""
-    # One thread for each kind of arithmetic: on small rows two wait for each other, up to a hundred times longer.
+def create_app(settings: Settings) -> App:
+    """Make the application, and set up this process for it."""
+    # One thread for each kind of arithmetic: on small rows two threads wait for each other, up to a hundred times longer.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"  # for what is loaded later, such as torch
     threadpool_limits(1)
@@ -189,4 +219,4 @@ def create_app() -> App:
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
     sys.setswitchinterval(0.001)  # seconds that the thread which stores them may hold up the event loop
-    return App(Settings.from_json(os.environ[SETTINGS]))
+    return App(settings)

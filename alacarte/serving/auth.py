@@ -50,15 +50,21 @@ class Access:
             if name and name not in self._hosts:
                 raise RequestError(403, "this server answers to 127.0.0.1 and localhost; set tokens to use other names")
             return ANYBODY
-        given = headers.get("authorization", "").removeprefix("Bearer ").encode()
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip().encode() if scheme.lower() == "bearer" else b""
         allowed = {*kinds, "admin"}
         # Each is compared, to its end, whether or not one before it fitted: the time tells nothing.
         matches = [
-            caller for caller, token in self._tokens if caller.kind in allowed and hmac.compare_digest(given, token)
+            caller for caller, right in self._tokens if caller.kind in allowed and hmac.compare_digest(given, right)
         ]
         if not matches:
             raise RequestError(401, f"send the header Authorization: Bearer <token for {' or '.join(kinds)}>")
         return matches[0]
+
+
+def rate_key(caller: Caller, client: tuple[str, int] | None) -> str:
+    """The party whose labels count together: a token, or a client's address where there are no tokens."""
+    return caller.key if caller != ANYBODY else str(client and client[0])
 
 
 class Rate:
@@ -68,9 +74,19 @@ class Rate:
         self._per_minute, self._clock = per_minute, clock
         self._buckets: dict[str, tuple[float, float]] = {}  # key -> (left, when)
 
+    def check(self, key: str) -> None:
+        """Raises RequestError 429 where nothing is left, so that no work is done for a request that will be refused."""
+        self._left(key, 1, self._clock())
+
     def take(self, key: str, count: int) -> None:
         """Raises RequestError 429, and takes nothing, where `count` is more than is left."""
         now = self._clock()
+        left = self._left(key, count, now)
+        if len(self._buckets) > 10_000:  # full buckets need no remembering
+            self._buckets = {k: v for k, v in self._buckets.items() if now - v[1] < 60}
+        self._buckets[key] = (left - count, now)
+
+    def _left(self, key: str, count: int, now: float) -> float:
         left, when = self._buckets.get(key, (float(self._per_minute), now))
         left = min(self._per_minute, left + (now - when) * self._per_minute / 60)
         if count > left:
@@ -78,6 +94,4 @@ class Rate:
                 "less at a time" if count > self._per_minute else f"wait {(count - left) * 60 / self._per_minute:.0f} s"
             )
             raise RequestError(429, f"at most {self._per_minute} labels a minute are taken: {wait}, none was stored")
-        if len(self._buckets) > 10_000:  # full buckets need no remembering
-            self._buckets = {k: v for k, v in self._buckets.items() if now - v[1] < 60}
-        self._buckets[key] = (left - count, now)
+        return left

@@ -1,12 +1,8 @@
-"""What Prometheus reads at /metrics. With several worker processes each scrape sums over all of them."""
+"""The metrics that Prometheus reads at /metrics."""
 
-import os
 from collections.abc import Mapping
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
-
-SHARED = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own name for the folder that processes share
+from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 
 class Metrics:
@@ -22,13 +18,13 @@ class Metrics:
         ).labels(name)  # fmt: skip
         self._rows = Counter("serve_rows", "Rows predicted", labels).labels(name)
         self._gauges = {
-            key: Gauge(f"serve_{key}", text, labels, multiprocess_mode=mode).labels(name)  # type: ignore[arg-type]
-            for key, text, mode in (
-                ("ready", "Workers that have a model", "livesum"),
-                ("swaps", "Times that another version took over", "livemax"),
-                ("failures", "Versions and reads of the registry that failed", "livemax"),
-                ("dropped", "Predictions that could not be stored", "livesum"),
-                ("model_version", "The version that serves", "livemin"),
+            key: Gauge(f"serve_{key}", text, labels).labels(name)
+            for key, text in (
+                ("ready", "1 when a model is loaded, else 0"),
+                ("swaps", "Times that another version took over"),
+                ("failures", "Versions and reads of the registry that failed"),
+                ("dropped", "Predictions that could not be stored"),
+                ("model_version", "The version that serves"),
             )
         }
         self._children: dict[tuple[str, int], Counter] = {}
@@ -46,11 +42,7 @@ class Metrics:
         self._rows.inc(count)
 
     def text(self, values: Mapping[str, float]) -> bytes:
-        """All of it in Prometheus' text format; `values` are the gauges as they stand."""
+        """All metrics in Prometheus' text format; `values` are the present values of the gauges."""
         for key, value in values.items():
             self._gauges[key].set(value)
-        registry = REGISTRY
-        if os.environ.get(SHARED):
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)
-        return generate_latest(registry)
+        return generate_latest()

@@ -40,6 +40,9 @@ def read_as_mlflow(body: bytes, content_type: str, meta: Model, form: Form, max_
             decoded = _decode(body)
             _check_size(decoded, body, max_rows)
             data, params, llm = scoring_server._parse_json_data(decoded, meta, schema)
+            if isinstance(params, dict):  # MLflow ignores unknown names too, but writes them to the log
+                known = {spec.name for spec in meta.get_params_schema() or ()}
+                params = {name: value for name, value in params.items() if name in known} or None
             if llm:
                 raise RequestError(400, "messages, prompt and input are for language models, which are not served here")
         elif kind == scoring_server.CONTENT_TYPE_CSV:

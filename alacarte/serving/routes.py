@@ -19,10 +19,12 @@ from starlette.exceptions import HTTPException
 from alacarte.errors import UserError
 from alacarte.feedback import Feedback, Outcome, Store, StoreError
 from alacarte.serving import webhooks
-from alacarte.serving.auth import ANYBODY, Rate
+from alacarte.serving.auth import ANYBODY
 from alacarte.serving.inputs import describe
 from alacarte.serving.requests import RequestError
-from alacarte.serving.state import Parts
+from alacarte.serving.state import AppState
+
+Handler = Callable[..., Any]
 
 PAGE = Path(__file__).with_name("page.html").read_text()
 
@@ -92,19 +94,29 @@ class Review(BaseModel):
     label: Label | None = Field(None, description="which one, where several wait; the newest by default")
 
 
-def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
-    """The routes of one worker process."""
+def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
+    """All routes. `/invocations` is among them for /docs only; app.py answers it."""
     settings, holder, access = parts.settings, parts.holder, parts.access
     api = FastAPIOffline(
         title="MLOps à la carte", redoc_url=None, lifespan=lifespan,
         description=f"Serves the champion of {settings.registered_model_name} and takes feedback on its predictions.",
     )  # fmt: skip
-    rate = Rate(settings.feedback_per_minute)
+    rate = parts.label_rate
 
     def store() -> Store:
         if parts.store is None:
             raise RequestError(404, "this server stores no predictions: feedback.url=null")
         return parts.store
+
+    def get(path: str, tag: str) -> Callable[[Handler], Handler]:
+        """A route that answers GET, and HEAD too, which some monitors send. /docs shows GET alone: an id names one method."""
+
+        def add(handler: Handler) -> Handler:
+            api.add_api_route(path, handler, methods=["GET"], tags=[tag])
+            api.add_api_route(path, handler, methods=["HEAD"], include_in_schema=False)
+            return handler
+
+        return add
 
     # --- errors: one line each, the client's input never in it ---
 
@@ -134,28 +146,28 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
 
     # --- health and status ---
 
-    @api.api_route("/ping", methods=["GET", "HEAD"], tags=["health"])
-    @api.api_route("/health", methods=["GET", "HEAD"], tags=["health"])
-    @api.api_route("/readyz", methods=["GET", "HEAD"], tags=["health"])
+    @get("/ping", "health")
+    @get("/health", "health")
+    @get("/readyz", "health")
     async def readyz() -> Response:
         """200 when a model is loaded, else 503 with the reason."""
         if holder.current is None:
             raise RequestError(503, holder.reason())
         return Response("\n", media_type="application/json")
 
-    @api.api_route("/livez", methods=["GET", "HEAD"], tags=["health"])
+    @get("/livez", "health")
     async def livez() -> Response:
         """200 while the process works; 503 when a prediction hangs and cannot be stopped, so that it is restarted."""
         if parts.batcher.stuck:
             raise RequestError(503, "a prediction hangs and does not stop")
         return Response("\n", media_type="application/json")
 
-    @api.api_route("/version", methods=["GET", "HEAD"], tags=["health"])
+    @get("/version", "health")
     async def version() -> Response:
         """MLflow's version, as `mlflow models serve` answers."""
         return Response(VERSION, media_type="application/json")
 
-    @api.api_route("/status", methods=["GET", "HEAD"], tags=["health"])
+    @get("/status", "health")
     async def status(request: Request) -> dict[str, Any]:
         """Which version serves, since when, how often it changed, and what failed last."""
         access.check(request.headers, "predict", "feedback", "admin")
@@ -164,7 +176,7 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
         )
         return {**holder.status(), **recorded}
 
-    @api.api_route("/metrics", methods=["GET", "HEAD"], tags=["health"])
+    @get("/metrics", "health")
     async def metrics(request: Request) -> Response:
         """For Prometheus."""
         access.check(request.headers, "predict", "feedback", "admin")
@@ -186,7 +198,7 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
         """Predict. The answer is `mlflow models serve`'s, with `model_version`, `prediction_ids` and `audit_ids`."""
         raise AssertionError("app.py answers this one itself")
 
-    @api.api_route("/model", methods=["GET", "HEAD"], tags=["model"])
+    @get("/model", "model")
     async def model(request: Request) -> dict[str, Any]:
         """The inputs and classes of the model that serves, as the page needs them."""
         access.check(request.headers, "predict")

@@ -1,29 +1,33 @@
-"""From settings to listening processes: one, or several that share a socket and each follow the registry."""
+"""From settings to a process that listens, and its end: `told_to_stop` hears a signal at any moment of the start."""
 
 import logging
 import os
+import resource
 import signal
 import sys
-import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EACCES, EADDRINUSE
+from functools import partial
 from socket import AF_INET, AF_INET6, create_server, socket
+from typing import Any
 
 import uvicorn
 
 from alacarte.errors import UserError
 from alacarte.feedback import Store
 from alacarte.serving import webhooks
-from alacarte.serving.app import SETTINGS
+from alacarte.serving.app import create_app
 from alacarte.serving.cache import Cache
-from alacarte.serving.connections import Connection
-from alacarte.serving.metrics import SHARED
+from alacarte.serving.connections import RESERVED, Connection
 from alacarte.serving.settings import Settings
-from alacarte.serving.workers import Workers, told_to_stop
 
 # For the webhook's calls, which the server waits for: it is a convenience, so a registry that is silent is left alone.
 SHORT_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+
+OTHER_FILES = 500  # open files beside connections: libraries, the store, a model on its way
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +35,7 @@ logger = logging.getLogger(__name__)
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C, finish the requests in flight, and end the process, with exit code 0.
 
-    UserError when the address cannot be taken, or what is stored cannot be. SystemExit 1 when a worker fails to start.
+    UserError when the address cannot be taken, or the feedback store or the cache cannot be opened.
     """
     with told_to_stop() as told:
         _run(settings, told)
@@ -44,15 +48,15 @@ def run(settings: Settings) -> None:
 
 def _run(settings: Settings, told: threading.Event) -> None:
     if settings.feedback.url:
-        Store(settings.feedback.url).close()  # what is wrong with it ends here, in one line, and not in every worker
+        Store(settings.feedback.url).close()  # an error of the store ends the server here, in one line
     Cache(settings.cache, settings.registered_model_name)
-    os.environ[SETTINGS] = settings.to_json()
     config = uvicorn.Config(
-        "alacarte.serving.app:create_app", factory=True, host=settings.host, port=settings.port, workers=settings.workers,
+        partial(create_app, settings), factory=True, host=settings.host, port=settings.port,
         http=Connection, ws="none", access_log=False, log_level="warning", server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=int(settings.timeout) + 5, timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]
-        limit_concurrency=settings.max_connections + 1, backlog=2048,  # from which on it refuses
+        limit_concurrency=settings.max_connections, backlog=2048,
     )  # fmt: skip
+    _allow_files(settings.max_connections + RESERVED + OTHER_FILES)
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
@@ -65,36 +69,73 @@ def _run(settings: Settings, told: threading.Event) -> None:
             _remove(webhook)
 
 
+def _allow_files(count: int) -> None:
+    """Let this process open so many files; as many as the machine allows where these are fewer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _listen(settings: Settings) -> socket:
-    """Who comes from now on waits for the first worker."""
+    """A socket that takes connections; they wait until the server runs."""
     try:
         family = AF_INET6 if ":" in settings.host else AF_INET
         return create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
-        raise UserError(
-            f"serve.host={settings.host} serve.port={settings.port}: {error.strerror}; stop what listens there, or "
-            "serve.port=0 for any free one"
-        ) from None
+        if error.errno == EADDRINUSE:
+            fix = f"serve.port={settings.port}: {error.strerror}; stop the server that listens there, or serve.port=0 for any"
+        elif error.errno == EACCES:
+            fix = f"serve.port={settings.port}: {error.strerror}; serve.port=0 takes any free port, or name one above 1023"
+        else:
+            fix = f"serve.host={settings.host}: {error.strerror}; name an address of this machine, such as serve.host=127.0.0.1"
+        raise UserError(fix) from None
+
+
+class _Server(uvicorn.Server):
+    """Looks at all connections once a second."""
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # uvicorn calls this ten times a second
+            now = time.monotonic()
+            for connection in tuple(self.server_state.connections):
+                assert isinstance(connection, Connection)
+                connection.end_if_stuck(now)
+        return await super().on_tick(counter)
 
 
 def _serve(config: uvicorn.Config, listening: socket, ready: str, told: threading.Event) -> None:
     """Serve until told to stop. The signals are uvicorn's before the line `ready` is printed: from then on none is lost."""
-    if config.workers > 1:
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ[SHARED] = folder
-            workers = Workers(config, [listening])
-            print(ready, flush=True)
-            if not told.is_set():
-                workers.run()
-            if workers.failed:
-                raise SystemExit(1)
-        return
-    server = uvicorn.Server(config)
+    server = _Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn calls these again after it has drained, to no effect
         signal.signal(number, server.handle_exit)
     print(ready, flush=True)
     if not told.is_set():
         server.run(sockets=[listening])
+
+
+@contextmanager
+def told_to_stop() -> Iterator[threading.Event]:
+    """Set by SIGTERM or Ctrl-C, beside the effect that these have already, which may be lost.
+
+    uvicorn hears them only once its start is over. An exception that they raise is lost where Python runs a callback of
+    its own, such as the callback of a weak reference.
+    """
+    told = threading.Event()
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def tell(number: int, frame: Any) -> None:
+        told.set()
+        if callable(before[number]):
+            before[number](number, frame)
+
+    for number in before:
+        signal.signal(number, tell)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""What one worker process is made of; app.py and routes.py put requests through it."""
+"""The parts of a running server. app.py and routes.py use them to answer requests."""
 
 from dataclasses import dataclass
 
 from alacarte.feedback import Store
-from alacarte.serving.auth import Access
+from alacarte.serving.auth import Access, Rate
 from alacarte.serving.batching import Batcher
 from alacarte.serving.follower import Holder
 from alacarte.serving.metrics import Metrics
@@ -14,7 +14,7 @@ from alacarte.serving.settings import Settings
 
 
 @dataclass
-class Parts:
+class AppState:
     """Store and recorder are None where nothing is stored (feedback.url=null)."""
 
     settings: Settings
@@ -23,10 +23,11 @@ class Parts:
     holder: Holder
     batcher: Batcher
     access: Access
+    label_rate: Rate
     metrics: Metrics
 
     @classmethod
-    def make(cls, settings: Settings) -> "Parts":
+    def make(cls, settings: Settings) -> "AppState":
         """UserError where the store's URL is none."""
         store = Store(settings.feedback.url) if settings.feedback.url else None
         return cls(
@@ -36,6 +37,7 @@ class Parts:
             Holder(settings, lambda folder: ServedModel.load(folder, settings.trust_code)),
             Batcher(settings.timeout, settings.max_rows),
             Access(settings),
+            Rate(settings.feedback_per_minute),
             Metrics(settings.registered_model_name),
         )
 
@@ -45,6 +47,3 @@ class Parts:
         if not self.settings.on_loopback and error.status in (400, 422, 503):
             message = "not ready" if error.status == 503 else "the request does not fit what this server takes"
         return {"error_code": "BAD_REQUEST" if error.status < 500 else "UNAVAILABLE", "message": message}
-
-    def too_long(self) -> RequestError:
-        return RequestError(413, f"a body may have {self.settings.max_body} bytes; send fewer rows at a time")
