@@ -52,7 +52,7 @@ def show(evaluated: Run, name: str | None) -> None:
 
 
 @launch.step("main")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig, forks: Forks) -> None:
     check_gate(**launch.plain(cfg.gate))  # before hours of training
     registry.check_name(cfg.registered_model_name)
     train_cfg = launch.part_of(cfg, "train")
@@ -79,4 +79,4 @@ if __name__ == "__main__":
         import mlflow.store.model_registry.sqlalchemy_store
         import mlflow.store.tracking.sqlalchemy_store
     with Forks() as forks:  # before MLflow opens a connection, which a fork must not share
-        main()
+        main(forks)
