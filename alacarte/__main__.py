@@ -12,13 +12,17 @@ import os
 import re
 import runpy
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 import alacarte
-from alacarte.folders import OURS, TEMPLATE
+from alacarte.folders import TEMPLATE
 
 PACKAGES = ("steps", "examples.demo")  # that hold entry points
-EXTRAS = {"serve": "serve", "torch": "torch", "safetensors": "torch", "psycopg": "postgres"}
+EXTRAS = {"serve": "serve", "promote": "", "score": ""}  # that an entry point needs; any other needs `train`
 
 
 def main() -> int:
@@ -39,17 +43,25 @@ def main() -> int:
 
         print(f"alacarte: {name} is not an entry point: did you mean {nearest(name, list(known))}?", file=sys.stderr)
         return 2
-    sys.argv[1:] = arguments
-    try:
-        runpy.run_module(known[name][0], run_name="__main__", alter_sys=True)
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if package in OURS:
-            raise
-        extra = EXTRAS.get(package) or EXTRAS.get(name, "train")
+    extra = EXTRAS.get(name, "train")
+    if package := missing_package(extra):  # before hours of training
         print(f"{name}: {package} is not installed: pip install 'alacarte[{extra}]'", file=sys.stderr)
         return 2
+    sys.argv[1:] = arguments
+    runpy.run_module(known[name][0], run_name="__main__", alter_sys=True)
     return 0
+
+
+def missing_package(extra: str) -> str | None:
+    """A package of an extra that is not installed."""
+    with suppress(PackageNotFoundError):  # a checkout that is not installed
+        for requirement in map(Requirement, requires("alacarte") or ()):
+            if requirement.marker and requirement.marker.evaluate({"extra": extra}):
+                try:
+                    version(requirement.name)
+                except PackageNotFoundError:
+                    return requirement.name
+    return None
 
 
 def entry_points() -> dict[str, tuple[str, str]]:
