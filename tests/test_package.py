@@ -74,7 +74,9 @@ def all_packages(requirement: Requirement, lines: list[str]) -> set[str]:
     names: set[str] = set()
     for line in lines:
         part = Requirement(line)
-        wanted = [extra for extra in ("", *requirement.extras) if not part.marker or part.marker.evaluate({"extra": extra})]
+        wanted = [
+            extra for extra in ("", *requirement.extras) if not part.marker or part.marker.evaluate({"extra": extra})
+        ]
         if wanted and part.name.lower() not in names:
             names.add(part.name.lower())
             try:
@@ -158,14 +160,20 @@ def test_a_folder_with_its_own_conf_and_project(installed: Path, tmp_path: Path)
     for file in ("base.yaml", "train.yaml", "data/digits.yaml", "model/sklearn_sgd.yaml", "model/torch_mlp.yaml"):
         (own.root / "conf" / file).write_text((ROOT / "conf" / file).read_text())
     train = own.root / "conf" / "train.yaml"
-    train.write_text(train.read_text().replace("model: sklearn_mlp", "model: sklearn_sgd").replace("seed: 0 ", "seed: 5 "))
+    train.write_text(
+        train.read_text().replace("model: sklearn_mlp", "model: sklearn_sgd").replace("seed: 0 ", "seed: 5 ")
+    )
     digits = own.root / "conf" / "data" / "digits.yaml"
     digits.write_text(digits.read_text().replace("project.data.load_digits", "project.rows.load_some"))
     (own.root / "project" / "rows.py").write_text(
         "from project.data import load_digits  # of the library\n\n\n"
         "def load_some(**how):\n    return load_digits(**how)[:500]\n"
     )
-    for command in (("init", "--quiet"), ("add", "--all"), ("-c", "user.name=t", "-c", "user.email=t@e.org", "commit", "-qm", "x")):
+    for command in (
+        ("init", "--quiet"),
+        ("add", "--all"),
+        ("-c", "user.name=t", "-c", "user.email=t@e.org", "commit", "-qm", "x"),
+    ):
         subprocess.run(["git", *command], cwd=own.root, check=True, env=environment())
 
     printed = own.run("train")
