@@ -27,13 +27,8 @@ SCHEMA_VERSION = 3  # 1 and 2 were never released
 FORMS = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
 ROW_BYTES = 300  # of a prediction, beside inputs and outputs
 AT_ONCE = 256  # predictions in one INSERT, a power of 2
-MISTAKES = (
-    sqlite3.InterfaceError,
-    sqlite3.ProgrammingError,
-    sqlite3.DataError,
-    sqlite3.IntegrityError,
-    psycopg.DataError,
-)
+MISTAKES = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.IntegrityError,
+            psycopg.DataError)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
