@@ -19,6 +19,9 @@ OPTIONS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-n
            "--info", "-i", "--experimental-rerun", "--shell-completion", "-sc"}  # fmt: skip
 ALONE = {"--history": "history=true"}  # keys that mean yes when they come without a value
 FREE_TEXT = {"description"}  # always taken as typed: nobody means a number or a list there
+# Texts by nature: digits are taken as typed (a run id may consist of digits alone), null stays null.
+TEXT = {"registered_model_name", "experiment_name", "reason", "save_to", "run_id", "model_uri", "input", "output",
+        "data.path", "data.target", "data.name", "feedback.url"}  # fmt: skip
 OPEN = ("model.estimator.",)  # any key may be added under these: the arguments of an estimator that no config names
 
 
@@ -88,7 +91,8 @@ def quote(pair: str, multirun: bool = False) -> str:
         parsed = parse(pair)
         if parsed is not None and (multirun or not parsed.is_sweep_override()):
             plain = isinstance(parsed.value(), str) and value.strip()[:1] not in ("'", '"')
-            if not plain or parsed.value() == value or "\\" in value:
+            number = isinstance(parsed.value(), int | float) and not isinstance(parsed.value(), bool)
+            if (not plain and not (number and key in TEXT)) or parsed.value() == value or "\\" in value:
                 return pair
     # `\${` is OmegaConf's spelling of a literal `${`, and backslashes before it count twice.
     text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)

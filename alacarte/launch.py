@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -26,12 +27,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alacarte.arguments import parse, to_overrides
+from alacarte.arguments import TEXT, parse, to_overrides
 from alacarte.errors import StoreError, UserError
+from alacarte.folders import ROOT, TEMPLATE
 
 __all__ = ["CONF", "compose", "instantiate", "keys_of", "part_of", "plain", "save_for", "step"]
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = next(folder / "conf" for folder in (ROOT, TEMPLATE) if (folder / "conf").is_dir())
 
 
 class Terminated(SystemExit):
@@ -41,11 +43,9 @@ class Terminated(SystemExit):
 def step(
     config_name: str, run: bool = True, offline: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., NoReturn]]:
-    """Make a function of the configuration into the command `python -m steps.<name>`.
+    """Make a function of the configuration into the command of an entry point; other arguments are handed on to it.
 
-    The command hands its own arguments on to the function, after the configuration.
-
-    run=False opens no MLflow run; `offline` is for what starts while the tracking server is away.
+    run=False opens no MLflow run. offline=True does not ask whether the tracking server answers.
 
     Exit codes: 0; 2 after a UserError, which prints one line; 1 after any other exception, with its traceback unless it is
     a feedback store that is away; 130 and 143 after Ctrl-C and SIGTERM. The MLflow run ends FINISHED, FAILED or KILLED.
@@ -53,7 +53,7 @@ def step(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., NoReturn]:
         @functools.wraps(function)
-        def main(*more: Any) -> NoReturn:
+        def main(*more: object) -> NoReturn:
             signal.signal(signal.SIGTERM, _terminate)
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as steps/__init__.py leaves it
                 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -109,7 +109,10 @@ def _launch(
 
     opened_by_mlflow_run = os.environ.get("MLFLOW_RUN_ID")
     try:
+        if not (CONF / f"{config_name}.yaml").is_file():
+            raise UserError(f"{CONF} has no {config_name}.yaml: copy that file from the template, or rename the folder")
         arguments = to_overrides(tokens)
+        check_flags(arguments)
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; the one line below replaces Hydra's report
         sys.argv[1:] = arguments
         main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)
@@ -162,14 +165,31 @@ def compose(config_name: str, tokens: Sequence[str]) -> DictConfig | None:
 # --- checks and error texts ------------------------------------------------------------------------------------------
 
 
+def check_flags(arguments: Sequence[str]) -> None:
+    """UserError for a flag of Hydra's with a wrong value, or with none."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(message)
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
+
+
 def check(cfg: DictConfig, config_name: str) -> None:
-    """Refuse what Hydra composes without complaint: required values left out, text where the default is a number."""
+    """Refuse values that Hydra accepts: required values left out, text where the default is a number, true for a text."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} is required: add -P {missing[0]}=VALUE")
     model = cfg.get("model")
     if OmegaConf.is_dict(model) and OmegaConf.is_dict(model.get("estimator")) and "_target_" not in model.estimator:
         key = f"model.estimator.{next(iter(model.estimator))}"
         raise UserError(f"{key} is not a key of this model: add model=sklearn and model.estimator._target_=CLASS")
+    for key in TEXT:
+        if not isinstance(value := OmegaConf.select(cfg, key, default=None), str | int | float | None) or value in (
+            True,
+            False,
+        ):
+            raise UserError(f"{key}={str(value).lower()} is not a text: give a text, such as {key}=NAME, or null")
     OmegaConf.to_container(cfg, resolve=True)  # an interpolation that leads nowhere fails here, with its key
     suspects = [o for o in map(parse, HydraConfig.get().overrides.task) if o and o.type and o.type.name == "CHANGE"]
     suspects = [o for o in suspects if isinstance(o.value(), str | bool | list | dict | None)]
@@ -215,15 +235,15 @@ def explain(error: Exception, config_name: str) -> str:
         group, option = found.groups()
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         if options:
-            return f"{group}={option} is unknown: did you mean {_nearest(option, options)}?"
+            return f"{group}={option} is unknown: did you mean {nearest(option, options)}?"
     if found := re.search(r"Could not (?:override|delete)[^']*'([^']*)'", message):
         key = found[1].split("@")[0]
         valid = _key_names(_defaults(config_name))
-        return f"{key} is not a key of {config_name}: did you mean {_nearest(key, valid)}? (+{key}=... adds a new key)"
+        return f"{key} is not a key of {config_name}: did you mean {nearest(key, valid)}? (+{key}=... adds a new key)"
     return " ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
-def _nearest(name: str, valid: Sequence[str]) -> str:
+def nearest(name: str, valid: Sequence[str]) -> str:
     return " or ".join(difflib.get_close_matches(name, valid, n=3, cutoff=0.5)) or "one of " + ", ".join(valid)
 
 

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import make_metric
 from mlflow.utils.databricks_utils import is_in_databricks_notebook
 from mlflow.utils.mlflow_tags import (
-    MLFLOW_GIT_COMMIT,
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_RUN_NAME,
     MLFLOW_RUN_NOTE,
@@ -32,8 +30,8 @@ from mlflow.utils.mlflow_tags import (
 from omegaconf import DictConfig, OmegaConf
 
 from alacarte.errors import UserError
+from alacarte.source import git_tags, source_hash
 
-ROOT = Path(__file__).resolve().parent.parent
 LONGEST_PARAM = 6000  # characters; MLflow cuts what is longer
 NOT_IDENTITY = {"description", "experiment_name", "reuse"}  # keys that change nothing a step computes
 
@@ -233,36 +231,8 @@ def fingerprint(step: str, cfg: DictConfig) -> str:
     assert isinstance(container, dict)
     parts = {key: value for key, value in container.items() if key not in NOT_IDENTITY}
     data = source_digest(**container["data"]) if container.get("data") else None
-    text = json.dumps([step, parts, source_hash(step), data], sort_keys=True, default=str)
+    text = json.dumps([step, parts, source_hash(step, container), data], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def source_hash(step: str) -> str:
-    """Hash of the files that a step runs, as they are on disk: uncommitted edits count."""
-    files = [*(ROOT / "alacarte").rglob("*.py"), *(ROOT / "project").rglob("*.py"), ROOT / "requirements.txt"]
-    files += [ROOT / "steps" / f"{step}.py"]
-    digest = hashlib.sha256(sys.version.encode())
-    for path in sorted(path for path in files if path.is_file()):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def git_tags() -> dict[str, str]:
-    """Commit and whether the tree was dirty; nothing where the project is not a git checkout, nor made from one."""
-    if (made_from := ROOT / "git_tags.json").is_file():  # by alacarte/databricks/stage.py
-        return json.loads(made_from.read_text())
-
-    def git(*arguments: str) -> str | None:
-        try:
-            answer = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if not commit:
-        return {}
-    return {MLFLOW_GIT_COMMIT: commit, "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
 
 
 def find_finished(experiment_id: str, step: str, cfg: DictConfig) -> Run | None:

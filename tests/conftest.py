@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from there import There
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("conf", "databricks", "alacarte", "project", "steps")
+FOLDERS = ("alacarte", "conf", "databricks", "examples", "project", "steps")
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -28,5 +28,8 @@ def test_the_loop_closes_by_itself(project: Project):
 
 def test_a_name_in_use_is_left_alone(project: Project):
     project.step("pipeline", "model=sklearn_sgd", "registered_model_name=ours")
-    assert "a name of its own" in project.step("demo", *SMALL, "registered_model_name=ours", code=2).stderr
+    assert (
+        "a name of its own"
+        in project.run("python", "-m", "examples.demo.demo", *SMALL, "registered_model_name=ours", code=2).stderr
+    )
     assert str(project.client.get_model_version_by_alias("ours", "champion").version) == "1"

@@ -54,8 +54,15 @@ def test_version_is_a_key_where_it_has_a_value():
      ("it's", "it's"), ("50 % #1 @x", "50 % #1 @x"), ("{x}", "{x}"), ("a: b, c", "a: b, c"), ("--x", "--x"), ("é\n\t", "é\n\t")],
 )  # fmt: skip
 def test_hydra_meaning_where_its_grammar_reads_the_value_and_plain_text_elsewhere(text, value):
-    assert composed(f"save_to={text}")["save_to"] == value
-    assert composed("--save_to", text)["save_to"] == value
+    assert composed(f"seed={text}")["seed"] == value
+    assert composed("--seed", text)["seed"] == value
+
+
+@pytest.mark.parametrize("text", ["12345678901234567890123456789012", "1e400", "007", "true", "a b"])
+def test_a_key_that_is_a_text_keeps_its_digits(text):
+    """A run id may consist of digits alone; `true` is left for the check of the step to refuse."""
+    assert str(composed(f"run_id={text}", config="evaluate")["run_id"]).lower() == text
+    assert composed("run_id=null", config="evaluate")["run_id"] is None
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")).filter(lambda text: text != "???"))

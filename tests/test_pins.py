@@ -1,10 +1,13 @@
 """One list of exact pins, read by every environment, and it is what runs here."""
 
 import re
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,6 +28,27 @@ def test_every_pin_is_exact_and_installed():
     assert wanted["mlflow"] == "3.17.2"
     assert wanted["torch"] == "2.13.0"
     assert {name: version(name).split("+")[0] for name in wanted} == wanted
+
+
+def ranges() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    return [Requirement(line) for line in [*project["dependencies"], *extras]]
+
+
+def test_every_pin_is_inside_its_range_and_every_range_has_a_pin():
+    exact = {canonicalize_name(name): number for name, number in pins("requirements.txt").items()}
+    allowed = {canonicalize_name(requirement.name): requirement.specifier for requirement in ranges()}
+    assert len(allowed) == len(ranges()), "a package has two ranges"
+    assert set(allowed) == set(exact)
+    for name, number in exact.items():
+        assert allowed[name].contains(number), f"{name}: {number} is outside {allowed[name]}"
+        assert not allowed[name].contains("0.0.1"), f"{name} has no lower bound"
+
+
+def test_what_builds_the_wheel_is_pinned():
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert set(needed) <= set(pins("requirements-dev.txt"))
 
 
 def test_python_env_and_conda_read_the_same_list():

@@ -17,7 +17,7 @@ from serving import ROWS, Served, register_constant, serving
 from alacarte.errors import UserError
 from alacarte.feedback import Store
 from alacarte.serving.settings import Settings
-from alacarte.simulation import Traffic
+from examples.demo.people import Traffic
 
 NAME = "constant"
 

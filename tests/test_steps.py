@@ -70,15 +70,18 @@ def test_a_second_run_reuses_both_steps(project: Project, first: str):
     again = project.step("pipeline").stdout
     assert "train: reused run" in again and "evaluate: reused run" in again
     assert len(project.runs()) == before + 1
-    # An uncommitted edit of the source is another step.
-    source = project.root / "project" / "networks.py"
-    text = source.read_text()
+    # An uncommitted edit of the source is another step, if the step imports it.
+    elsewhere, source = project.root / "alacarte" / "serving" / "app.py", project.root / "project" / "data.py"
+    texts = {path: path.read_text() for path in (elsewhere, source)}
     try:
-        source.write_text(text + "\n# edited\n")
+        elsewhere.write_text(texts[elsewhere] + "\n# edited\n")
+        assert "train: reused run" in project.step("pipeline").stdout
+        source.write_text(texts[source] + "\n# edited\n")
         assert "reused" not in project.step("pipeline", *FAST).stdout
         assert "train: reused run" in project.step("pipeline", *FAST, "gate.margin=0.03").stdout
     finally:
-        source.write_text(text)
+        for path, text in texts.items():
+            path.write_text(text)
     assert "reused" not in project.step("pipeline", *FAST, "reuse=false").stdout
 
 
@@ -121,6 +124,10 @@ def test_free_text_survives_mlflow_run(project: Project, text: str):
         (["data=table", "data.target=y"], "data.path is required"),
         (["data.task=clasification"], "data.task=clasification"),
         (["seed"], "seed=VALUE"),
+        (["save_to=true"], "save_to=true is not a text"),
+        (["registered_model_name=[a,b]"], "registered_model_name=['a', 'b'] is not a text"),
+        (["--cfg", "jobb"], "invalid choice: 'jobb'"),
+        (["--info", "none"], "invalid choice: 'none'"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_failed_run(project: Project, arguments: list[str], line: str):
@@ -209,7 +216,14 @@ def test_hydra_flags_work_without_a_run(project: Project):
 
 def test_a_step_without_torch_imports_no_torch(project: Project):
     code = "import sys, runpy; sys.argv[1:] = ['model=sklearn_sgd']\ntry: runpy.run_module('steps.train', run_name='__main__')\n"
-    code += "except SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules"
+    code += "except SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules\n"
+    # The modules that it did import are in its fingerprint.
+    code += "from alacarte.source import modules_of\n"
+    code += (
+        "known = modules_of(['steps.train', 'project.data.load_digits', 'alacarte.learners.sklearn.SklearnLearner'])\n"
+    )
+    code += "used = {name for name in sys.modules if name.split('.')[0] in ('alacarte', 'project', 'steps')}\n"
+    code += "assert 'project.data' in used and used <= {*known, 'alacarte.source'}, used - set(known)"
     project.run("python", "-c", code)
 
 

@@ -18,8 +18,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from alacarte.errors import UserError
+from alacarte.folders import ROOT as ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGED = "build/databricks"
 LARGEST = 1_000_000  # bytes of one file
 DATA = re.compile(r"\.(db|sqlite3?|duckdb|csv|tsv|parquet|pq|feather|arrow|xlsx?)(\.(gz|bz2|xz|zip))?$", re.I)
@@ -39,7 +39,7 @@ NOT_THERE = {
 def stage(root: Path, commit: Mapping[str, str]) -> list[str]:
     """Make `build/databricks` in the project at `root` anew; what was left out of it, as data.
 
-    `commit` holds the tags that runs of the folder get, where there is no git to ask (`lineage.git_tags`).
+    `commit` holds the tags that runs of the folder get, where there is no git to ask (`source.git_tags`).
 
     Raises UserError, and leaves the folder as it was, for files that must not leave this machine or are too large to.
     """

@@ -34,9 +34,10 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
-from alacarte import launch, registry, tracking
+from alacarte import launch, registry
 from alacarte.databricks import stage
 from alacarte.errors import UserError
+from alacarte.source import git_tags
 
 ENDED = ("TERMINATED", "SKIPPED", "INTERNAL_ERROR")
 SUBMITTING = 600  # seconds after which a run without a job is nobody's
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def stage_project() -> None:
-    left_out = stage.stage(stage.ROOT, tracking.git_tags())
+    left_out = stage.stage(stage.ROOT, git_tags())
     print(f"databricks: staged {stage.STAGED}", flush=True)
     if left_out:
         print(f"databricks: left out as data: {', '.join(left_out)}; data.path=/Volumes/... reaches what is there")
@@ -187,7 +188,7 @@ def _create(entry_point: str, experiment_id: str) -> Run:
         MLFLOW_PROJECT_ENTRY_POINT: entry_point,
         MLFLOW_PROJECT_BACKEND: "databricks",
     }
-    return MlflowClient().create_run(experiment_id, tags={**tags, **tracking.git_tags()})
+    return MlflowClient().create_run(experiment_id, tags={**tags, **git_tags()})
 
 
 def _submit(

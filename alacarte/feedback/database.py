@@ -12,24 +12,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy import Boolean, Column, Double, ForeignKey, Index, Integer, LargeBinary, Table, Text
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from alacarte.errors import StoreError, UserError
 
+try:
+    import psycopg
+except ModuleNotFoundError:  # alacarte[postgres] is not installed; sqlite3 has exceptions of the same names
+    import sqlite3 as psycopg  # type: ignore[no-redef]
+
 SCHEMA_VERSION = 3  # 1 and 2 were never released
 FORMS = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
 ROW_BYTES = 300  # of a prediction, beside inputs and outputs
 AT_ONCE = 256  # predictions in one INSERT, a power of 2
-MISTAKES = (
-    sqlite3.InterfaceError,
-    sqlite3.ProgrammingError,
-    sqlite3.DataError,
-    sqlite3.IntegrityError,
-    psycopg.DataError,
-)
+MISTAKES = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.IntegrityError,
+            psycopg.DataError)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +125,10 @@ class Database:
         if self.is_sqlite:
             self._path, self.engine = self._open_file(parsed)
         elif parsed.drivername in ("postgresql", "postgresql+psycopg"):
+            if psycopg is sqlite3:
+                raise UserError(
+                    f"feedback.url={self.shown}: psycopg is not installed: pip install 'alacarte[postgres]'"
+                )
             limits = {"connect_timeout": max(2, int(timeout)), "options": f"-c lock_timeout={int(timeout * 1000)}"}
             self.engine = sa.create_engine(
                 parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_timeout=timeout,

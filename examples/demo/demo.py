@@ -1,7 +1,7 @@
 """demo: the whole loop before your eyes, with simulated people: served, wrong, reported, retrained, promoted, swapped.
 
     mlflow run . -e demo --env-manager local
-    python -m steps.demo demo.degrees=15 demo.per_second=60
+    python -m examples.demo.demo demo.degrees=15 demo.per_second=60
 
 Leaves behind a run with demo.png (accuracy over requests, versions, the swap), accuracies and failed requests, and what
 train, serve, monitor, retrain and evaluate leave behind, each a process of its own. Exit code 1: a request failed, or
@@ -20,10 +20,9 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from alacarte import launch, registry, tracking
-from alacarte.children import started
 from alacarte.errors import UserError
-from alacarte.processes import Forks
-from alacarte.simulation import MARKS, WINDOW, Traffic, accuracy_figure
+from alacarte.processes import Forks, start
+from examples.demo.people import MARKS, WINDOW, Traffic, accuracy_figure
 from project.data import load_digits
 
 PACE = 1 if sys.stderr.isatty() else 15  # seconds from one report of progress to the next
@@ -53,15 +52,17 @@ def main(cfg: DictConfig, forks: Forks) -> None:
             shown = {"version": traffic.version, "accuracy": traffic.accuracy(last=WINDOW), "labels": traffic.labels}
             bar.set_postfix(shown, refresh=False)
 
-        with started("serve", launch.part_of(cfg, "serve"), run, tell) as server:
+        with start("serve", launch.part_of(cfg, "serve"), run, tell) as server:
             traffic.url = server.wait_for("serve: http").split()[1]
             traffic.wait_until_ready()
-            with started("monitor", launch.part_of(cfg, "monitor", data=None), run, tell) as monitor:
+            with start("monitor", launch.part_of(cfg, "monitor", data=None), run, tell) as monitor:
                 later = load_digits(start=cfg.data.stop)
                 traffic.send("other writers", later, lambda sent: sent == cfg.demo.requests, progress)
                 turned = load_digits(rotate=cfg.demo.degrees).sample(frac=1, random_state=cfg.seed)
                 since, end = len(monitor.lines), time.monotonic() + cfg.demo.patience
-                done = partial(monitor.has_said, "evaluate: PROMOTE", "run_id=", since=since)  # what retrain says last
+                done = partial(
+                    monitor.has_printed, "evaluate: PROMOTE", "run_id=", since=since
+                )  # what retrain says last
                 traffic.send("turned", turned[::2], lambda _: done() or time.monotonic() > end, progress)
             traffic.send("turned, unseen", turned[1::2], lambda sent: sent == cfg.demo.requests, progress)
     show(cfg, traffic, marks)

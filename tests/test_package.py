@@ -1,0 +1,206 @@
+"""The wheel, installed in an environment of its own: the command `alacarte` in an empty folder and in a project."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import pytest
+import requests
+from conftest import ROOT, environment, free_port, wait_for
+from packaging.requirements import Requirement
+
+FOLDERS = ("conf", "examples", "project", "steps")
+NOT_IN_IT = {"project/__init__.py"}  # so that a folder's own project/ and the default one are one package
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+class Folder:
+    """A folder in which the command of the installed library runs."""
+
+    def __init__(self, root: Path, environment_root: Path) -> None:
+        self.root, self.command = root, str(environment_root / "bin" / "alacarte")
+        self.env = environment(MLFLOW_TRACKING_URI=f"sqlite:///{root}/mlflow.db")
+        root.mkdir(exist_ok=True)
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """What the command prints; the last line of its errors where it is meant to fail."""
+        command = [self.command, *arguments]
+        ended = subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == code, f"{arguments}\n{ended.stdout}\n{ended.stderr}"
+        if not code:
+            return ended.stdout
+        assert "Traceback" not in ended.stderr
+        return ended.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel, and with the packages of the one that runs the tests."""
+    root = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(root / "bin" / "python")]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+    (packages,) = root.glob("lib/python*/site-packages")
+    (packages / "tests.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    return root
+
+
+@pytest.fixture(scope="module")
+def empty(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return Folder(tmp_path_factory.mktemp("empty"), installed)
+
+
+def test_the_wheel_has_every_file_and_one_package(wheel: Path):
+    files = [path for folder in ("alacarte", *FOLDERS) for path in (ROOT / folder).rglob("*") if path.is_file()]
+    names = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"} - NOT_IN_IT
+    expected = {name if name.startswith("alacarte/") else f"alacarte/_template/{name}" for name in names}
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    assert {name for name in packed if ".dist-info/" not in name} == expected
+
+
+def all_packages(requirement: Requirement, lines: list[str]) -> set[str]:
+    """The names of all packages that come with a requirement on a package with these lines, without other extras."""
+    names: set[str] = set()
+    for line in lines:
+        part = Requirement(line)
+        wanted = [
+            extra for extra in ("", *requirement.extras) if not part.marker or part.marker.evaluate({"extra": extra})
+        ]
+        if wanted and part.name.lower() not in names:
+            names.add(part.name.lower())
+            try:
+                names |= all_packages(part, requires(part.name) or [])
+            except PackageNotFoundError:  # only named for another platform
+                continue
+    return names
+
+
+def test_to_serve_needs_neither_torch_nor_matplotlib(wheel: Path):
+    file = zipfile.ZipFile(wheel)
+    (name,) = [name for name in file.namelist() if name.endswith("METADATA")]
+    lines = re.findall(r"^Requires-Dist: (.+)$", file.read(name).decode(), re.M)
+    serve = all_packages(Requirement("alacarte[serve]"), lines)
+    assert {"fastapi", "mlflow-skinny", "scikit-learn", "scipy", "alembic"} <= serve
+    assert not {"torch", "matplotlib", "mlflow"} & serve
+    assert {"matplotlib", "mlflow"} <= all_packages(Requirement("alacarte[train]"), lines)
+    assert {"torch", "safetensors"} <= all_packages(Requirement("alacarte[torch]"), lines)
+
+
+def test_the_command_lists_the_entry_points_and_knows_its_version(empty: Folder):
+    import yaml
+
+    import alacarte
+
+    listed = [line.split(maxsplit=1) for line in empty.run().splitlines() if line.startswith("  ")]
+    assert {name for name, _ in listed} == set(yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"])
+    assert all(about for _, about in listed)
+    assert empty.run("--version") == f"alacarte {alacarte.__version__}\n"
+    assert empty.run("trian", code=2) == "alacarte: trian is not an entry point: did you mean train or retrain?"
+
+
+def test_a_missing_package_is_one_line_before_the_step_starts(installed: Path, tmp_path: Path):
+    folder = Folder(tmp_path / "bare", installed)
+    folder.env["PYTHONNOUSERSITE"] = "1"
+    (packages,) = installed.glob("lib/python*/site-packages")
+    needed = ("packaging",)
+    here = tmp_path / "few"
+    here.mkdir()
+    for path in map(Path, sys.path):
+        if path.name == "site-packages":
+            for file in (file for name in needed for file in path.glob(f"{name}*")):
+                (here / file.name).exists() or (here / file.name).symlink_to(file)
+    pth = packages / "tests.pth"
+    before = pth.read_text()
+    try:
+        pth.write_text(str(here))
+        assert folder.run("serve", code=2).endswith("is not installed: pip install 'alacarte[serve]'")
+        assert folder.run("train", code=2).endswith("is not installed: pip install 'alacarte[train]'")
+    finally:
+        pth.write_text(before)
+
+
+def test_an_empty_folder_trains_evaluates_and_serves(empty: Folder):
+    trained = empty.run("train", "model=sklearn_sgd", "registered_model_name=first").splitlines()[-1]
+    assert "evaluate: PROMOTE" in empty.run("evaluate", trained, "registered_model_name=first")
+    port = free_port()
+    command = [empty.command, "serve", "registered_model_name=first", f"serve.port={port}"]
+    process = subprocess.Popen(command, cwd=empty.root, env=empty.env)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/readyz", process)
+        row = {f"pixel_{i // 8}_{i % 8}": 0.0 for i in range(64)}
+        answer = requests.post(f"http://127.0.0.1:{port}/invocations", json={"dataframe_records": [row]}, timeout=30)
+        assert answer.json()["model_version"] == "1" and len(answer.json()["predictions"]) == 1
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def test_the_pipeline_starts_its_steps_and_reuses_them(empty: Folder):
+    arguments = ("main", "model=sklearn_sgd", "registered_model_name=whole", "seed=3")
+    assert "verdict PROMOTE" in empty.run(*arguments)
+    again = empty.run(*arguments)
+    assert "train: reused run" in again and "evaluate: reused run" in again
+
+
+def test_a_folder_with_its_own_conf_and_project(installed: Path, tmp_path: Path):
+    own = Folder(tmp_path / "own", installed)
+    for folder in ("conf/data", "conf/model", "project"):
+        (own.root / folder).mkdir(parents=True)
+    for file in ("base.yaml", "train.yaml", "data/digits.yaml", "model/sklearn_sgd.yaml", "model/torch_mlp.yaml"):
+        (own.root / "conf" / file).write_text((ROOT / "conf" / file).read_text())
+    train = own.root / "conf" / "train.yaml"
+    train.write_text(
+        train.read_text().replace("model: sklearn_mlp", "model: sklearn_sgd").replace("seed: 0 ", "seed: 5 ")
+    )
+    digits = own.root / "conf" / "data" / "digits.yaml"
+    digits.write_text(digits.read_text().replace("project.data.load_digits", "project.rows.load_some"))
+    (own.root / "project" / "rows.py").write_text(
+        "from project.data import load_digits  # of the library\n\n\n"
+        "def load_some(**how):\n    return load_digits(**how)[:500]\n"
+    )
+    for command in (
+        ("init", "--quiet"),
+        ("add", "--all"),
+        ("-c", "user.name=t", "-c", "user.email=t@e.org", "commit", "-qm", "x"),
+    ):
+        subprocess.run(["git", *command], cwd=own.root, check=True, env=environment())
+
+    printed = own.run("train")
+    assert "train: load_some" not in printed and re.search(r"train: digits, \d+ rows", printed)
+    rows = int(re.search(r"train: digits, (\d+) rows", printed)[1])  # type: ignore[index]
+    assert rows < 500
+
+    import mlflow
+
+    run = mlflow.MlflowClient(own.env["MLFLOW_TRACKING_URI"]).get_run(printed.splitlines()[-1].removeprefix("run_id="))
+    assert run.data.params["seed"] == "5" and run.data.tags["git_dirty"] == "true"  # the store is new
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=own.root, capture_output=True, text=True, check=True)
+    assert run.data.tags["mlflow.source.git.commit"] == head.stdout.strip()
+    assert "evaluate.yaml" in own.run("evaluate", code=2)
+
+
+def test_a_folder_with_its_own_steps(installed: Path, tmp_path: Path):
+    own = Folder(tmp_path / "steps_of_ours", installed)
+    for folder in ("conf", "steps"):
+        (own.root / folder).mkdir()
+    (own.root / "steps" / "__init__.py").touch()
+    (own.root / "steps" / "greet.py").write_text(
+        '"""greet: say hello."""\n\nfrom alacarte import launch\n\n\n'
+        '@launch.step("greet", run=False)\ndef main(cfg):\n    print(f"hello {cfg.name}")\n\n\n'
+        'if __name__ == "__main__":\n    main()\n'
+    )
+    (own.root / "conf" / "base.yaml").write_text((ROOT / "conf" / "base.yaml").read_text())
+    (own.root / "conf" / "greet.yaml").write_text("defaults: [base, _self_]\nname: nobody\n")
+    assert "  greet      say hello." in own.run()
+    assert own.run("greet", "name=you") == "hello you\n"

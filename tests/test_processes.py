@@ -1,0 +1,59 @@
+"""Steps as child processes: they end with the process that started them, also when that one is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import copy_project, environment
+from registries import until
+
+SLOW = """
+import os, pathlib, time
+pathlib.Path("pid").write_text(str(os.getpid()))
+print("ready", flush=True)
+time.sleep(600)
+"""
+WAITED_FOR = """
+from alacarte.processes import Forks
+with Forks() as forks:
+    raise SystemExit(forks.run("steps.slow", [], {}))
+"""
+BESIDE = """
+from types import SimpleNamespace
+from omegaconf import OmegaConf
+from alacarte.processes import start
+run = SimpleNamespace(info=SimpleNamespace(experiment_id="0"))
+with start("slow", OmegaConf.create({}), run, print) as child:
+    child.wait_for("ready")
+    print(child.has_printed("ready"), child.has_printed("ready", since=1), flush=True)
+    while True:
+        signal.pause()
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("program", [WAITED_FOR, BESIDE], ids=["waited for", "beside"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_step_ends_with_the_process_that_started_it(tmp_path: Path, program: str, number: int):
+    root = copy_project(tmp_path / "project")
+    (root / "steps" / "slow.py").write_text(SLOW)
+    stop = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+    process = subprocess.Popen([sys.executable, "-c", stop + program], cwd=root, env=environment())
+    file = root / "pid"
+    try:
+        until(lambda: file.exists() and file.read_text())
+        pid = int(file.read_text())
+        os.kill(process.pid, number)
+        assert process.wait(60) == (143 if number == signal.SIGTERM else -number)
+        until(lambda: not is_running(pid))
+    finally:
+        process.kill()
