@@ -287,7 +287,7 @@ def make_api(parts: Parts, lifespan: Callable[[Any], Any]) -> FastAPI:
             return {"status": "seen"}
         if not webhooks.relevant(payload, settings.registered_model_name):
             return {"status": "ignored"}
-        holder.hurry()
+        holder.refresh()
         return {"status": "ok"}
 
     # --- for people ---

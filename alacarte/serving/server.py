@@ -19,6 +19,7 @@ from alacarte.serving.app import SETTINGS
 from alacarte.serving.cache import Cache
 from alacarte.serving.connections import Connection
 from alacarte.serving.metrics import SHARED
+from alacarte.serving.probe import warm_process
 from alacarte.serving.settings import Settings
 from alacarte.serving.workers import Workers, told_to_stop
 
@@ -33,7 +34,7 @@ def run(settings: Settings) -> None:
 
     UserError when the address cannot be taken, or what is stored cannot be. SystemExit 1 when a worker fails to start.
     """
-    with told_to_stop() as told:
+    with told_to_stop() as told, warm_process():  # which is forked before there is a socket, a database or a thread
         _run(settings, told)
     sys.stdout.flush()
     sys.stderr.flush()
