@@ -103,7 +103,7 @@ def test_with_the_registry_down(follow, tmp_path: Path, registry: Registry, monk
     folder = folder_of(tmp_path / "cache")
     [model] = folder.glob("1-*/model")
     origin = model.parent / "version.json"
-    text, whole = origin.read_text(), model.parent.parent / "whole"
+    text, whole = origin.read_text(), tmp_path / "whole"
     shutil.copytree(model.parent, whole)
 
     def refused() -> None:
@@ -126,7 +126,6 @@ def test_with_the_registry_down(follow, tmp_path: Path, registry: Registry, monk
     (model.parent / "served").unlink()
     alone = follow("down")
     until(lambda: "no other version has served" in alone.reason(), alone.reason)
-    shutil.rmtree(whole)
 
     registry.start()
     point("down", "2")

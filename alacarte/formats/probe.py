@@ -227,9 +227,12 @@ def trial_tables(example: Any, draw: np.random.Generator) -> Iterator[list[pd.Da
         base = example.iloc[draw.integers(len(example), size=ROWS)].reset_index(drop=True)
         usual = [base.apply(_vary, args=(extremes, draw)) for extremes in ((), MODERATE, MISSING)]
         huge = base.apply(_vary, args=(HUGE, draw))
-        unseen = base.map(lambda cell: UNSEEN if isinstance(cell, str) and draw.random() < 0.5 else cell)
-        if not unseen.equals(base):
-            yield [unseen]
+        texts = base.select_dtypes(["object", "string"])
+        unseen = texts.map(lambda cell: UNSEEN if isinstance(cell, str) and draw.random() < 0.5 else cell)
+        if not unseen.equals(texts):
+            strange = base.copy()
+            strange[texts.columns] = unseen
+            yield [strange]
     else:
         return
     yield usual
