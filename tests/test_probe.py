@@ -222,20 +222,20 @@ def gone() -> Iterator[Callable[[Served], None]]:
 
 def test_a_challenger_and_a_champion_that_crash_loop_and_devour(project: Project, gone):
     point(project, "1")
-    for version, reason in REASONS.items():
-        point(project, version, "challenger")
-        with served_by(project, ".first") as served:  # a start with such a challenger
+    point(project, "2", "challenger")
+    with served_by(project, ".first") as served:  # a start with a challenger that crashes
+        gone(served)
+        for failures, (version, reason) in enumerate(REASONS.items(), 1):
+            point(project, version, "challenger")
             served.wait("/status", model_version="1", error=f"{reason} (it is the challenger)")
-            gone(served)
             point(project, version)
-            served.wait("/status", model_version="1", failures=1, error=reason)
+            served.wait("/status", model_version="1", failures=failures, error=reason)
             assert answers(served) == 1
-            point(project, "5")
-            served.wait("/status", model_version="5")
-            assert answers(served) == 3
             point(project, "1")
-            served.wait("/status", model_version="1")
-            assert served.stop() == 0
+        point(project, "5")
+        served.wait("/status", model_version="5", failures=len(REASONS))
+        assert answers(served) == 3
+        assert served.stop() == 0
 
 
 def test_a_start_with_a_champion_that_crashes(project: Project, gone):
