@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from alacarte import formats, registry
+from alacarte import registry
 from alacarte.errors import UserError
 from alacarte.serving.cache import Cache, VersionRef
 from alacarte.serving.fastpath.parity import check_answers
@@ -150,8 +150,6 @@ class ModelFollower:
 
     def _follow(self) -> None:
         next_poll = 0.0
-        with contextlib.suppress(Exception):  # every model needs it: import it before the first one arrives
-            formats.skops_io()
         while not self._stopping.is_set():
             self._wake.clear()
             try:
@@ -207,7 +205,8 @@ class ModelFollower:
                     self._take(candidate)
             if self._registry_error or self._version_error:
                 self._fall_back()
-            if self._challenger and self._challenger.key != self._key and (wanted is None or self._is_ready(wanted)):
+            waiting = wanted is not None and wanted.key != self._key and not self._candidates[wanted.key].ready
+            if self._challenger and self._challenger.key != self._key and not waiting:
                 self._candidate(self._challenger)  # after the champion, for which requests may wait
 
     def _wait_for_registry(self) -> None:
@@ -291,9 +290,6 @@ class ModelFollower:
         candidate = self._candidates[version.key] = _Candidate(version, last.failures + 1 if last else 0)
         self._in_thread(self._prepare, candidate)
         return candidate
-
-    def _is_ready(self, version: VersionRef) -> bool:
-        return version.key == self._key or self._candidates[version.key].ready
 
     def _forget(self) -> None:
         """Keep, beside the current and the next version, one version in memory: the challenger, or the version before."""
