@@ -21,7 +21,7 @@ from mlflow.models import infer_signature
 from omegaconf import OmegaConf
 from sklearn.dummy import DummyClassifier
 
-from alacarte.serving.follower import Holder
+from alacarte.serving.follower import ModelFollower
 from alacarte.serving.model import ServedModel
 from alacarte.serving.settings import Settings
 
@@ -101,12 +101,12 @@ def load(folder: Path) -> ServedModel:
 
 
 @contextmanager
-def following(cache: Path) -> Iterator[Callable[..., Holder]]:
+def following(cache: Path) -> Iterator[Callable[..., ModelFollower]]:
     """Starts holders with one cache, and stops them at the end."""
-    started: list[Holder] = []
+    started: list[ModelFollower] = []
 
-    def start(name: str, load: Callable = load, **serve: Any) -> Holder:
-        made = Holder(settings(name, cache, **serve), load)
+    def start(name: str, load: Callable = load, **serve: Any) -> ModelFollower:
+        made = ModelFollower(settings(name, cache, **serve), load)
         started.append(made)
         made.start()
         return made
@@ -118,12 +118,12 @@ def following(cache: Path) -> Iterator[Callable[..., Holder]]:
             holder.stop()
 
 
-def serves(holder: Holder, version: str) -> None:
+def serves(holder: ModelFollower, version: str) -> None:
     """Wait for a version."""
     until(lambda: holder.current and holder.current.version == version, holder.status)
 
 
-def answers(holder: Holder) -> object:
+def answers(holder: ModelFollower) -> object:
     """The label that a holder's model gives, as a request gets it."""
     model = holder.current.model
     body = json.dumps({"dataframe_split": {"columns": ["a", "b"], "data": [[5.0, 5.0]]}}).encode()
@@ -131,7 +131,7 @@ def answers(holder: Holder) -> object:
     return answer.labels[0]
 
 
-def refuses(holder: Holder, version: str, kept: str) -> str:
+def refuses(holder: ModelFollower, version: str, kept: str) -> str:
     """Wait until a version is refused, see that the one before goes on serving; the reason, which must be one line."""
     until(lambda: f"version {version} is refused" in (holder.status()["last_error"] or ""), holder.status)
     assert holder.current.version == kept and holder.status()["failures"] >= 1 and answers(holder) == int(kept)

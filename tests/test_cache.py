@@ -21,7 +21,9 @@ from registries import (
     until,
 )
 
-from alacarte.serving.follower import Holder
+from alacarte.errors import UserError
+from alacarte.serving.follower import ModelFollower
+from alacarte.serving.model import ServedModel
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +33,7 @@ def _uri(server: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def follow(tmp_path: Path) -> Iterator[Callable[..., Holder]]:
+def follow(tmp_path: Path) -> Iterator[Callable[..., ModelFollower]]:
     with following(tmp_path / "cache") as start:
         yield start
 
@@ -73,7 +75,7 @@ def test_the_cache_keeps_few_and_mends_what_is_damaged(follow, tmp_path: Path):
 def test_a_cache_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"serve\.cache="):
-        Holder(settings("any", tmp_path / "file"), load)
+        ModelFollower(settings("any", tmp_path / "file"), load)
 
 
 @pytest.fixture
@@ -100,9 +102,9 @@ def test_with_the_registry_down(follow, tmp_path: Path, registry: Registry, monk
 
     folder = folder_of(tmp_path / "cache")
     [model] = folder.glob("1-*/model")
-    pointer = (folder / "last_good.json").read_text()
-    whole = model.parent.parent / "whole"
-    shutil.copytree(model, whole)
+    origin = model.parent / "version.json"
+    text, whole = origin.read_text(), tmp_path / "whole"
+    shutil.copytree(model.parent, whole)
 
     def refused() -> None:
         alone = follow("down")
@@ -114,15 +116,16 @@ def test_with_the_registry_down(follow, tmp_path: Path, registry: Registry, monk
     refused()
     (model / "model.skops").unlink()
     refused()
-    shutil.rmtree(model.parent)
+    shutil.rmtree(model)
     refused()
-    shutil.copytree(whole, model)
-    for half in (pointer[:40], "", "{}", pointer.replace(registry.uri, "http://elsewhere"), "[1]"):
-        (folder / "last_good.json").write_text(half)
+    shutil.rmtree(model.parent)
+    shutil.copytree(whole, model.parent)
+    for half in (text[:40], "", "{}", text.replace(registry.uri, "http://elsewhere"), "[1]"):
+        origin.write_text(half)
         refused()
-    (folder / "last_good.json").unlink()
+    (model.parent / "served").unlink()
     alone = follow("down")
-    until(lambda: "no version has served" in alone.reason(), alone.reason)
+    until(lambda: "no other version has served" in alone.reason(), alone.reason)
 
     registry.start()
     point("down", "2")
@@ -141,3 +144,30 @@ def test_a_bad_champion_at_the_start_leaves_the_last_good_one(follow):
     restarted = follow("bad start")
     serves(restarted, "1")
     assert "pickle" in refuses(restarted, "2", kept="1")
+
+
+def test_where_the_last_version_that_served_is_refused_the_one_before_serves(follow):
+    refused: set[str] = set()
+
+    def choosy(folder: Path) -> ServedModel:
+        if (number := folder.parent.name.split("-")[0]) in refused:
+            raise UserError(f"{folder}: version {number} is not what it was")
+        return load(folder)
+
+    for label in (1, 2, 3):
+        register("worse", label)
+    holder = follow("worse", choosy)
+    for version in "132":
+        point("worse", version)
+        serves(holder, version)
+    holder.stop()
+    refused.add("2")
+    restarted = follow("worse", choosy)
+    serves(restarted, "3")
+    reason = refuses(restarted, "2", kept="3")
+    assert reason == "version 2 is refused: version 2 is not what it was"
+    restarted.stop()
+    refused |= {"1", "3"}
+    alone = follow("worse", choosy)
+    until(lambda: "the copy of version 1 is refused" in alone.reason(), alone.reason)
+    assert alone.current is None and "the copy of version 2" not in alone.reason()

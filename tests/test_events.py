@@ -232,13 +232,13 @@ def test_late_and_in_the_wrong_order_the_alias_decides(receiver: Receiver, tmp_p
         for delivery in (*reversed(receiver.got), *receiver.got):
             found = verify(*delivery, SECRET, time.time())
             if found and relevant(found, "order"):
-                holder.hurry()
+                holder.refresh()
         time.sleep(0.2)
         assert holder.current.version == "2" and holder.status()["swaps"] == 0
         point("order", "1")
         until(lambda: len(receiver.got) == 3)
         assert relevant(verify(*receiver.got[-1], SECRET, time.time()), "order")
-        holder.hurry()
+        holder.refresh()
         until(lambda: holder.current.version == "1", holder.status)
         MlflowClient().delete_registered_model_alias("order", "champion")
         until(lambda: len(receiver.got) == 4)

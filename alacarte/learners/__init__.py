@@ -103,11 +103,14 @@ class Learner(Protocol):
 def load(path: str | Path) -> Learner:
     """The learner in a local MLflow model folder. UserError, before anything is made, for a folder that is not safe.
 
-    Runs no code from the folder. scikit-learn models that others logged as skops load too.
+    A child process tries the model first: UserError too for a model with which this process would crash or hang. Runs no
+    code from the folder. scikit-learn models that others logged as skops load too.
     """
-    from alacarte.formats.load import load as load_folder
+    from alacarte.formats.probe import load_safely
 
-    kind, model, _ = load_folder(Path(path))
+    if Path(path, "data/network").is_dir():
+        import torch  # noqa: F401  # before the child, which then has it too
+    kind, model, _ = load_safely(path)
     if kind == "torch":
         from alacarte.learners.torch import TorchLearner
 

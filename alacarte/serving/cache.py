@@ -1,12 +1,11 @@
-"""Versions of one model on disk, for a restart while the registry is down, shared by the worker processes.
+"""Versions of one model on disk, for a restart while the registry is down. Several servers may share one cache.
 
-    <serve.cache>/<model and registry>/<version>-<what it was made from>/model/        the MLflow model folder
-    <serve.cache>/<model and registry>/<version>-<what it was made from>/version.json  whose it is, and its digest
-    <serve.cache>/<model and registry>/last_good.json                                  the version.json that served last
-    <serve.cache>/<model and registry>/hurry                                           touched: every worker looks now
+    <serve.cache>/<model and registry>/<version>-<digest of its source>/model/        the MLflow model folder
+    <serve.cache>/<model and registry>/<version>-<digest of its source>/version.json  its VersionRef, and the folder's digest
+    <serve.cache>/<model and registry>/<version>-<digest of its source>/served        its time: when it began to serve
 
-A version is written beside its place and renamed into it, so it is whole or absent. What is read from here is compared
-with its digest first, which finds damage; whoever may write here may also write a digest.
+A version is written beside its place and renamed into it, so it is whole or absent. A copy is compared with its digest
+before it is used. This finds damage, but no forgery: a process that may write here may also write a digest.
 """
 
 import contextlib
@@ -32,13 +31,14 @@ from mlflow.entities.model_registry import ModelVersion
 from alacarte import registry
 from alacarte.errors import UserError
 
-KEEP = 3  # versions on disk, beside those in use
+KEEP = 3  # versions on disk, beside the versions in use
+KEEP_SERVED = 2  # of the versions that served, so that one is left when the last one is refused at a restart
 ABANDONED = 3600  # seconds after which locks, and downloads that a killed process left, are removed
-WAIT = 600  # seconds for another worker's download of the same version
+WAIT = 600  # seconds for the download of the same version by another process
 
 
 @dataclass(frozen=True)
-class Found:
+class VersionRef:
     """A version that an alias, or the cache, names."""
 
     name: str
@@ -48,7 +48,7 @@ class Found:
     created: int  # ms since 1970; a model deleted and made again has the same numbers
 
     @classmethod
-    def of(cls, version: ModelVersion) -> "Found":
+    def of(cls, version: ModelVersion) -> "VersionRef":
         number, created = registry.number_of(version), int(version.creation_timestamp or 0)
         return cls(version.name, number, version.run_id or None, version.source or "", created)
 
@@ -68,12 +68,11 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise UserError(f"serve.cache={root}: {error.strerror}: choose a folder that can be written") from None
-        self._last_good, self._hurry = self.folder / "last_good.json", self.folder / "hurry"
 
-    def fetch(self, found: Found) -> Path:
-        """The model folder of a version, downloaded where it is not here or damaged. Of several workers one downloads."""
-        place = self.folder / found.key
-        with FileLock(self.folder / f".{found.key}.lock", timeout=WAIT):
+    def fetch(self, version: VersionRef) -> Path:
+        """The model folder of a version, downloaded where it is not here or damaged. Of several processes one downloads."""
+        place = self.folder / version.key
+        with FileLock(self.folder / f".{version.key}.lock", timeout=WAIT):
             origin = _read(place / "version.json")
             if origin and origin.get("digest", "none") == digest(place / "model"):
                 os.utime(place)
@@ -81,40 +80,40 @@ class Cache:
             self._remove(place)
             temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
             try:
-                download(found, temporary / "model")
-                made = {**asdict(found), "registry": self.registry, "digest": digest(temporary / "model")}
-                (temporary / "version.json").write_text(json.dumps(made, indent=1))
+                download(version, temporary / "model")
+                origin = {**asdict(version), "registry": self.registry, "digest": digest(temporary / "model")}
+                (temporary / "version.json").write_text(json.dumps(origin, indent=1))
                 temporary.rename(place)
             except OSError:
                 if not (place / "version.json").is_file():
-                    raise  # else another worker was first: a lock that was removed as abandoned locks nothing
+                    raise  # else another process was first: a lock that was removed as abandoned locks nothing
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         return place / "model"
 
-    def keep(self, found: Found) -> None:
-        """Remember that a version serves."""
-        origin = _read(self.folder / found.key / "version.json")
-        if origin is None or _read(self._last_good) == origin:
-            return
-        with tempfile.NamedTemporaryFile("w", prefix=".new-", dir=self.folder, delete=False) as file:
-            json.dump(origin, file, indent=1)
-        Path(file.name).replace(self._last_good)
+    def mark_served(self, version: VersionRef) -> None:
+        """Remember that a version serves now."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / version.key / "served").touch()
 
-    def last_good(self) -> tuple[Found, Path] | None:
-        """The version that served last and its model folder; None where none did. UserError where it is damaged."""
-        if not self._last_good.exists():
-            return None
-        origin = _read(self._last_good) or {}
-        found = _found(origin)
-        model = self.folder / found.key / "model"
-        if origin.get("registry") != self.registry or origin.get("digest", "none") != digest(model):
-            raise UserError(f"the copy of the last model in {self.folder} is damaged, so it is not loaded")
-        return found, model
+    def served(self) -> list[str]:
+        """The keys of the versions that served, the last one first."""
+        return [mark.parent.name for mark in sorted(self.folder.glob("[!.]*/served"), key=_age)]
+
+    def read(self, key: str) -> tuple[VersionRef, Path]:
+        """A version and its model folder. Raises UserError where the copy is damaged."""
+        place = self.folder / key
+        origin = _read(place / "version.json") or {}
+        version = _version(origin)
+        if version is None or version.key != key or origin.get("registry") != self.registry:
+            raise UserError(f"{place}/version.json is damaged, so this copy is not loaded")
+        if origin.get("digest", "none") != digest(place / "model"):
+            raise UserError(f"the copy of version {version.number} in {place} is damaged, so it is not loaded")
+        return version, place / "model"
 
     def evict(self, in_use: Iterable[str]) -> None:
-        """Remove what is neither among the last KEEP versions, nor in use (keys), nor the last good one."""
-        kept = {*in_use, _found(_read(self._last_good) or {}).key}
+        """Remove the versions beyond KEEP and KEEP_SERVED that are not in use (keys)."""
+        kept = {*in_use, *self.served()[:KEEP_SERVED]}
         places = (place for place in self.folder.iterdir() if place.is_dir() and not place.name.startswith("."))
         for place in sorted(places, key=_age)[KEEP:]:
             if place.name not in kept:
@@ -125,40 +124,27 @@ class Cache:
                 with contextlib.suppress(OSError):
                     place.unlink(missing_ok=True)
 
-    def touch(self) -> int:
-        """Tell every worker to look; the time, as `touched` gives it."""
-        with contextlib.suppress(OSError):
-            self._hurry.touch()
-        return self.touched()
-
-    def touched(self) -> int:
-        """When `touch` was last called, by whichever worker, in ns; 0 for never."""
-        try:
-            return self._hurry.stat().st_mtime_ns
-        except OSError:
-            return 0
-
     def _remove(self, place: Path) -> None:
-        """Renamed first, so that nobody finds half of it."""
+        """Rename the folder before it is deleted, so that no process reads half of it."""
         away = self.folder / f".old-{uuid.uuid4().hex}"
         with contextlib.suppress(FileNotFoundError):
             place.rename(away)
         shutil.rmtree(away, ignore_errors=True)
 
 
-def download(found: Found, to: Path) -> None:
+def download(version: VersionRef, to: Path) -> None:
     """Bring a version's model folder here."""
     to.mkdir()
-    uri = f"models:/{found.name}/{found.number}"
-    if found.source.startswith("models:/m-") and mlflow.get_registry_uri() == mlflow.get_tracking_uri():
-        uri = found.source  # the same files, two calls fewer
+    uri = f"models:/{version.name}/{version.number}"
+    if version.source.startswith("models:/m-") and mlflow.get_registry_uri() == mlflow.get_tracking_uri():
+        uri = version.source  # the same files, two calls fewer
     mlflow.artifacts.download_artifacts(uri, dst_path=str(to))
     if not (to / "MLmodel").is_file():
         raise UserError(f"{uri} holds no file MLmodel")
 
 
 def digest(folder: Path) -> str | None:
-    """Over the names and contents of the files in a folder, but for what Python writes there; None where there is none."""
+    """Of the names and contents of the files in a folder, without `__pycache__`; None where there is no folder."""
     if not folder.is_dir():
         return None
     total = hashlib.sha256()
@@ -177,21 +163,23 @@ def without_password(uri: str) -> str:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text())
-        return found if isinstance(found, dict) else None
+        content = json.loads(file.read_text())
     except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _version(origin: dict[str, Any]) -> VersionRef | None:
+    """The version that a version.json describes; None where it is damaged."""
+    try:
+        name, number, source = (str(origin[key]) for key in ("name", "number", "source"))
+        return VersionRef(name, number, origin["run_id"], source, int(origin["created"]))
+    except (KeyError, TypeError, ValueError):
         return None
 
 
-def _found(origin: dict[str, Any]) -> Found:
-    """What a version.json names; of one that is damaged a version that does not exist."""
-    text = {key: str(origin.get(key)) for key in ("name", "number", "source", "created")}
-    created = int(text["created"]) if text["created"].isdecimal() else 0
-    return Found(text["name"], text["number"], origin.get("run_id"), text["source"], created)
-
-
 def _age(path: Path) -> float:
-    """Seconds since a path was written or used; 0 where it has just gone."""
+    """Seconds since a path was written or used; 0 where it has just been removed."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:

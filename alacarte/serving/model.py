@@ -19,7 +19,8 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from mlflow.types import DataType
 from sklearn.base import is_classifier, is_regressor
 
-from alacarte.formats import load as admission
+from alacarte.formats import load as loading
+from alacarte.serving import probe
 from alacarte.serving.fastpath import parity
 from alacarte.serving.reference import explain, read_as_mlflow
 from alacarte.serving.requests import Answer, Form, Reader, RequestError, Rows
@@ -84,7 +85,13 @@ class ServedModel:
     def load(cls, folder: Path, trust_code: bool) -> "ServedModel":
         """From a local MLflow model folder. UserError, before anything in it is made or run, for what is not admitted."""
         folder = Path(folder).resolve()
-        return cls(folder, *admission.load(folder, trust_code))
+        return cls(folder, *loading.load(folder, trust_code))
+
+    @classmethod
+    def load_tried(cls, folder: Path, trust_code: bool) -> "ServedModel":
+        """Like `load`, after a child process has tried the model. UserError too where this process would not survive it."""
+        probe.check(folder, trust_code)
+        return cls.load(folder, trust_code)
 
     def parse(self, body: bytes, content_type: str, max_rows: int) -> Rows:
         """RequestError: 415 for another content type, 413 for more than max_rows, 400 for what MLflow refuses too."""

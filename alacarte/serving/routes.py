@@ -299,7 +299,7 @@ def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
             return {"status": "seen"}
         if not webhooks.relevant(payload, settings.registered_model_name):
             return {"status": "ignored"}
-        holder.hurry()
+        holder.refresh()
         return {"status": "ok"}
 
     # --- for people ---

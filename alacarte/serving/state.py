@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from alacarte.feedback import Store
 from alacarte.serving.auth import Access, Rate
 from alacarte.serving.batching import Batcher
-from alacarte.serving.follower import Holder
+from alacarte.serving.follower import ModelFollower
 from alacarte.serving.metrics import Metrics
 from alacarte.serving.model import ServedModel
 from alacarte.serving.prediction_log import Recorder
@@ -20,7 +20,7 @@ class AppState:
     settings: Settings
     store: Store | None
     recorder: Recorder | None
-    holder: Holder
+    holder: ModelFollower
     batcher: Batcher
     access: Access
     label_rate: Rate
@@ -34,7 +34,7 @@ class AppState:
             settings,
             store,
             Recorder(store, settings) if store else None,
-            Holder(settings, lambda folder: ServedModel.load(folder, settings.trust_code)),
+            ModelFollower(settings, lambda folder: ServedModel.load_tried(folder, settings.trust_code)),
             Batcher(settings.timeout, settings.max_rows),
             Access(settings),
             Rate(settings.feedback_per_minute),

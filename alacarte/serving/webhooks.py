@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from alacarte.errors import UserError
 from alacarte.registry import CHALLENGER, CHAMPION
-from alacarte.serving.follower import lose_patience
+from alacarte.serving.follower import shorten_mlflow_timeouts
 
 MAX_AGE = 300  # seconds, either way, since two clocks may differ; MLflow repeats a delivery with its first timestamp
 REMEMBERED = 10_000  # delivery ids; of those forgotten, a replay only reads the alias once more
@@ -98,7 +98,7 @@ def ensure_webhook(name: str, url: str, secret: str) -> str:
             f"serve.webhook=true: only an mlflow server sends events, the registry is {urlsplit(uri).scheme or uri}; "
             f"set MLFLOW_TRACKING_URI=http://..., or serve.webhook=false, which polls"
         )
-    lose_patience()
+    shorten_mlflow_timeouts()
     client, title = MlflowClient(), f"alacarte-{re.sub('[^A-Za-z0-9]+', '-', name)[:50]}".strip("-")
     try:
         ours = [webhook for webhook in _webhooks(client) if webhook.url == url]

@@ -1,7 +1,5 @@
 """Following the registry: what is swapped to, what is refused, and what holds up nothing."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +9,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, environment, tracking
+from conftest import tracking
 from mlflow import MlflowClient
 from registries import X, answers, following, load, point, refuses, register, serves, until
 from sklearn.dummy import DummyClassifier
@@ -19,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from alacarte.serving import follower
-from alacarte.serving.follower import Holder
+from alacarte.serving.follower import ModelFollower
 from alacarte.serving.model import ServedModel
 
 
@@ -30,7 +28,7 @@ def _uri(server: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def follow(tmp_path: Path) -> Iterator[Callable[..., Holder]]:
+def follow(tmp_path: Path) -> Iterator[Callable[..., ModelFollower]]:
     with following(tmp_path / "cache") as start:
         yield start
 
@@ -40,7 +38,7 @@ def test_before_and_with_the_first_champion(follow):
     until(lambda: "has no champion" in holder.reason(), holder.reason)
     assert holder.current is None and holder.status()["model_version"] is None
     register("first")
-    holder.hurry()
+    holder.refresh()
     until(lambda: "has no champion" in holder.reason(), holder.reason)
     point("first", "1")
     serves(holder, "1")
@@ -60,7 +58,7 @@ def test_back_and_forth(follow):
     for flip in range(10):
         version = "213"[flip % 3]
         point("flips", version)
-        holder.hurry()
+        holder.refresh()
         serves(holder, version)
         assert answers(holder) == int(version)
     assert holder.status()["swaps"] == 10 and holder.status()["last_error"] is None
@@ -73,7 +71,7 @@ def test_an_absent_alias_keeps_what_serves(follow):
     serves(holder, "1")
     MlflowClient().delete_registered_model_alias("lost", "champion")
     for _ in range(3):
-        holder.hurry()
+        holder.refresh()
         threading.Event().wait(0.1)
     assert holder.current.version == "1" and answers(holder) == 1 and holder.status()["last_error"] is None
 
@@ -107,10 +105,10 @@ def test_the_challenger_is_ready_before_it_is_promoted(follow):
     serves(holder, "1")
     until(lambda: loaded == ["1", "2"], lambda: loaded)
     point("next", "2")
-    holder.hurry()
+    holder.refresh()
     serves(holder, "2")
     point("next", "1")  # and so is the one before, for a rollback
-    holder.hurry()
+    holder.refresh()
     serves(holder, "1")
     assert loaded == ["1", "2"]
 
@@ -166,7 +164,7 @@ def test_what_is_refused(follow, what: dict, reason: str, request: pytest.Fixtur
     point(name, "2")
     assert reason in refuses(holder, "2", kept="1")
     failures = holder.status()["failures"]
-    holder.hurry()
+    holder.refresh()
     threading.Event().wait(0.3)
     assert holder.status()["failures"] == failures, "what failed is not tried again at each poll"
     point(name, "3")
@@ -196,20 +194,26 @@ def test_what_failed_is_tried_again_after_a_while_or_when_the_alias_comes_back(f
     assert holder.status()["last_error"] is None
 
 
-def test_a_challenger_that_fails_is_told_of_when_it_is_promoted_and_each_time(follow):
+def test_a_challenger_that_fails_is_reported_and_counted_each_time_it_is_promoted(follow):
     register("poor", 1)
     register("poor", 2, serialization_format="cloudpickle")
     point("poor", "1")
     point("poor", "2", "challenger")
     holder = follow("poor")
     serves(holder, "1")
-    until(lambda: any(candidate.error for candidate in holder._candidates.values()))
-    assert holder.status()["last_error"] is None and holder.status()["failures"] == 0
+    until(lambda: holder.status()["last_error"], holder.status)
+    reported = holder.status()
+    assert reported["last_error"].startswith("version 2 is refused: the sklearn flavor in cloudpickle: pickles are not")
+    assert reported["last_error"].endswith("(it is the challenger)")
+    assert reported["failures"] == 0 and holder.current.version == "1"
     for failures in (1, 2):
         point("poor", "2")
-        assert "pickle" in refuses(holder, "2", kept="1") and holder.status()["failures"] == failures
+        until(lambda failures=failures: holder.status()["failures"] == failures, holder.status)
+        assert "challenger" not in refuses(holder, "2", kept="1")
         point("poor", "1")
-        until(lambda: holder.status()["last_error"] is None)
+        until(lambda: "(it is the challenger)" in (holder.status()["last_error"] or ""), holder.status)
+    MlflowClient().delete_registered_model_alias("poor", "challenger")
+    until(lambda: holder.status()["last_error"] is None, holder.status)
 
 
 def test_a_slow_version_holds_up_nothing(follow):
@@ -241,52 +245,9 @@ def test_the_thread_outlives_its_own_mistakes(follow, monkeypatch):
     holder = follow("robust")
     serves(holder, "1")
     with monkeypatch.context() as patched:
-        patched.setattr(follower.Found, "of", lambda version: 1 / 0)
+        patched.setattr(follower.VersionRef, "of", lambda version: 1 / 0)
         until(lambda: "ZeroDivisionError" in (holder.status()["last_error"] or ""))
     until(lambda: holder.status()["last_error"] is None)
     register("robust", 2)
     point("robust", "2")
     serves(holder, "2")
-
-
-FOLLOWER = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = [{root!r}, {tests!r}]
-import mlflow
-from registries import settings
-from alacarte.serving.follower import Holder
-from alacarte.serving.model import ServedModel
-mlflow.set_tracking_uri({uri!r})
-holder = Holder(settings({name!r}, Path({cache!r}), poll_seconds=600), lambda folder: ServedModel.load(folder, False))
-holder.start()
-seen = None
-while True:
-    now = holder.current and holder.current.version
-    if now != seen:
-        seen = now
-        print(now, flush=True)
-    time.sleep(0.01)
-"""
-
-
-def test_every_process_follows_when_one_is_hurried(follow, tmp_path: Path, server: str):
-    for label in (1, 2, 3):
-        register("many", label)
-    point("many", "1")
-    script = FOLLOWER.format(
-        root=str(ROOT), tests=str(ROOT / "tests"), uri=server, name="many", cache=str(tmp_path / "cache")
-    )
-    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment())
-    try:
-        holder = follow("many", poll_seconds=600)
-        serves(holder, "1")
-        assert other.stdout.readline() == "1\n"
-        for version in "23":
-            point("many", version)
-            holder.hurry()
-            serves(holder, version)
-            assert other.stdout.readline() == f"{version}\n"
-    finally:
-        other.kill()
-        other.wait()

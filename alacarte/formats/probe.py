@@ -1,0 +1,283 @@
+"""Try a model in a child process before it is loaded here.
+
+A file can pass every check and still end the process that predicts with it, or keep a core busy for ever: both happen in
+C code, where no exception arrives. So a child process loads the model first and predicts the input example and rows made
+from it. It has limits of time and memory, and only its end is judged here. The rows cannot reach every node of every tree,
+so a forged model may still pass.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.pyfunc import PyFuncModel
+from mlflow.types import DataType
+
+from alacarte import formats
+from alacarte.errors import UserError
+from alacarte.formats.load import load
+
+# The limits of a child. Both grow with the size of the model folder.
+SECONDS = 60
+MEGABYTES = 2048
+
+FORK = sys.platform == "linux"
+ROWS = 64  # of each table that is made from the input example
+EXAMPLE_ROWS = 100  # of the input example, at most
+UNSEEN = "a category that no model has seen"
+MODERATE = (0.0, 1e-30, -1e-30, 1.0, -1.0, 1e6, -1e6, 1e30, -1e30)  # finite as float32 too
+HUGE = (1e300, -1e300, 5e-324, -5e-324)
+MISSING = (math.nan,)
+
+
+class OwnerEnded(Exception):
+    """The process that asked for a trial has ended."""
+
+
+def load_safely(folder: str | Path, trust_code: bool = False) -> tuple[str, Any, PyFuncModel]:
+    """Try a model in a child process, then load it here. The result is that of `alacarte.formats.load.load`.
+
+    Raises UserError for a model that cannot be loaded, and for one that crashed its child, or exceeded a limit.
+    """
+    check(folder, trust_code)
+    return load(Path(folder), trust_code)
+
+
+def check(folder: str | Path, trust_code: bool = False, owner: Connection | None = None) -> None:
+    """Load a model in a child process and let it predict. Takes 0.1 s for a small scikit-learn model.
+
+    Raises UserError where the child ends before it is ready, exceeds a limit, or cannot load the model. An exception that
+    the model raises for single rows is no reason to refuse it. With `owner`, a connection to the process that asked, raises
+    OwnerEnded when that process ends first.
+    """
+    formats.skops_io()  # imported once, before the child exists, and not again in each child
+    folder = Path(folder)
+    seconds, megabytes = limits(folder)
+    context: Any = multiprocessing.get_context("fork" if FORK else "spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = (sender, str(folder), trust_code, seconds, megabytes)
+    process = context.Process(target=_try, args=arguments, name="probe")
+    with receiver:
+        with sender:
+            process.start()
+        try:
+            ready = wait([process.sentinel, *([owner] if owner else [])], seconds)
+            in_time = process.sentinel in ready
+            process.kill()
+            process.join()
+            if owner and owner in ready and not in_time:
+                raise OwnerEnded
+            reason = _refusal(receiver, process.exitcode, in_time, seconds)
+        finally:
+            process.kill()
+            process.join()
+    if reason:
+        raise UserError(f"{folder}: {reason}")
+
+
+def limits(folder: Path) -> tuple[int, int]:
+    """Seconds, and megabytes above the memory that the child starts with. Large models take longer and need more."""
+    size = sum(path.lstat().st_size for path in folder.rglob("*")) / 1e6
+    return math.ceil(SECONDS + size / 10), math.ceil(MEGABYTES + 4 * size)
+
+
+def _refusal(receiver: Connection, exit_code: int | None, in_time: bool, seconds: int) -> str | None:
+    """Why a model is refused. The child has ended, so that nothing is waited for."""
+    if not in_time or exit_code == -signal.SIGXCPU:
+        return f"the process that tried it did not answer within {seconds} s"
+    with contextlib.suppress(EOFError, OSError, ValueError):
+        if receiver.poll():
+            # JSON, because the child may be under the control of the model, and a pickle from it could run code here
+            answer = json.loads(receiver.recv_bytes())
+            return None if answer is None else str(answer)
+    assert exit_code is not None
+    end = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+    return f"the process that tried it ended with {end}"
+
+
+# --- in the child ---
+
+
+def _try(sender: Connection, folder: str, trust_code: bool, seconds: int, megabytes: int) -> None:
+    """Send null, or the reason for a refusal, and end without Python's own end, which would close the parent's files."""
+    answer = None
+    try:
+        _isolate()
+        _limit(seconds, megabytes)
+        _load_and_predict(Path(folder), trust_code)
+    except BaseException as error:  # SystemExit of a model's own code too
+        _limit(seconds, None)
+        text = " ".join(str(error).split()).removeprefix(f"{folder}: ")
+        answer = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+        if _is_memory_error(error):
+            answer = f"the process that tried it needed more than {megabytes} MB"
+        answer = answer[:500]
+    with contextlib.suppress(OSError):
+        sender.send_bytes(json.dumps(answer).encode())
+    os._exit(0)
+
+
+def _isolate() -> None:
+    """Let nothing that happens here reach the parent: no signal, no output, no finalizer of an inherited object."""
+    gc.freeze()
+    faulthandler.disable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")  # where memory is short, this process ends first
+    # Threads of OpenMP and OpenBLAS do not survive a fork. A second one would wait for them for ever.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"  # for a library that is loaded later, such as torch
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+def _limit(seconds: int, megabytes: int | None) -> None:
+    """Limit CPU time, memory (None lifts its limit) and core dumps. Memory is what RLIMIT_DATA counts: not mapped files."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (_at_most(seconds + 5, most), most))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    data_pages = int(Path("/proc/self/statm").read_text().split()[5])
+    limit = most if megabytes is None else data_pages * resource.getpagesize() + megabytes * 1_000_000
+    resource.setrlimit(resource.RLIMIT_DATA, (_at_most(limit, most), most))
+
+
+def _at_most(limit: int, hard_limit: int) -> int:
+    return limit if hard_limit < 0 else min(limit, hard_limit)
+
+
+def _is_memory_error(error: BaseException | None) -> bool:
+    while error:
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _load_and_predict(folder: Path, trust_code: bool) -> None:
+    from joblib import parallel_config
+
+    kind, implementation, model = load(folder, trust_code)
+    example = model.input_example
+    if example is None:
+        example = _from_signature(model)
+    is_table = isinstance(example, pd.DataFrame | np.ndarray)
+    with parallel_config(backend="threading"):  # other processes would outlive this one
+        _predict(model, [example[:EXAMPLE_ROWS] if is_table else example])
+        tables = [
+            table for tables in trial_tables(example, np.random.default_rng()) for table in _predict(model, tables)
+        ]
+        if tables and kind == "sklearn" and hasattr(implementation, "predict_proba"):
+            _predict(PyFuncModel(model.metadata, implementation, "predict_proba"), [_join(tables)])
+
+
+def _predict(model: PyFuncModel, tables: list[Any]) -> list[Any]:
+    """The tables that a model answers. A model is not refused for an exception: the server answers the request with it."""
+    try:
+        model.predict(_join(tables))
+    except Exception as error:
+        if _is_memory_error(error):
+            raise
+        return [] if len(tables) == 1 else [table for table in tables for table in _predict(model, [table])]
+    return tables
+
+
+# --- the rows ---
+
+
+def trial_tables(example: Any, draw: np.random.Generator) -> Iterator[list[pd.DataFrame | np.ndarray]]:
+    """Tables of ROWS rows like an example, each with another kind of unusual values; none for an example that is no table.
+
+    A model may refuse a kind, such as unseen categories, and with it all rows of a call. So each kind has a table, and the
+    tables of a list are likely to be answered in one call. The rows are drawn anew each time, so that nobody can forge a
+    model around them.
+    """
+    if isinstance(example, np.ndarray) and len(example) and example.dtype.kind in "fiu":
+        base = example[draw.integers(len(example), size=ROWS)]
+        numbers = [_vary_numbers(base.ravel(), extremes, draw) for extremes in ((), MODERATE, MISSING, HUGE)]
+        *usual, huge = [varied.reshape(base.shape) for varied in numbers]
+    elif isinstance(example, pd.DataFrame) and len(example):
+        base = example.iloc[draw.integers(len(example), size=ROWS)].reset_index(drop=True)
+        usual = [base.apply(_vary, args=(extremes, draw)) for extremes in ((), MODERATE, MISSING)]
+        huge = base.apply(_vary, args=(HUGE, draw))
+        texts = base.select_dtypes(["object", "string"])
+        unseen = texts.map(lambda cell: UNSEEN if isinstance(cell, str) and draw.random() < 0.5 else cell)
+        if not unseen.equals(texts):
+            strange = base.copy()
+            strange[texts.columns] = unseen
+            yield [strange]
+    else:
+        return
+    yield usual
+    yield [huge]
+
+
+def _vary(column: pd.Series, extremes: Sequence[float], draw: np.random.Generator) -> pd.Series:
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "fiu":
+        return pd.Series(_vary_numbers(column.to_numpy(), extremes, draw), index=column.index)
+    return column
+
+
+def _vary_numbers(values: np.ndarray, extremes: Sequence[float], draw: np.random.Generator) -> np.ndarray:
+    """(n,) numbers in the range of `values` and a little outside it; every second one is an extreme, where there are some."""
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    margin = (high - low) or 1.0
+    varied = draw.uniform(low - margin, high + margin, size=len(values))
+    if extremes:
+        varied = np.where(draw.random(len(values)) < 0.5, draw.choice(extremes, size=len(values)), varied)
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return varied.astype(values.dtype)
+    bounds = np.iinfo(values.dtype)  # a whole number has no missing value: it becomes 0
+    exact = [int(np.clip(value, bounds.min, bounds.max)) for value in np.nan_to_num(varied).tolist()]
+    return np.array([min(max(value, bounds.min), bounds.max) for value in exact], dtype=values.dtype)
+
+
+def _join(tables: Sequence[Any]) -> Any:
+    if len(tables) == 1:
+        return tables[0]
+    return pd.concat(tables, ignore_index=True) if isinstance(tables[0], pd.DataFrame) else np.concatenate(tables)
+
+
+def _from_signature(model: PyFuncModel) -> Any:
+    """Two rows of zeros, empty texts and the like, for a model without an input example."""
+    inputs = model.metadata.signature.inputs
+    if inputs.is_tensor_spec():
+        spec = inputs.inputs[0]
+        return np.zeros([2 if size < 0 else size for size in spec.shape], dtype=spec.type)
+    zero = {DataType.string: "", DataType.binary: b"", DataType.datetime: pd.Timestamp(0)}
+    columns = {}
+    for number, spec in enumerate(inputs.inputs):
+        name = number if spec.name is None else spec.name
+        value = zero.get(spec.type)
+        dtype = spec.type.to_pandas() if value is None and isinstance(spec.type, DataType) else None
+        columns[name] = pd.Series([0 if value is None else value] * 2, dtype=dtype)
+    return pd.DataFrame(columns)
