@@ -126,9 +126,7 @@ class Database:
             self._path, self.engine = self._open_file(parsed)
         elif parsed.drivername in ("postgresql", "postgresql+psycopg"):
             if psycopg is sqlite3:
-                raise UserError(
-                    f"feedback.url={self.shown}: psycopg is not installed: pip install 'alacarte[postgres]'"
-                )
+                raise UserError(f"feedback.url={self.shown}: psycopg is missing: pip install 'alacarte[postgres]'")
             limits = {"connect_timeout": max(2, int(timeout)), "options": f"-c lock_timeout={int(timeout * 1000)}"}
             self.engine = sa.create_engine(
                 parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_timeout=timeout,
