@@ -16,8 +16,8 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits
 
-from alacarte.serving.requests import RequestError
 from alacarte.serving.routes import make_api
+from alacarte.serving.rows import RequestError
 from alacarte.serving.settings import Settings
 from alacarte.serving.state import Parts
 from alacarte.serving.workers import REPLACES, told_to_stop
