@@ -106,9 +106,10 @@ class ServedModel:
         names = [label if isinstance(label, str) else json.dumps(label) for label in self.classes]
         rows = self._reread(rows)
         try:
-            _, proba = self._pyfunc.predict(rows.data, params=rows.params)
+            _, proba = self._predict(rows)
         except Exception as error:
             raise explain(error, self.input_schema) from None
+        assert proba is not None
         return [dict(zip(names, row, strict=True)) for row in proba.tolist()]
 
     def predict_example(self) -> list | None:
@@ -154,12 +155,14 @@ class ServedModel:
             return rows
         return parse_as_mlflow(rows.body, "application/json", self._meta, self.input_schema, rows.n)
 
+    def _predict(self, rows: Rows) -> tuple[Any, np.ndarray | None]:
+        output: Any = self._pyfunc.predict(rows.data, params=rows.params)
+        return output if self._has_probabilities else (output, None)
+
     def _as_mlflow(self, rows: Rows) -> Answer | RequestError:
         try:
             rows = self._reread(rows)
-            output, proba = self._pyfunc.predict(rows.data, params=rows.params), None
-            if self._has_probabilities:
-                output, proba = output
+            output, proba = self._predict(rows)
             out = StringIO()
             scoring_server.predictions_to_json(output, out)
             labels = json.loads(out.getvalue())["predictions"]
@@ -169,7 +172,7 @@ class ServedModel:
             return explain(error, self.input_schema)
         if not isinstance(labels, list) or len(labels) != rows.n:
             return RequestError(501, "this model does not give one answer a row, which this server needs")
-        return Answer(labels, None if proba is None else proba.max(axis=1).tolist())
+        return Answer(labels, proba.max(axis=1).tolist() if proba is not None and np.isfinite(proba).all() else None)
 
 
 def check_answers(answers: Sequence | None, expected: Sequence | None) -> None:

@@ -144,7 +144,7 @@ def _struct(name: str, fields: dict[str, Any], rename: dict[str, str] | None = N
 
 
 def _column_reader(kind: str, allowed: frozenset[type]) -> Callable[[Values], Values | None]:
-    return {
+    readers: dict[str, Callable[[Values], Values | None]] = {
         "double": _doubles,
         "long": partial(_whole_numbers, limit=MAX_LONG),
         "integer": partial(_whole_numbers, limit=MAX_INTEGER),
@@ -152,7 +152,8 @@ def _column_reader(kind: str, allowed: frozenset[type]) -> Callable[[Values], Va
         "string": _texts,
         "datetime": _dates,
         "any": partial(_any, allowed=allowed),
-    }[kind]
+    }
+    return readers[kind]
 
 
 def _doubles(values: Values) -> Values | None:

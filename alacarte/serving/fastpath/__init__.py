@@ -2,6 +2,7 @@
 this folder answers the same, but slower.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,9 @@ from mlflow.types import DataType
 
 from alacarte.serving.fastpath import parity, transformers
 from alacarte.serving.requests import FastParser
-from alacarte.serving.rows import Answer, InputSchema, RequestError, Rows
+from alacarte.serving.rows import Answer, InputSchema, RequestError, Rows, join
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = 100  # rows of the input example that a fast path is tried on
 MANY = 500  # rows of the larger of the two requests that are measured
@@ -42,7 +45,7 @@ class FastPath:
         """One entry per request of the parser's rows; None for a request that MLflow has to answer, or to refuse."""
         if len(requests) == 1 or (requests and self.joint):
             try:
-                return _split(requests, *self.predict(_join(requests)))
+                return _split(requests, *self.predict(join(requests)))
             except Exception:  # MLflow's way decides what becomes of the request, whatever the error is
                 if len(requests) == 1:
                     return [None]
@@ -73,9 +76,10 @@ def find_fast_path(
 
 
 def _candidates(kind: str, implementation: Any, schema: InputSchema) -> Iterator[tuple[str, Predict, bool]]:
-    build = transformers.build if kind == "sklearn" else transformers.build_torch
-    if predict := build(implementation, schema.names, schema.numeric):
-        yield "numpy", predict, True
+    try:
+        yield "numpy", transformers.compile_model(kind, implementation, schema.names, schema.numeric), True
+    except Exception as error:  # a model of another version may lack any attribute
+        log.debug("%s has no numpy path: %s: %s", type(implementation).__name__, type(error).__name__, error)
     if kind == "sklearn":  # pandas types a column by all its values, so rows of several requests may not share a frame
         yield "frame", lambda data: _through_frame(implementation, schema, data), schema.numeric
 
@@ -109,15 +113,6 @@ def _measure(path: FastPath, base: parity.Table) -> tuple[float, float]:
 
     one, many = seconds(1), seconds(MANY)
     return one, max(0.0, (many - one) / MANY)
-
-
-def _join(requests: Sequence[Rows]) -> Any:
-    first = requests[0]
-    if len(requests) == 1:
-        return first.numbers if first.values is None else first.values
-    if first.values is None:
-        return np.concatenate([rows.numbers for rows in requests])
-    return [np.concatenate(columns) for columns in zip(*(rows.values or [] for rows in requests), strict=True)]
 
 
 def _split(requests: Sequence[Rows], labels: np.ndarray, proba: np.ndarray | None) -> list[Answer | None]:

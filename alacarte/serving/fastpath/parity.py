@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -64,7 +64,7 @@ def requests_from(base: Table, schema: InputSchema) -> Iterator[tuple[Rows, byte
 
 def _tables(base: Table, seed: int = 0) -> Iterator[Table]:
     """The example, its rows one by one, shuffled columns, changed numbers, unknown texts, other days, missing values."""
-    rng = np.random.default_rng(seed)
+    rng, width = np.random.default_rng(seed), len(base[0])
 
     def every(change: Callable[[Any], Any], rows: Table) -> Table:
         return [[value if value is None else change(value) for value in row] for row in rows]
@@ -73,36 +73,32 @@ def _tables(base: Table, seed: int = 0) -> Iterator[Table]:
         columns = [[column[i] for i in rng.integers(0, len(base), n)] for column in zip(*base, strict=True)]
         return [list(row) for row in zip(*columns, strict=True)]
 
+    def at(places: Sequence[int], change: Callable[[Any], Any]) -> Table:
+        return [[change(value) if j in places else value for j, value in enumerate(row)] for row in base[:2]]
+
     def move(value: Any) -> Any:
         scale = rng.choice([0.01, 0.3, 1, 10])
         return _change(value, lambda number: number * (1 + scale * rng.normal()) + scale * rng.normal())
 
-    yield base
-    yield from ([row] for row in base[:5])
+    def with_rows_alone(table: Table) -> Iterator[Table]:
+        yield table
+        yield from ([row] for row in table[:5])
+
+    yield from with_rows_alone(base)
     yield shuffled(50)
     for factor in (0.0, -1.0, 0.5, 1e3, 1e6, -1e9, 1e-6):
         yield every(partial(_change, change=partial(operator.mul, factor)), base[:5])
-    moved = every(move, shuffled(300))
-    yield moved
-    yield from ([row] for row in moved[:5])
+    yield from with_rows_alone(every(move, shuffled(300)))
+    texts = [i for i in range(width) if any(isinstance(row[i], str) for row in base[:2])]
     for text in ("never seen \u00e9\U0001f600", "", "1", "nan", "x" * 300):
-        for i in range(len(base[0])):
-            rows = [
-                [text if j == i and isinstance(value, str) else value for j, value in enumerate(row)]
-                for row in base[:2]
-            ]
-            if rows != base[:2]:
-                yield rows
-                yield rows[:1]
+        for i in texts:
+            yield from with_rows_alone(at([i], lambda value: text if isinstance(value, str) else value))  # noqa: B023
     yield every(lambda value: not value if isinstance(value, bool) else value, shuffled(20))
     yield every(_other_day, shuffled(20))
-    holes = [[None if rng.random() < 0.2 else value for value in row] for row in shuffled(60)]
-    yield holes
-    yield from ([row] for row in holes[:5])
-    for i in range(len(base[0])):
-        yield [[None if j == i else value for j, value in enumerate(base[0])]]
-    empty = [None] * len(base[0])
-    yield from ([empty], [empty] * 3, [base[0], empty])
+    yield from with_rows_alone(every(lambda value: None if rng.random() < 0.2 else value, shuffled(60)))
+    for places in [*([i] for i in range(width)), range(width)]:
+        table = at(places, lambda _: None)
+        yield from (table, table[:1], [base[0], table[0]])
 
 
 def holds(path: FastPath, cases: list[Case], exact: bool) -> bool:

@@ -1,18 +1,17 @@
 """A fitted pipeline as a few numpy calls, without the frames, checks and copies between its steps.
 
-It does the arithmetic of scikit-learn in the same order, so answers agree to the last bits. It does not know every step
-and every value: `build` returns None for a step it does not know, and its function raises ValueError for rows that only the
-model itself can judge (infinite numbers, categories that the model refuses). The caller then asks the model.
+It does the arithmetic of scikit-learn in the same order, so answers agree to the last bits. `compile_model` raises NotKnown
+for a step that is not known here, and its function raises ValueError for rows that only the model itself can judge (infinite
+numbers, categories that the model refuses). The caller then asks the model.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,16 +31,11 @@ from alacarte.serving.fastpath.estimators import (
     without_names,
 )
 
-if TYPE_CHECKING:
-    from alacarte.learners.torch_pyfunc import Predictor
-
 # (n, d) float64, or d object arrays (n,) of plain Python values in which None is missing.
 Inputs = np.ndarray | list[np.ndarray]
 # From inputs to (n, k) float64. Never writes into the inputs.
 Transform = Callable[[Inputs], np.ndarray]
 Predict = Callable[[Inputs], Labels]
-
-log = logging.getLogger(__name__)
 
 # The names of the types that columns are cast to.
 TEXT, DATE = np.dtype(str).name, "datetime64[us]"
@@ -64,35 +58,19 @@ class Columns:
 Block = Columns | Transform
 
 
-def build(estimator: Any, columns: list[str], numeric: bool) -> Predict | None:
-    """The predict of a fitted scikit-learn estimator or Pipeline that takes `columns`; None for one that is not known.
+def compile_model(kind: str, model: Any, names: list[str], numeric: bool) -> Predict:
+    """The predict of a fitted scikit-learn estimator or Pipeline ("sklearn"), or of one of our networks ("torch").
 
-    Labels are those of estimator.predict: class names, or float64.
+    Labels are those of the model: class names, or float64. Raises NotKnown, or any error for a model of another version.
     """
-    return _or_none(lambda: _model(estimator, _all(columns, numeric)), type(estimator).__name__)
+    block = Columns(tuple(range(len(names))), tuple(names), numeric)
+    if kind == "torch":
+        return _chain(_numbers(_step(model.preprocess, block)), compile_torch(model))
+    return _model(model, block)
 
 
-def build_torch(predictor: Predictor, columns: list[str], numeric: bool) -> Predict | None:
-    """The predict of one of our torch models; None for one that is not known."""
-
-    def make() -> Predict:
-        numbers = _numbers(_step(predictor.preprocess, _all(columns, numeric)))
-        predict = compile_torch(predictor)
-        return lambda inputs: predict(numbers(inputs))
-
-    return _or_none(make, "a torch model")
-
-
-def _or_none(make: Callable[[], Predict], name: str) -> Predict | None:
-    try:
-        return make()
-    except Exception as error:  # a model of another version may lack any attribute
-        log.debug("%s has no numpy path: %s: %s", name, type(error).__name__, error)
-        return None
-
-
-def _all(names: list[str], numeric: bool) -> Columns:
-    return Columns(tuple(range(len(names))), tuple(names), numeric)
+def _chain(numbers: Transform, predict: Callable[[np.ndarray], Labels]) -> Predict:
+    return lambda inputs: predict(numbers(inputs))
 
 
 def _model(model: Any, block: Block) -> Predict:
@@ -105,8 +83,7 @@ def _model(model: Any, block: Block) -> Predict:
     if type(model) is TransformedTargetRegressor and model._training_dim == 1 and is_sklearn(model.transformer_):
         target, scaled = model.transformer_, _model(model.regressor_, block)
         return lambda inputs: (target.inverse_transform(scaled(inputs)[0].reshape(-1, 1)).reshape(-1), None)
-    numbers, predict = _numbers(block, model), compile_estimator(model)
-    return lambda inputs: predict(numbers(inputs))
+    return _chain(_numbers(block, model), compile_estimator(model))
 
 
 # --- from columns to numbers ---
@@ -122,11 +99,11 @@ def _step(step: Any, block: Block) -> Block:
         return block
     if type(step) is ColumnTransformer:
         return _column_transformer(step, block)
-    if type(step) is FunctionTransformer:
-        return _function(step, block)
     if isinstance(block, Columns):
         _check_names(step, block)
-        if type(step) is SimpleImputer and (step.missing_values is pd.NA or any(map(_is_text, step.statistics_))):
+        if type(step) is FunctionTransformer and not isinstance(step.func, np.ufunc):
+            return _cast(step, block)
+        if type(step) is SimpleImputer and (step.missing_values is pd.NA or isinstance(step.statistics_[0], str)):
             return _fill(step, block)
         if type(step) in (OneHotEncoder, OrdinalEncoder):
             return _encode(step, block)
@@ -140,10 +117,6 @@ def _step(step: Any, block: Block) -> Block:
         plain = without_names(step)
         return lambda inputs: _dense(plain.transform(numbers(inputs)))
     raise NotKnown(type(step).__name__)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _dense(values: Any) -> np.ndarray:
@@ -215,22 +188,17 @@ def _column_transformer(step: ColumnTransformer, block: Block) -> Transform:
     return parts[0] if len(parts) == 1 else lambda inputs: np.concatenate([part(inputs) for part in parts], axis=1)
 
 
-def _function(step: FunctionTransformer, block: Block) -> Block:
-    func, settings = step.func, step.kw_args or {}
-    if func is None:
-        return block
-    if isinstance(func, np.ufunc) and not settings:
-        numbers = _numbers(block, step)
-        return lambda inputs: func(numbers(inputs))
-    if func is np.asarray and list(settings) == ["dtype"]:
-        dtype = np.dtype(settings["dtype"])
-        if dtype == np.float64:
-            return _numbers(block)
-        if isinstance(block, Columns) and not block.cast and dtype.kind == "O":
-            return block
-        if isinstance(block, Columns) and not block.cast and block.fill and dtype.name in (TEXT, DATE):
-            return replace(block, cast=dtype.name)
-    raise NotKnown(f"FunctionTransformer({func})")
+def _cast(step: FunctionTransformer, columns: Columns) -> Block:
+    if step.func is None:  # "passthrough", fitted
+        return columns
+    if step.func is not np.asarray or list(step.kw_args or {}) != ["dtype"]:
+        raise NotKnown(f"FunctionTransformer({step.func}) of columns")
+    dtype = np.dtype(step.kw_args["dtype"])
+    if dtype == np.float64:
+        return _numbers(columns)
+    if columns.cast or (dtype.kind != "O" and (not columns.fill or dtype.name not in (TEXT, DATE))):
+        raise NotKnown(f"a cast to {dtype.name}")
+    return columns if dtype.kind == "O" else replace(columns, cast=dtype.name)
 
 
 def _fill(step: SimpleImputer, columns: Columns) -> Columns:
