@@ -1,12 +1,16 @@
 """The numpy path against the models themselves: labels exactly, probabilities to the last bits."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pytest
+import test_serve as contract
+from conftest import Project
 from learning import FAMILIES, fitted, learner, table
 from people import people
+from serving import register_constant, serving
 from sklearn import compose, datasets, ensemble, linear_model, naive_bayes, neighbors, neural_network, tree
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
@@ -332,3 +336,19 @@ def test_threads_do_not_disturb_each_other():
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda part: fast(rows_of(part, False))[0].tolist(), parts))  # noqa: B023
         assert answers == [model.predict(part).tolist() for part in parts]
+
+
+def test_a_server_without_the_folder_passes_the_contract_tests(project: Project):
+    shutil.rmtree(project.root / "alacarte/serving/fastpath")
+    register_constant(project, contract.NAME, 1)
+    with serving(project, f"registered_model_name={contract.NAME}", "feedback.audit_share=0.5") as server:
+        server.wait()
+        contract.test_an_answer_says_which_version_gave_it(server)
+        contract.test_every_route_answers(server)
+        contract.test_feedback_on_a_prediction_of_just_now(server)
+        contract.test_a_web_page_elsewhere_cannot_reach_an_open_server(server)
+        (cases,) = contract.test_a_bad_request_gets_one_line.pytestmark
+        for path, body, status in cases.args[1]:
+            contract.test_a_bad_request_gets_one_line(server, path, body, status)
+        assert server.ask("/status").body["path"] == "pyfunc"
+        assert any("no fast path: ModuleNotFoundError" in line for line in server.lines)
