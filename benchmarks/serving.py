@@ -3,7 +3,7 @@
     python benchmarks/serving.py --seconds 5 --rounds 3
 
 Needs wrk (apt-get install wrk). Every server runs alone on 2 cores with one process; ours checks the schema, stores every
-prediction and counts, and is measured once its compiled path is in use, a second or two after its first answer. A cell is the
+prediction and counts, and is measured once its fast path is in use, a second or two after its first answer. A cell is the
 median over rounds of the ratio to mlflow's requests per second in the same round.
 """
 
@@ -128,8 +128,8 @@ def wait(body: bytes, folder: Path) -> list:
     sys.exit(f"no answer:\n{(folder / 'server.log').read_text()[-3000:]}")
 
 
-def wait_for_compiled() -> None:
-    """Wait until `serve` has compared its compiled path with MLflow's and uses it."""
+def wait_for_fast_path() -> None:
+    """Wait until `serve` uses its fast path, which the parity check allows."""
     for _ in range(240):
         with urllib.request.urlopen(f"{URL}/status", timeout=10) as answer:
             if json.load(answer)["path"] != "pyfunc":
@@ -224,7 +224,7 @@ def main() -> None:
                         expected = expected or found
                         assert found == expected, f"{name} does not answer as mlflow does"
                         if name == "serve":
-                            wait_for_compiled()
+                            wait_for_fast_path()
                         load(folder / f"{kind}_1.lua", 8, 1)
                         for cell in cells:
                             rate, p99 = load(folder / f"{kind}_{cell[1]}.lua", cell[2], options.seconds)

@@ -27,7 +27,7 @@ from alacarte.feedback import Feedback, Prediction, Store, StoreError, request_i
 from alacarte.feedback import database as tables
 from alacarte.serving import prediction_log
 from alacarte.serving.prediction_log import Recorder
-from alacarte.serving.requests import Answer, Form, Rows
+from alacarte.serving.rows import Answer, InputSchema, Rows
 from alacarte.serving.settings import Settings
 
 NAME = "digits"
@@ -238,8 +238,8 @@ def settings(**feedback: object) -> Settings:
     return Settings.make(registered_model_name=NAME, feedback={**config["feedback"], **feedback}, **config["serve"])
 
 
-NUMBERS = Form(["a", "b"], ["double", "double"], False, True)
-MIXED = Form(["n", "t"], ["double", "string"], False, True)
+NUMBERS = InputSchema(["a", "b"], ["double", "double"], False, True)
+MIXED = InputSchema(["n", "t"], ["double", "string"], False, True)
 
 
 def record(recorder: Recorder, n: int = 1, version: str = "1") -> tuple[list, list]:
@@ -285,7 +285,11 @@ def test_redacted_columns_are_nowhere(store: Store):
     record(recorder)
     secret = [np.array(["secret"], dtype=object), np.array(["secret"], dtype=object)]
     recorder.add(
-        "1", ["t", "u"], Rows(1, Form(["t", "u"], ["string"] * 2, False, True), values=secret), Answer([1], None), 1
+        "1",
+        ["t", "u"],
+        Rows(1, InputSchema(["t", "u"], ["string"] * 2, False, True), values=secret),
+        Answer([1], None),
+        1,
     )
     recorder.flush()
     inputs = store.window(NAME, 0, 2e9).inputs

@@ -410,34 +410,51 @@ def test_what_a_model_tells(models: dict, folders: dict[str, Path]) -> None:
     assert models["boosted"][1].task == "regression" and models["boosted"][1].classes is None
 
 
+def test_every_path_gives_the_same_confidence(models: dict) -> None:
+    for name, (slow, quick) in models.items():
+        rows = rows_of(name).to_numpy(dtype=object).tolist()
+        body = json.dumps({"dataframe_split": {"columns": slow.columns, "data": rows}}).encode()
+        before, after = (model.predict([model.parse(body, JSON, MAX_ROWS)])[0].confidence for model in (slow, quick))
+        if name == "boosted":  # a regression
+            assert before is None and after is None
+        else:
+            best = [max(row.values()) for row in slow.probabilities(slow.parse(body, JSON, MAX_ROWS))]
+            assert before == best and after == pytest.approx(best, rel=1e-5)
+
+
 def test_a_path_that_disagrees_is_not_taken(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from alacarte.serving.fastpath import transformers
 
-    build = transformers.build
+    build = transformers.compile_model
 
-    def off_by_little(*arguments: Any) -> Any:
+    def changes_numbers(*arguments: Any) -> Any:
         answers = build(*arguments)
         return lambda rows: (answers(rows)[0] * (1 + 1e-4), None)
 
-    def refuses_rows_alone(*arguments: Any) -> Any:
+    def refuses_single_rows(*arguments: Any) -> Any:
         answers = build(*arguments)
         return lambda rows: answers(rows if len(rows[0]) > 1 else None)
 
-    def wrong_when_missing(*arguments: Any) -> Any:
+    def fills_missing_values(*arguments: Any) -> Any:
         answers = build(*arguments)
         return lambda rows: answers(np.nan_to_num(rows))
 
+    def has_no_confidence(*arguments: Any) -> Any:
+        answers = build(*arguments)
+        return lambda rows: (answers(rows)[0], None)
+
     for name, made, expected in (
-        ("boosted", off_by_little, "frame"),
-        ("boosted", refuses_rows_alone, "numpy"),
-        ("numeric", wrong_when_missing, "numpy"),
+        ("boosted", changes_numbers, "frame"),
+        ("boosted", refuses_single_rows, "numpy"),
+        ("numeric", has_no_confidence, "frame"),
+        ("numeric", fills_missing_values, "numpy"),
     ):
-        monkeypatch.setattr(transformers, "build", made)
+        monkeypatch.setattr(transformers, "compile_model", made)
         model = ServedModel.load(folders[name], trust_code=False)
         model.compile()
         assert model.path_in_use == expected, made
     row = {"columns": model.columns, "data": [[None] * 30]}
-    assert ours(model, JSON, json.dumps({"dataframe_split": row}).encode()) is None  # a hole goes MLflow's way
+    assert ours(model, JSON, json.dumps({"dataframe_split": row}).encode()) is None  # MLflow refuses the missing values
 
 
 # --- numbers ---

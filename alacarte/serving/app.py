@@ -18,8 +18,8 @@ from starlette.types import Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits
 
 from alacarte.serving.auth import rate_key
-from alacarte.serving.requests import RequestError
 from alacarte.serving.routes import make_api
+from alacarte.serving.rows import RequestError
 from alacarte.serving.settings import Settings
 from alacarte.serving.state import AppState
 

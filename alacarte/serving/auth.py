@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from starlette.datastructures import Headers
 
-from alacarte.serving.requests import RequestError
+from alacarte.serving.rows import RequestError
 from alacarte.serving.settings import Settings, named_tokens
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")

@@ -21,8 +21,7 @@ from typing import Any
 from alacarte import registry
 from alacarte.errors import UserError
 from alacarte.serving.cache import Cache, VersionRef
-from alacarte.serving.fastpath.parity import check_answers
-from alacarte.serving.model import ServedModel
+from alacarte.serving.model import ServedModel, check_answers
 from alacarte.serving.settings import Settings
 from alacarte.serving.signatures import objection
 

@@ -11,7 +11,7 @@ from mlflow.types import DataType
 from mlflow.types.schema import AnyType
 
 from alacarte.serving.model import ServedModel
-from alacarte.serving.requests import as_frame
+from alacarte.serving.rows import as_frame
 
 PIXEL = re.compile(r"(pixel|px)_?\d+(_\d+)?", re.ASCII)
 NUMBERS = ("double", "float", "long", "integer")
@@ -24,8 +24,8 @@ def describe(model: ServedModel) -> dict[str, Any]:
     Types are MLflow's ("double", "long", "string", "boolean", "datetime", ...), "any", and "json" for what has parts.
     """
     names, specs = model.columns, model.signature.inputs.inputs
-    if model.form.tensor:
-        types, required = [kind or "any" for kind in model.form.types], [True] * len(names)
+    if model.input_schema.tensor:
+        types, required = [kind or "any" for kind in model.input_schema.types], [True] * len(names)
     else:
         types, required = [_type(spec.type) for spec in specs], [spec.required for spec in specs]
     frame = _example(model)
@@ -54,7 +54,7 @@ def _type(kind: Any) -> str:
 def _example(model: ServedModel) -> pd.DataFrame | None:
     """The input example with a column for each input; None where there is none, or none that is a table."""
     try:
-        return None if model.example is None else as_frame(model.example, model.form)
+        return None if model.example is None else as_frame(model.example, model.input_schema)
     except (TypeError, ValueError):
         return None
 

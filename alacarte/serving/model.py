@@ -1,54 +1,36 @@
-"""A model folder that answers requests: as `mlflow models serve` does, and faster where a fast path gives the same."""
+"""A model folder that answers requests as `mlflow models serve` does, and faster where a fast path gives the same answers."""
+
+from __future__ import annotations
 
 import json
 import logging
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from io import StringIO
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import PyFuncModel, scoring_server
-from mlflow.types import DataType
 from sklearn.base import is_classifier, is_regressor
 
+from alacarte.errors import UserError
 from alacarte.formats import load as loading
 from alacarte.serving import probe
-from alacarte.serving.fastpath import parity
-from alacarte.serving.reference import explain, read_as_mlflow
-from alacarte.serving.requests import Answer, Form, Reader, RequestError, Rows
+from alacarte.serving.requests import explain, parse_as_mlflow
+from alacarte.serving.rows import Answer, InputSchema, RequestError, Rows
 
-__all__ = ["Answer", "RequestError", "Rows", "ServedModel"]
+if TYPE_CHECKING:
+    from alacarte.serving.fastpath import FastPath
 
-# From (n, d) float64, or d object arrays (n,), to labels (n,) and probabilities (n, n_classes) or None.
-Function = Callable[[Any], tuple[np.ndarray, np.ndarray | None]]
+__all__ = ["Answer", "RequestError", "Rows", "ServedModel", "check_answers"]
 
-# Rows that the time of a fast path is measured with, beside one; and the cost of MLflow's own way, roughly.
-MANY = 500
+# Seconds per call and seconds per row of MLflow's own way, roughly.
 REFERENCE_COST = (0.005, 2e-5)
 
-# Rows of the input example that a fast path is tried on.
-EXAMPLES = 100
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FastPath:
-    """A way to answer that agreed with MLflow's."""
-
-    name: str
-    reader: Reader
-    function: Function
-    joint: bool  # many requests may be one call
-    cost: tuple[float, float]  # seconds a call, seconds a row
 
 
 class ServedModel:
@@ -56,7 +38,7 @@ class ServedModel:
 
     `columns` name the inputs in the order of the signature. `classes` and `task` are None where the model does not say.
     `example` is the input example or None. `path_in_use`: "pyfunc" (MLflow's own way), "frame" (a DataFrame or array
-    straight into the estimator) or "numpy" (compiled).
+    straight into the estimator) or "numpy" (the pipeline as numpy calls).
     """
 
     columns: list[str]
@@ -73,71 +55,75 @@ class ServedModel:
         meta = pyfunc.metadata
         self.folder, self.signature, self.run_id = folder, meta.signature, meta.run_id
         self.metadata = meta.metadata or {}
-        self.form = Form.of(meta.signature.inputs)
-        self.columns, self.path_in_use = self.form.names, "pyfunc"
+        self.input_schema = InputSchema.of(meta.signature.inputs)
+        self.columns, self.path_in_use = self.input_schema.names, "pyfunc"
         example = pyfunc.input_example
         self.example = example if isinstance(example, pd.DataFrame | np.ndarray) and len(example) else None
         self._kind, self._implementation, self._pyfunc, self._meta = kind, implementation, pyfunc, meta
         self._fast: FastPath | None = None
-        self.task, self.classes, self._proba = _task(kind, implementation, pyfunc)
+        self.task, self.classes, with_probabilities = _task(kind, implementation, meta)
+        self._has_probabilities = with_probabilities is not None
+        if with_probabilities:
+            self._pyfunc = PyFuncModel(meta, with_probabilities, model_id=meta.model_id)
 
     @classmethod
-    def load(cls, folder: Path, trust_code: bool) -> "ServedModel":
+    def load(cls, folder: Path, trust_code: bool) -> ServedModel:
         """From a local MLflow model folder. UserError, before anything in it is made or run, for what is not admitted."""
         folder = Path(folder).resolve()
         return cls(folder, *loading.load(folder, trust_code))
 
     @classmethod
-    def load_tried(cls, folder: Path, trust_code: bool) -> "ServedModel":
+    def load_tried(cls, folder: Path, trust_code: bool) -> ServedModel:
         """Like `load`, after a child process has tried the model. UserError too where this process would not survive it."""
         probe.check(folder, trust_code)
         return cls.load(folder, trust_code)
 
     def parse(self, body: bytes, content_type: str, max_rows: int) -> Rows:
-        """RequestError: 415 for another content type, 413 for more than max_rows, 400 for what MLflow refuses too."""
+        """RequestError: 415 for another content type, 413 for more than max_rows, 400 where MLflow refuses the body."""
         fast = self._fast
         if fast and content_type in ("application/json", "application/json; charset=utf-8"):
-            rows = fast.reader.read(body, max_rows)
+            rows = fast.parser.parse(body, max_rows)
             if rows is not None:
                 return rows
-        return read_as_mlflow(body, content_type, self._meta, self.form, max_rows)
+        return parse_as_mlflow(body, content_type, self._meta, self.input_schema, max_rows)
 
     def predict(self, requests: list[Rows]) -> list[Answer | RequestError]:
-        """One entry a request; one that cannot be answered never spoils the others. Blocks."""
+        """One entry per request; a request that cannot be answered never changes the answers to others. Blocks."""
         fast = self.predict_fast(requests)
         return [answer or self._as_mlflow(rows) for rows, answer in zip(requests, fast, strict=True)]
 
     def predict_fast(self, requests: Sequence[Rows]) -> list[Answer | None]:
-        """The same without MLflow's way: None for a request that has to go there, for an answer or a refusal."""
+        """The same without MLflow's way: None for a request that MLflow has to answer, or to refuse."""
         fast = self._fast
         if fast and all(rows.fast for rows in requests):
-            return self._run(fast, requests)
-        return [self._run(fast, [rows])[0] if fast and rows.fast else None for rows in requests]
+            return fast.answer(requests)
+        return [fast.answer([rows])[0] if fast and rows.fast else None for rows in requests]
 
     def joins(self, rows: Rows) -> bool:
-        """Whether these rows gain from one call together with those of other requests."""
+        """Whether one call for these rows and those of other requests is faster than a call for each."""
         return rows.fast and self._fast is not None and self._fast.joint
 
     def probabilities(self, rows: Rows) -> list[dict[str, float]] | None:
-        """Class -> probability, per row; None where the model gives none. A class that is no text is named as in JSON.
+        """Class -> probability, per row; None where the model has none. A class that is no text is named as in JSON.
 
         Slow: through MLflow. RequestError for rows that the model does not take.
         """
-        if self._proba is None or self.classes is None:
+        if not self._has_probabilities or self.classes is None:
             return None
         names = [label if isinstance(label, str) else json.dumps(label) for label in self.classes]
         rows = self._reread(rows)
         try:
-            found: np.ndarray = np.asarray(self._proba.predict(rows.data))
+            _, proba = self._predict(rows)
         except Exception as error:
-            raise explain(error, self.form) from None
-        return [dict(zip(names, row, strict=True)) for row in found.tolist()]
+            raise explain(error, self.input_schema) from None
+        assert proba is not None
+        return [dict(zip(names, row, strict=True)) for row in proba.tolist()]
 
     def predict_example(self) -> list | None:
         """The labels of the input example, MLflow's way; None without one. RequestError where it is not answered."""
         if self.example is None:
             return None
-        answer = self._as_mlflow(Rows(len(self.example), self.form, data=self.example))
+        answer = self._as_mlflow(Rows(len(self.example), self.input_schema, data=self.example))
         if isinstance(answer, RequestError):
             raise answer
         return answer.labels
@@ -148,170 +134,109 @@ class ServedModel:
         return call + row * n_rows
 
     def compile(self) -> None:
-        """Look for a fast path, and take the first that agrees with MLflow on the input example and on rows made of it.
+        """Look for a fast path that gives MLflow's answers on the input example and on rows made from it.
 
-        Takes seconds. May run while the model answers. Without an input example, or with columns that only MLflow
-        reads, the model stays as it is.
+        Takes seconds. May run while the model answers. The model stays on MLflow's own path without an input example, with
+        columns that only MLflow reads, and without the folder fastpath.
         """
-        if self._kind not in ("sklearn", "torch") or self.example is None or not self.form.readable:
-            return
-        if self._kind == "sklearn" and self._meta.flavors["python_function"].get("predict_fn", "predict") != "predict":
+        predict_fn = self._meta.flavors["python_function"].get("predict_fn", "predict")
+        known = self._kind in ("sklearn", "torch") and predict_fn == "predict"
+        if not known or self.example is None or not self.input_schema.readable:
             return
         try:
-            self._fast = self._agreed()
-        except Exception as error:  # an example that is no request, say: MLflow's way needs none
+            from alacarte.serving.fastpath import find_fast_path
+
+            exact = self.task == "classification"
+            self._fast = find_fast_path(
+                self._kind, self._implementation, self.input_schema, self.example, exact, self._as_mlflow
+            )
+        except Exception as error:  # for example an input example that is no request: MLflow's own path needs none
             log.warning("%s: no fast path: %s: %s", self.folder, type(error).__name__, " ".join(str(error).split()))
         if self._fast:
             self.path_in_use = self._fast.name
-
-    def _agreed(self) -> FastPath | None:
-        assert self.example is not None
-        base = parity.table_of(self.example[:EXAMPLES], self.form)
-        cases = list(self._cases(base))
-        for name, function, joint in self._candidates():
-            for missing in (True, False):
-                reader = Reader(self.form, parity.kinds_in(base), missing)
-                fast = FastPath(name, reader, function, joint, (0.0, 0.0))
-                if parity.holds(reader, partial(self._run, fast), cases, self.task == "classification"):
-                    return replace(fast, cost=self._measure(fast, base))
-        return None
 
     # --- MLflow's way ---
 
     def _reread(self, rows: Rows) -> Rows:
         if not rows.fast:
             return rows
-        return read_as_mlflow(rows.body, "application/json", self._meta, self.form, rows.n)
+        return parse_as_mlflow(rows.body, "application/json", self._meta, self.input_schema, rows.n)
+
+    def _predict(self, rows: Rows) -> tuple[Any, np.ndarray | None]:
+        output: Any = self._pyfunc.predict(rows.data, params=rows.params)
+        return output if self._has_probabilities else (output, None)
 
     def _as_mlflow(self, rows: Rows) -> Answer | RequestError:
         try:
             rows = self._reread(rows)
+            output, proba = self._predict(rows)
             out = StringIO()
-            scoring_server.predictions_to_json(self._pyfunc.predict(rows.data, params=rows.params), out)
+            scoring_server.predictions_to_json(output, out)
             labels = json.loads(out.getvalue())["predictions"]
         except RequestError as error:
             return error
         except Exception as error:
-            return explain(error, self.form)
+            return explain(error, self.input_schema)
         if not isinstance(labels, list) or len(labels) != rows.n:
             return RequestError(501, "this model does not give one answer a row, which this server needs")
-        return Answer(labels, None)
-
-    # --- the fast way ---
-
-    def _run(self, fast: FastPath, requests: Sequence[Rows]) -> list[Answer | None]:
-        """None for a request that MLflow has to answer, or to refuse."""
-        if not requests:
-            return []
-        if len(requests) == 1 or fast.joint:
-            try:
-                return _answers(requests, *fast.function(_joined(requests)))
-            except Exception:  # whatever it is, MLflow's way decides what becomes of the request
-                if len(requests) == 1:
-                    return [None]
-        return [answer for rows in requests for answer in self._run(fast, [rows])]
-
-    def _candidates(self) -> Iterator[tuple[str, Function, bool]]:
-        from alacarte.serving.fastpath import transformers
-
-        build = transformers.build if self._kind == "sklearn" else transformers.build_torch
-        if function := build(self._implementation, self.columns, self.form.numeric):
-            yield "numpy", function, True
-        # pandas types a column by all its values, so rows of several requests may not share a frame
-        yield "frame", self._through_frame, self.form.numeric
-
-    def _through_frame(self, data: Any) -> tuple[np.ndarray, None]:
-        """The rows as MLflow's schema enforcement leaves them, straight into the estimator."""
-        whole = {"long": "int64", "integer": "int32"}
-        if self.form.tensor:
-            frame = data
-        elif self.form.numeric:
-            frame = pd.DataFrame(data, columns=self.columns)
-            types = dict(zip(self.columns, self.form.types, strict=True))
-            if dtypes := {name: whole[kind] for name, kind in types.items() if kind in whole}:
-                frame = frame.astype(dtypes)
-        else:
-            columns = {}
-            for name, kind, values in zip(self.columns, self.form.types, data, strict=True):
-                dtype = DataType[kind].to_pandas() if kind not in ("string", "any") else None
-                columns[name] = pd.Series(values.tolist(), dtype=dtype)
-            frame = pd.DataFrame(columns)
-        return np.asarray(self._implementation.predict(frame)), None
-
-    def _cases(self, base: parity.Table) -> Iterator[parity.Case]:
-        for table in parity.tables(base):
-            body = parity.body_of(table, self.form)
-            rows = Rows(len(table), self.form, values=[], body=body)
-            expected, best = self._as_mlflow(rows), None
-            if self._proba is not None and isinstance(expected, Answer):
-                best = [max(row.values()) for row in self.probabilities(rows) or []]
-            yield parity.Case(body, expected, best)
-
-    def _measure(self, fast: FastPath, base: parity.Table) -> tuple[float, float]:
-        def seconds(n: int) -> float:
-            rows = fast.reader.read(parity.body_of((base * n)[:n], self.form), n)
-            if rows is None:
-                return REFERENCE_COST[0]
-            times = []
-            for _ in range(5):
-                start = time.perf_counter()
-                self._run(fast, [rows])
-                times.append(time.perf_counter() - start)
-            return min(times)
-
-        one, many = seconds(1), seconds(MANY)
-        return one, max(0.0, (many - one) / MANY)
+        return Answer(labels, proba.max(axis=1).tolist() if proba is not None and np.isfinite(proba).all() else None)
 
 
-def _joined(requests: Sequence[Rows]) -> Any:
-    if len(requests) == 1:
-        return requests[0].numbers if requests[0].values is None else requests[0].values
-    if requests[0].values is None:
-        return np.concatenate([rows.numbers for rows in requests])
-    return [np.concatenate(columns) for columns in zip(*(rows.values or [] for rows in requests), strict=True)]
+def check_answers(answers: Sequence | None, expected: Sequence | None) -> None:
+    """Compare a model's answers on its input example with those logged with it, where there are both.
+
+    UserError where they differ.
+    """
+    if answers is None or expected is None:
+        return
+    if len(answers) != len(expected) or not all(_same(a, b) for a, b in zip(answers, expected, strict=True)):
+        raise UserError("its answers on its input example are not those logged with it")
 
 
-def _answers(requests: Sequence[Rows], labels: np.ndarray, proba: np.ndarray | None) -> list[Answer | None]:
-    """The answers of one call, request by request. Raises where they are none: numbers that are not finite, and so on."""
-    total = sum(rows.n for rows in requests)
-    finite = labels.dtype.kind != "f" or math.isfinite(labels.sum())
-    if labels.shape != (total,) or not finite or not (proba is None or math.isfinite(proba.sum())):
-        raise ValueError("no answer per row, or none that is finite")
-    plain, best = labels.tolist(), None if proba is None else proba.max(axis=1).tolist()
-    if len(requests) == 1:
-        return [Answer(plain, best)]
-    ends = list(accumulate(rows.n for rows in requests))
-    return [
-        Answer(plain[end - rows.n : end], None if best is None else best[end - rows.n : end])
-        for rows, end in zip(requests, ends, strict=True)
-    ]
+def _same(answer: Any, expected: Any) -> bool:
+    """Numbers nearly, since another processor rounds otherwise; labels exactly."""
+    if np.asarray(expected).dtype.kind != "f":
+        return bool(answer == expected)
+    try:
+        return bool(np.allclose(answer, expected, rtol=1e-4, atol=1e-6, equal_nan=True))
+    except (TypeError, ValueError):
+        return False
 
 
-def _task(kind: str, implementation: Any, pyfunc: PyFuncModel) -> tuple[str | None, list | None, PyFuncModel | None]:
-    """The task, the classes, and a model that gives probabilities instead of labels; None for what there is not."""
-    meta = pyfunc.metadata
+class _WithProbabilities:
+    """A model whose predict gives labels and probabilities (n, n_classes), so that MLflow checks the input once for both."""
+
+    def __init__(self, predict: Callable[[Any], Any], predict_proba: Callable[[Any], Any]) -> None:
+        self._predict, self._predict_proba = predict, predict_proba
+
+    def predict(self, data: Any) -> tuple[Any, np.ndarray]:
+        return self._predict(data), np.asarray(self._predict_proba(data))
+
+
+def _task(kind: str, model: Any, meta: Model) -> tuple[str | None, list | None, _WithProbabilities | None]:
+    """The task, the classes, and the model with its probabilities; None for each that the model does not have."""
     if kind == "torch":
-        net = implementation.net
-        proba = PyFuncModel(meta, _TorchProbabilities(implementation)) if net["classes"] else None
-        return net["task"], net["classes"], proba
+        task, classes = model.net["task"], model.net["classes"]
+        return (
+            task,
+            classes,
+            _WithProbabilities(model.predict, partial(_torch_probabilities, model)) if classes else None,
+        )
     if kind != "sklearn" or meta.flavors["python_function"].get("predict_fn", "predict") != "predict":
         return None, None, None
-    if not is_classifier(implementation):
-        return "regression" if is_regressor(implementation) else None, None, None
-    classes = getattr(implementation, "classes_", None)
+    if not is_classifier(model):
+        return "regression" if is_regressor(model) else None, None, None
+    classes = getattr(model, "classes_", None)
     if not isinstance(classes, np.ndarray) or classes.ndim != 1:  # several labels a row
         return "classification", None, None
-    has = hasattr(implementation, "predict_proba")
-    return "classification", classes.tolist(), PyFuncModel(meta, implementation, "predict_proba") if has else None
+    with_probabilities = hasattr(model, "predict_proba")
+    both = _WithProbabilities(model.predict, model.predict_proba) if with_probabilities else None
+    return "classification", classes.tolist(), both
 
 
-class _TorchProbabilities:
-    def __init__(self, predictor: Any) -> None:
-        self._predictor = predictor
+def _torch_probabilities(predictor: Any, data: pd.DataFrame) -> np.ndarray:
+    import torch
 
-    def predict(self, data: pd.DataFrame) -> np.ndarray:
-        import torch
-
-        numbers = torch.from_numpy(self._predictor.preprocess.transform(data).astype("float32"))
-        with torch.inference_mode():
-            return self._predictor.network(numbers).double().softmax(dim=1).numpy()
+    numbers = torch.from_numpy(predictor.preprocess.transform(data).astype("float32"))
+    with torch.inference_mode():
+        return predictor.network(numbers).double().softmax(dim=1).numpy()

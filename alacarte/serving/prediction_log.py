@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from alacarte.feedback import Prediction, Store, StoreError, request_id
-from alacarte.serving.requests import Answer, Rows
+from alacarte.serving.rows import Answer, Rows
 from alacarte.serving.settings import Settings
 
 EVERY = 0.2  # seconds between writes: what a kill can lose

@@ -21,7 +21,7 @@ from alacarte.feedback import Feedback, Outcome, Store, StoreError
 from alacarte.serving import webhooks
 from alacarte.serving.auth import ANYBODY
 from alacarte.serving.inputs import describe
-from alacarte.serving.requests import RequestError
+from alacarte.serving.rows import RequestError
 from alacarte.serving.state import AppState
 
 Handler = Callable[..., Any]

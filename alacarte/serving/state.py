@@ -9,7 +9,7 @@ from alacarte.serving.follower import ModelFollower
 from alacarte.serving.metrics import Metrics
 from alacarte.serving.model import ServedModel
 from alacarte.serving.prediction_log import Recorder
-from alacarte.serving.requests import RequestError
+from alacarte.serving.rows import RequestError
 from alacarte.serving.settings import Settings
 
 

@@ -1,167 +1,122 @@
-"""The fast path: a fitted pipeline as a few numpy calls, without the frames, checks and copies around them.
+"""A fitted pipeline as a few numpy calls, without the frames, checks and copies between its steps.
 
-It does the arithmetic of scikit-learn in the same order, so answers agree to the last bits, and values at the threshold
-of a tree fall to the same side. It does not know every part and every value, and says so: `build` gives None for a
-structure it does not know, and what it makes raises, on any thread and without a trace, for rows that only the model
-itself can judge (infinite numbers, categories that the model refuses, ...). Whoever calls it then asks the model.
+It does the arithmetic of scikit-learn in the same order, so answers agree to the last bits. `compile_model` raises NotKnown
+for a step that is not known here, and its function raises ValueError for rows that only the model itself can judge (infinite
+numbers, categories that the model refuses). The caller then asks the model.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.impute import SimpleImputer
-from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from alacarte.serving.fastpath.categories import UNSURE, lookups
+from alacarte.serving.fastpath.categories import UNSURE, make_lookups
 from alacarte.serving.fastpath.estimators import (
-    Answer,
+    Labels,
     NotKnown,
+    compile_estimator,
+    compile_torch,
     finite,
     is_sklearn,
-    make_head,
-    make_torch_head,
-    nameless,
+    without_names,
 )
 
-if TYPE_CHECKING:
-    from alacarte.formats.torch_network import TorchNetwork
-
 # (n, d) float64, or d object arrays (n,) of plain Python values in which None is missing.
-Rows = np.ndarray | list[np.ndarray]
-# From rows to (n, k) float64. Never writes into the rows.
-Numbers = Callable[[Rows], np.ndarray]
-Answers = Callable[[Rows], Answer]
+Inputs = np.ndarray | list[np.ndarray]
+# From inputs to (n, k) float64. Never writes into the inputs.
+Transform = Callable[[Inputs], np.ndarray]
+Predict = Callable[[Inputs], Labels]
 
-log = logging.getLogger(__name__)
-
-# The names of what columns are cast to.
+# The names of the types that columns are cast to.
 TEXT, DATE = np.dtype(str).name, "datetime64[us]"
-
-# What transform does: how, with which fitted attribute, and with which setting if not always.
-SCALERS = {
-    "StandardScaler": ((np.subtract, "mean_", "with_mean"), (np.divide, "scale_", "with_std")),
-    "MinMaxScaler": ((np.multiply, "scale_", ""), (np.add, "min_", "")),
-    "MaxAbsScaler": ((np.divide, "scale_", ""),),
-    "RobustScaler": ((np.subtract, "center_", "with_centering"), (np.divide, "scale_", "with_scaling")),
-}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns as they came, on their way to numbers."""
+    """Columns of the inputs before a step makes numbers of them."""
 
     at: tuple[int, ...]  # their places in the signature
     names: tuple[str, ...]
-    numeric: bool  # the rows are one float64 array
-    fill: tuple | None = None  # what stands for the missing values of each; None: nothing yet
+    numeric: bool  # the inputs are one float64 array
+    fill: tuple | None = None  # the value that replaces the missing values of each; None: no step has filled them
     cast: str = ""  # TEXT or DATE, once a step has cast them
 
-    def of(self, rows: Rows, i: int) -> np.ndarray:
-        return rows[:, self.at[i]] if self.numeric else rows[self.at[i]]  # type: ignore[call-overload]
+    def of(self, inputs: Inputs, i: int) -> np.ndarray:
+        return inputs[:, self.at[i]] if self.numeric else inputs[self.at[i]]  # type: ignore[call-overload]
 
 
-Block = Columns | Numbers
+Block = Columns | Transform
 
 
-def build(estimator: Any, columns: list[str], numeric: bool) -> Answers | None:
-    """The predict of a fitted scikit-learn estimator or Pipeline that a signature with `columns` feeds.
+def compile_model(kind: str, model: Any, names: list[str], numeric: bool) -> Predict:
+    """The predict of a fitted scikit-learn estimator or Pipeline ("sklearn"), or of one of our networks ("torch").
 
-    Labels are those of estimator.predict: class names, or float64.
+    Labels are those of the model: class names, or float64. Raises NotKnown, or any error for a model of another version.
     """
-    return _or_none(lambda: _answers(estimator, _columns(columns, numeric)), type(estimator).__name__)
+    block = Columns(tuple(range(len(names))), tuple(names), numeric)
+    if kind == "torch":
+        return _chain(_numbers(_step(model.preprocess, block)), compile_torch(model))
+    return _model(model, block)
 
 
-def build_torch(predictor: TorchNetwork, columns: list[str], numeric: bool) -> Answers | None:
-    """The predict of one of our torch models."""
-
-    def make() -> Answers:
-        numbers = _numbers(_transform(predictor.preprocess, _columns(columns, numeric)))
-        head = make_torch_head(predictor)
-        return lambda rows: head(numbers(rows))
-
-    return _or_none(make, "a torch model")
+def _chain(numbers: Transform, predict: Callable[[np.ndarray], Labels]) -> Predict:
+    return lambda inputs: predict(numbers(inputs))
 
 
-def _or_none(make: Callable[[], Answers], name: str) -> Answers | None:
-    try:
-        return make()
-    except Exception as error:  # a model of another version may lack any attribute; it then is served as it is
-        log.debug("%s is not compiled: %s: %s", name, type(error).__name__, error)
-        return None
-
-
-def _columns(names: list[str], numeric: bool) -> Columns:
-    return Columns(tuple(range(len(names))), tuple(names), numeric)
-
-
-def _answers(model: Any, block: Block) -> Answers:
+def _model(model: Any, block: Block) -> Predict:
     if type(model) is Pipeline:
         for _, step in model.steps[:-1]:
-            block = _transform(step, block)
-        return _answers(model.steps[-1][1], block)
+            block = _step(step, block)
+        return _model(model.steps[-1][1], block)
     if hasattr(model, "best_estimator_"):  # a search over settings
-        return _answers(model.best_estimator_, block)
-    if type(model) is TransformedTargetRegressor and model._training_dim == 1:
-        return _in_unit_of_target(model.transformer_, _answers(model.regressor_, block))
-    numbers, head = _numbers(block, model), make_head(model)
-    return lambda rows: head(numbers(rows))
-
-
-def _in_unit_of_target(transformer: Any, answers: Answers) -> Answers:
-    if type(transformer) is StandardScaler and transformer.with_mean and transformer.with_std:
-        scale, mean = transformer.scale_, transformer.mean_
-        return lambda rows: (answers(rows)[0] * scale + mean, None)
-    if not is_sklearn(transformer):
-        raise NotKnown(type(transformer).__name__)
-    return lambda rows: (transformer.inverse_transform(answers(rows)[0].reshape(-1, 1)).reshape(-1), None)
+        return _model(model.best_estimator_, block)
+    if type(model) is TransformedTargetRegressor and model._training_dim == 1 and is_sklearn(model.transformer_):
+        target, scaled = model.transformer_, _model(model.regressor_, block)
+        return lambda inputs: (target.inverse_transform(scaled(inputs)[0].reshape(-1, 1)).reshape(-1), None)
+    return _chain(_numbers(block, model), compile_estimator(model))
 
 
 # --- from columns to numbers ---
 
 
-def _transform(step: Any, block: Block) -> Block:
-    """What leaves `step` when `block` enters it."""
+def _step(step: Any, block: Block) -> Block:
+    """The output of `step` for the input `block`."""
     if step is None or isinstance(step, str):  # "passthrough"
         return block
     if type(step) is Pipeline:
         for _, part in step.steps:
-            block = _transform(part, block)
+            block = _step(part, block)
         return block
     if type(step) is ColumnTransformer:
         return _column_transformer(step, block)
-    if type(step) is FeatureUnion and not step.transformer_weights:
-        return _side_by_side([_numbers(_transform(part, block)) for _, part in step.transformer_list if part != "drop"])
-    if type(step) is FunctionTransformer:
-        return _function(step, block)
     if isinstance(block, Columns):
         _check_names(step, block)
-        if type(step) is SimpleImputer and (step.missing_values is pd.NA or any(map(_is_text, step.statistics_))):
+        if type(step) is FunctionTransformer and not isinstance(step.func, np.ufunc):
+            return _cast(step, block)
+        if type(step) is SimpleImputer and (step.missing_values is pd.NA or isinstance(step.statistics_[0], str)):
             return _fill(step, block)
         if type(step) in (OneHotEncoder, OrdinalEncoder):
             return _encode(step, block)
     numbers = _numbers(block, step)
     if type(step) is SimpleImputer:
         return _impute(step, numbers)
-    if type(step).__name__ in SCALERS and is_sklearn(step) and not getattr(step, "clip", False):
-        return _scale(step, numbers)
+    if type(step) is StandardScaler and step.with_mean and step.with_std:
+        mean, scale = step.mean_, step.scale_
+        return lambda inputs: (numbers(inputs) - mean) / scale
     if is_sklearn(step):
-        plain = nameless(step)
-        return lambda rows: _dense(plain.transform(numbers(rows)))
+        plain = without_names(step)
+        return lambda inputs: _dense(plain.transform(numbers(inputs)))
     raise NotKnown(type(step).__name__)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _dense(values: Any) -> np.ndarray:
@@ -174,8 +129,8 @@ def _check_names(part: Any, columns: Columns) -> None:
         raise NotKnown(f"{type(part).__name__} was fitted on other columns")
 
 
-def _numbers(block: Block, part: Any = None) -> Numbers:
-    """`block` as float64, to go into `part`."""
+def _numbers(block: Block, part: Any = None) -> Transform:
+    """`block` as float64, the input of `part`."""
     if not isinstance(block, Columns):
         return block
     _check_names(part, block)
@@ -184,30 +139,28 @@ def _numbers(block: Block, part: Any = None) -> Numbers:
         return partial(_dates, columns, columns.fill)
     if columns.cast or any(value is UNSURE for value in columns.fill or ()):
         raise NotKnown("text where numbers are needed")
-    if not columns.numeric:
-        numbers: Numbers = partial(_floats, columns)
-    elif columns.at == tuple(range(columns.at[0], columns.at[-1] + 1)):
-        span = slice(columns.at[0], columns.at[-1] + 1)
-        numbers = lambda rows: rows[:, span]  # type: ignore[call-overload]  # noqa: E731
-    else:
-        places = list(columns.at)
-        numbers = lambda rows: rows[:, places]  # type: ignore[call-overload]  # noqa: E731
+    places = list(columns.at)
+    numbers: Transform = partial(_floats, columns)
+    if columns.numeric:
+        span = slice(places[0], places[-1] + 1)  # a view, where the columns are neighbours
+        chosen: Any = span if places == list(range(span.start, span.stop)) else places
+        numbers = lambda inputs: inputs[:, chosen]  # type: ignore[call-overload]  # noqa: E731
     fill = np.asarray(columns.fill or np.nan, dtype="float64")
-    return numbers if np.isnan(fill).all() else lambda rows: _filled(numbers(rows), fill)
+    return numbers if np.isnan(fill).all() else lambda inputs: _filled(numbers(inputs), fill)
 
 
-def _floats(columns: Columns, rows: Rows) -> np.ndarray:
-    out = np.empty((len(rows[0]), len(columns.at)), order="F")  # as a frame has it, which can decide the last bit
+def _floats(columns: Columns, inputs: Inputs) -> np.ndarray:
+    out = np.empty((len(inputs[0]), len(columns.at)), order="F")  # like a frame, which can decide the last bit
     for i in range(len(columns.at)):
-        out[:, i] = columns.of(rows, i)  # None becomes nan
+        out[:, i] = columns.of(inputs, i)  # None becomes nan
     return out
 
 
-def _dates(columns: Columns, fills: tuple, rows: Rows) -> np.ndarray:
-    """As numpy counts them, in the unit of the cast; through objects, as it does in the model."""
-    out = np.empty((len(rows[0]), len(columns.at)))
+def _dates(columns: Columns, fills: tuple, inputs: Inputs) -> np.ndarray:
+    """As numpy counts them, in the unit of the cast; through objects, as in the model."""
+    out = np.empty((len(inputs[0]), len(columns.at)))
     for i, fill in enumerate(fills):
-        values = [fill if value is None or value != value else value for value in columns.of(rows, i)]
+        values = [fill if value is None or value != value else value for value in columns.of(inputs, i)]
         out[:, i] = np.array(values, dtype=object).astype(columns.cast).astype("float64")
     return out
 
@@ -217,13 +170,9 @@ def _filled(x: np.ndarray, fill: np.ndarray) -> np.ndarray:
     return np.where(missing, fill, x) if missing.any() else x
 
 
-def _side_by_side(parts: list[Numbers]) -> Numbers:
-    return parts[0] if len(parts) == 1 else lambda rows: np.concatenate([part(rows) for part in parts], axis=1)
-
-
-def _column_transformer(step: ColumnTransformer, block: Block) -> Numbers:
+def _column_transformer(step: ColumnTransformer, block: Block) -> Transform:
     if not isinstance(block, Columns) or block.fill is not None or block.cast or step.transformer_weights:
-        raise NotKnown("a ColumnTransformer over what is no plain column")
+        raise NotKnown("a ColumnTransformer over columns that another step has changed")
     fitted_on = list(getattr(step, "feature_names_in_", block.names))
     if len(fitted_on) != step.n_features_in_:
         raise NotKnown("a ColumnTransformer over another number of columns")
@@ -235,75 +184,56 @@ def _column_transformer(step: ColumnTransformer, block: Block) -> Numbers:
         if isinstance(chosen, str | int):
             raise NotKnown("a transformer of one column, which it gets in one dimension")
         at = tuple(block.at[block.names.index(each)] for each in names)
-        parts.append(_numbers(_transform(transformer, replace(block, at=at, names=tuple(names)))))
-    return _side_by_side(parts)
+        parts.append(_numbers(_step(transformer, replace(block, at=at, names=tuple(names)))))
+    return parts[0] if len(parts) == 1 else lambda inputs: np.concatenate([part(inputs) for part in parts], axis=1)
 
 
-def _function(step: FunctionTransformer, block: Block) -> Block:
-    func, settings = step.func, step.kw_args or {}
-    if func is None:
-        return block
-    if isinstance(func, np.ufunc) and not settings:
-        numbers = _numbers(block, step)
-        return lambda rows: func(numbers(rows))
-    if func is np.asarray and list(settings) == ["dtype"]:
-        dtype = np.dtype(settings["dtype"])
-        if dtype == np.float64:
-            return _numbers(block)
-        if isinstance(block, Columns) and not block.cast and dtype.kind == "O":
-            return block
-        if isinstance(block, Columns) and not block.cast and block.fill and dtype.name in (TEXT, DATE):
-            return replace(block, cast=dtype.name)
-    raise NotKnown(f"FunctionTransformer({func})")
+def _cast(step: FunctionTransformer, columns: Columns) -> Block:
+    if step.func is None:  # "passthrough", fitted
+        return columns
+    if step.func is not np.asarray or list(step.kw_args or {}) != ["dtype"]:
+        raise NotKnown(f"FunctionTransformer({step.func}) of columns")
+    dtype = np.dtype(step.kw_args["dtype"])
+    if dtype == np.float64:
+        return _numbers(columns)
+    if columns.cast or (dtype.kind != "O" and (not columns.fill or dtype.name not in (TEXT, DATE))):
+        raise NotKnown(f"a cast to {dtype.name}")
+    return columns if dtype.kind == "O" else replace(columns, cast=dtype.name)
 
 
 def _fill(step: SimpleImputer, columns: Columns) -> Columns:
-    """An imputer of text, or of objects that hide what is missing."""
+    """An imputer of text, or of objects with any marker of a missing value."""
     if columns.fill is not None or columns.cast or step.indicator_ is not None:
-        raise NotKnown("an imputer over what is already filled")
+        raise NotKnown("an imputer of columns that another step has filled")
     if not step.keep_empty_features and pd.isna(step.statistics_).any():
         raise NotKnown("an imputer that drops columns")
     if step.missing_values is pd.NA:  # stands for any marker of a missing value
         return replace(columns, fill=tuple(step.statistics_))
-    # of None and nan it fills one, and which of them comes depends on the other rows
+    # It fills either None or nan, and the other rows decide which of the two comes.
     return replace(columns, fill=(UNSURE,) * len(columns.at))
 
 
-def _impute(step: SimpleImputer, numbers: Numbers) -> Numbers:
+def _impute(step: SimpleImputer, numbers: Transform) -> Transform:
     fill, marker = step.statistics_.astype("float64"), step.missing_values
-    seen = None if step.keep_empty_features or not np.isnan(fill).any() else ~np.isnan(fill)
-    flagged = None if step.indicator_ is None or not len(step.indicator_.features_) else step.indicator_.features_
-    is_nan = isinstance(marker, float) and math.isnan(marker)
-    if marker is pd.NA or marker is None:
+    if not isinstance(marker, int | float):
         raise NotKnown(f"SimpleImputer(missing_values={marker}) of numbers")
+    kept = None if step.keep_empty_features or not np.isnan(fill).any() else ~np.isnan(fill)
+    flagged = None if step.indicator_ is None or not len(step.indicator_.features_) else step.indicator_.features_
 
-    def impute(rows: Rows) -> np.ndarray:
-        x = numbers(rows)
-        missing = np.isnan(x) if is_nan else finite(x) == marker
+    def impute(inputs: Inputs) -> np.ndarray:
+        x = numbers(inputs)
+        missing = np.isnan(x) if math.isnan(marker) else finite(x) == marker
         if missing.any():
             x = np.where(missing, fill, x)
-        if seen is not None:
-            x = x[:, seen]
+        if kept is not None:
+            x = x[:, kept]
         return x if flagged is None else np.concatenate([x, missing[:, flagged]], axis=1)
 
     return impute
 
 
-def _scale(step: Any, numbers: Numbers) -> Numbers:
-    todo = SCALERS[type(step).__name__]
-    steps = [(apply, getattr(step, name)) for apply, name, setting in todo if getattr(step, setting, True)]
-
-    def scale(rows: Rows) -> np.ndarray:
-        x = numbers(rows)
-        for apply, value in steps:
-            x = apply(x, value)
-        return x
-
-    return scale
-
-
-def _encode(encoder: Any, columns: Columns) -> Numbers:
+def _encode(encoder: Any, columns: Columns) -> Transform:
     if columns.cast == DATE:
         raise NotKnown("categories of dates")
-    looked_up = list(enumerate(lookups(encoder, columns.fill, columns.cast == TEXT)))
-    return lambda rows: np.concatenate([each.rows(columns.of(rows, i).tolist()) for i, each in looked_up], axis=1)
+    lookups = list(enumerate(make_lookups(encoder, columns.fill, columns.cast == TEXT)))
+    return lambda inputs: np.concatenate([each.encode(columns.of(inputs, i).tolist()) for i, each in lookups], axis=1)

@@ -1,17 +1,20 @@
-"""The compiled path against the models themselves: labels exactly, probabilities to the last bits."""
+"""The numpy path against the models themselves: labels exactly, probabilities to the last bits."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pytest
+import test_serve as contract
+from conftest import Project
 from learning import FAMILIES, fitted, learner, table
 from people import people
-from sklearn import compose, datasets, ensemble, linear_model, naive_bayes, neighbors, neural_network, svm, tree
+from serving import register_constant, serving
+from sklearn import compose, datasets, ensemble, linear_model, naive_bayes, neighbors, neural_network, tree
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -29,7 +32,7 @@ from sklearn.preprocessing import (
 
 from alacarte.formats.torch_network import TorchNetwork
 from alacarte.serving.fastpath import estimators
-from alacarte.serving.fastpath.transformers import build, build_torch
+from alacarte.serving.fastpath.transformers import compile_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -48,8 +51,7 @@ def rows_of(X: pd.DataFrame, numeric: bool) -> np.ndarray | list[np.ndarray]:
 
 def agree(model, X: pd.DataFrame, numeric: bool = False, made=None, close: float = 1e-9, whole: bool = False) -> None:
     """On X, on parts of it, and on single rows; `whole`: where the answers to fewer rows may round otherwise."""
-    fast = made or build(model, list(X.columns), numeric)
-    assert fast is not None
+    fast = made or compile_model("sklearn", model, list(X.columns), numeric)
     for part in [X] if whole else [X, X[:60], X[:20], *(X[i : i + 1] for i in range(0, len(X), len(X) // 6 + 1))]:
         rows = rows_of(part, numeric)
         kept = np.copy(rows) if numeric else [np.copy(column) for column in rows]
@@ -88,12 +90,12 @@ def test_every_family(family, kind, task, tmp_path):
     if family == "torch_mlp":
         made.save(tmp_path / "model", example=X[:5], metadata={})
         predictor = TorchNetwork(tmp_path / "model/data/network")
-        fast = build_torch(predictor, names, numeric)
+        fast = compile_model("torch", predictor, names, numeric)
         for each in (X, perturbed(X)):
             agree(made, each, numeric, fast, close=1e-5)
             assert fast(rows_of(each, numeric))[0].tolist() == predictor.predict(each).tolist()
     else:
-        fast = build(made.model, names, numeric)
+        fast = compile_model("sklearn", made.model, names, numeric)
         agree(made.model, X, numeric, fast)
         agree(made.model, perturbed(X), numeric, fast)
     probabilities = fast(rows_of(X, numeric))[1]
@@ -122,39 +124,26 @@ MODELS = [
     LogisticRegression(solver="newton-cg", fit_intercept=False),
     linear_model.SGDClassifier(loss="log_loss", random_state=0),
     linear_model.SGDClassifier(loss="modified_huber", random_state=0),
-    linear_model.Perceptron(),
     linear_model.RidgeClassifier(),
-    svm.LinearSVC(),
-    svm.SVC(),
-    LinearDiscriminantAnalysis(),
-    naive_bayes.GaussianNB(),
     neighbors.KNeighborsClassifier(),
     neural_network.MLPClassifier([8], max_iter=20, random_state=0),
-    neural_network.MLPClassifier([8, 4], "tanh", max_iter=20, random_state=0),
     tree.DecisionTreeClassifier(),
     ensemble.RandomForestClassifier(7, random_state=0),
     ensemble.RandomForestClassifier(1, max_depth=1, random_state=0),
     ensemble.ExtraTreesClassifier(30, min_samples_leaf=4, random_state=0, n_jobs=2),
     ensemble.GradientBoostingClassifier(n_estimators=5),
     ensemble.HistGradientBoostingClassifier(max_iter=9),
-    ensemble.BaggingClassifier(n_estimators=3, random_state=0),
     ensemble.VotingClassifier([("a", LogisticRegression()), ("b", naive_bayes.GaussianNB())], voting="soft"),
     GridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, cv=2),
     linear_model.LinearRegression(),
-    linear_model.Ridge(fit_intercept=False),
-    linear_model.Lasso(0.01),
     linear_model.SGDRegressor(random_state=0),
     linear_model.PoissonRegressor(),
-    svm.LinearSVR(),
-    neural_network.MLPRegressor(hidden_layer_sizes=[8], activation="logistic", max_iter=20, random_state=0),
-    tree.DecisionTreeRegressor(max_depth=3),
     ensemble.RandomForestRegressor(11, random_state=0),
     ensemble.GradientBoostingRegressor(n_estimators=5),
     ensemble.HistGradientBoostingRegressor(max_iter=9),
     ensemble.HistGradientBoostingRegressor(max_iter=9, loss="poisson"),
-    TransformedTargetRegressor(linear_model.Ridge(), transformer=MinMaxScaler()),
     TransformedTargetRegressor(linear_model.Ridge(), func=np.log1p, inverse_func=np.expm1),
-    TransformedTargetRegressor(make_pipeline(StandardScaler(), linear_model.Ridge())),
+    TransformedTargetRegressor(make_pipeline(StandardScaler(), linear_model.Ridge()), transformer=MinMaxScaler()),
 ]
 
 
@@ -165,7 +154,7 @@ def test_estimators_others_log(model, classes):
     X = pd.DataFrame(X, columns=list("abcdefghi"))
     y = np.array(["no", "yes", "maybe"])[y] if is_classifier(model) else y + np.exp(X["a"])
     model = clone(model).fit(X, y)
-    agree(model, X, numeric=True, whole=isinstance(model, svm.SVC | neighbors.KNeighborsClassifier))
+    agree(model, X, numeric=True, whole=isinstance(model, neighbors.KNeighborsClassifier))
     agree(make_pipeline(StandardScaler(), model).fit(X.to_numpy(), y), X.set_axis(range(9), axis=1), numeric=True)
 
 
@@ -246,26 +235,30 @@ def refuses(fast, rows) -> None:
 def test_rows_that_only_the_model_can_judge_raise():
     X, y = people()[["age", "income", "city"]], people()["y"]
     strict = make_pipeline(ColumnTransformer([("t", OneHotEncoder(), ["city"])]), LogisticRegression()).fit(X, y)
-    fast = build(strict, list(X.columns), False)
+    fast = compile_model("sklearn", strict, list(X.columns), False)
     agree(strict, X, made=fast)
     refuses(fast, rows_of(X.assign(city="Lyon"), False))
     refuses(fast, rows_of(X.assign(city=None), False))
     gaps = X.assign(city=X["city"].where(X["age"] > 30))  # a category of its own, nan here and None there
     model = make_pipeline(ColumnTransformer([("t", ONE_HOT, ["city"])]), LogisticRegression()).fit(gaps, y)
     agree(model, X)
-    refuses(build(model, list(X.columns), False), rows_of(gaps, False))
+    refuses(compile_model("sklearn", model, list(X.columns), False), rows_of(gaps, False))
     for task, family in (("classification", "sklearn_forest"), ("regression", "sklearn_hgb")):
-        fast = build(fitted(family, "numeric", task).model, list("abcd"), True)
+        fast = compile_model("sklearn", fitted(family, "numeric", task).model, list("abcd"), True)
         refuses(fast, np.array([[np.inf, 0, 0, 0]]))
     numbers = X[["age", "income"]].to_numpy()
-    for model in (LogisticRegression(), ensemble.RandomForestClassifier(3), tree.DecisionTreeClassifier()):
-        fast = build(model.fit(numbers, y), ["age", "income"], True)
+    for model in (LogisticRegression(), ensemble.RandomForestClassifier(3)):
+        fast = compile_model("sklearn", model.fit(numbers, y), ["age", "income"], True)
         for bad in (np.nan, np.inf, -np.inf):
             refuses(fast, np.array([[1.0, bad]]))
     refuses(
-        build(ensemble.RandomForestRegressor(3).fit(numbers, y == "no"), ["a", "b"], True), np.array([[1.0, 1e300]])
+        compile_model("sklearn", ensemble.RandomForestRegressor(3).fit(numbers, y == "no"), ["a", "b"], True),
+        np.array([[1.0, 1e300]]),
     )
-    refuses(build(LogisticRegression().fit(numbers, y), ["a", "b"], False), rows_of(X[["age", "city"]], False))
+    refuses(
+        compile_model("sklearn", LogisticRegression().fit(numbers, y), ["a", "b"], False),
+        rows_of(X[["age", "city"]], False),
+    )
 
 
 class Foreign(TransformerMixin, BaseEstimator):
@@ -276,37 +269,40 @@ class Foreign(TransformerMixin, BaseEstimator):
         return X
 
 
-def test_what_is_not_known_is_not_compiled():
+def test_a_step_that_is_not_known_raises():
     X, y = people()[["age", "income"]], people()["y"]
-    names = list(X.columns)
-    assert build(make_pipeline(Foreign(), LogisticRegression()).fit(X, y), names, True) is None
-    assert build(make_pipeline(FunctionTransformer(lambda X: X), LogisticRegression()).fit(X, y), names, True) is None
-    assert build(LogisticRegression().fit(X[["income", "age"]], y), names, True) is None
-    assert build(LogisticRegression(), names, True) is None  # not fitted
-    assert build(object(), names, True) is None
-    assert build_torch(object(), names, True) is None
     by_type = ensemble.HistGradientBoostingClassifier(max_iter=2)
-    assert build(by_type.fit(X.assign(age=X["age"].astype("category")), y), names, False) is None
+    for model, numeric in (
+        (make_pipeline(Foreign(), LogisticRegression()).fit(X, y), True),
+        (make_pipeline(FunctionTransformer(lambda X: X), LogisticRegression()).fit(X, y), True),
+        (LogisticRegression().fit(X[["income", "age"]], y), True),
+        (by_type.fit(X.assign(age=X["age"].astype("category")), y), False),
+    ):
+        with pytest.raises(estimators.NotKnown):
+            compile_model("sklearn", model, list(X.columns), numeric)
 
 
-@pytest.mark.parametrize("many", [0, 10**9], ids=["tree by tree", "all trees at once"])
+@pytest.mark.parametrize("many", [0, 10**9], ids=["by the estimator", "by treelite"])
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_values_at_the_thresholds_of_trees(task, many, monkeypatch):
-    monkeypatch.setattr(estimators, "MANY_FOR_FOREST", many)
-    monkeypatch.setattr(estimators, "MANY_FOR_BOOSTING", many)
+    monkeypatch.setattr(estimators, "MANY", many)
     X, y = table("numeric", task)
     X = X.to_numpy()
-    forests = {"classification": ensemble.ExtraTreesClassifier, "regression": ensemble.RandomForestRegressor}
-    forest = forests[task](20, random_state=0).fit(X, y)
-    boosted = getattr(ensemble, "HistGradientBoosting" + {"c": "Classifier", "r": "Regressor"}[task[0]])(max_iter=20)
-    boosted.fit(X, y)
-    nodes = np.concatenate([each.nodes for step in boosted._predictors for each in step])
-    splits = {
-        forest: [(each.tree_.feature, each.tree_.threshold) for each in forest.estimators_],
-        boosted: [(nodes["feature_idx"], np.where(nodes["is_leaf"], 0, nodes["num_threshold"]))],
-    }
-    for model, found in splits.items():
-        places, thresholds = (np.concatenate(each) for each in zip(*found, strict=True))
+    kind = {"classification": "Classifier", "regression": "Regressor"}[task]
+    for family, settings in (
+        ("ExtraTrees", {"n_estimators": 20, "random_state": 0}),
+        ("GradientBoosting", {"n_estimators": 9}),
+        ("HistGradientBoosting", {"max_iter": 9}),
+    ):
+        model = getattr(ensemble, family + kind)(**settings).fit(X, y)
+        if family.startswith("Hist"):
+            nodes = np.concatenate([each.nodes for step in model._predictors for each in step])
+            places, thresholds = nodes["feature_idx"], np.where(nodes["is_leaf"], 0, nodes["num_threshold"])
+        else:
+            trees = [each.tree_ for each in np.ravel(model.estimators_)]
+            places, thresholds = (
+                np.concatenate([getattr(each, name) for each in trees]) for name in ("feature", "threshold")
+            )
         values = np.tile(X[:1], (3 * len(places), 1))
         around = [np.nextafter(thresholds, -np.inf), thresholds, np.nextafter(thresholds, np.inf)]
         values[np.arange(len(values)), np.tile(places, 3)] = np.concatenate(around)
@@ -335,8 +331,24 @@ def test_threads_do_not_disturb_each_other():
     X, _ = table("mixed", "classification")
     for family in ("sklearn_forest", "sklearn_hgb", "sklearn_mlp"):
         model = fitted(family, "mixed", "classification").model
-        fast = build(model, list(X.columns), False)
+        fast = compile_model("sklearn", model, list(X.columns), False)
         parts = [X[i : i + 1 + i % 30] for i in range(120)]
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda part: fast(rows_of(part, False))[0].tolist(), parts))  # noqa: B023
         assert answers == [model.predict(part).tolist() for part in parts]
+
+
+def test_a_server_without_the_folder_passes_the_contract_tests(project: Project):
+    shutil.rmtree(project.root / "alacarte/serving/fastpath")
+    register_constant(project, contract.NAME, 1)
+    with serving(project, f"registered_model_name={contract.NAME}", "feedback.audit_share=0.5") as server:
+        server.wait()
+        contract.test_an_answer_says_which_version_gave_it(server)
+        contract.test_every_route_answers(server)
+        contract.test_feedback_on_a_prediction_of_just_now(server)
+        contract.test_a_web_page_elsewhere_cannot_reach_an_open_server(server)
+        (cases,) = contract.test_a_bad_request_gets_one_line.pytestmark
+        for path, body, status in cases.args[1]:
+            contract.test_a_bad_request_gets_one_line(server, path, body, status)
+        assert server.ask("/status").body["path"] == "pyfunc"
+        assert any("no fast path: ModuleNotFoundError" in line for line in server.lines)
