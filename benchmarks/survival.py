@@ -1,4 +1,4 @@
-"""The trials of tests/test_survival.py and tests/test_fuzz.py at full size, and how long a swap takes; prints the figures.
+"""The trials of test_survival.py and test_fuzz.py at full size, and the time of a swap; prints the figures.
 
     python benchmarks/survival.py
 
@@ -15,22 +15,23 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-TESTS = Path(__file__).resolve().parent.parent / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+TESTS = Path(__file__).resolve().parent.parent / "tests" / "library"
+sys.path[:0] = [str(TESTS), str(TESTS.parent.parent)]
+SUITES = [str(TESTS / "serving" / name) for name in ("test_survival.py", "test_fuzz.py")]
 POLLS = {"webhooks": 600.0, "polling every 0.5 s": 0.5, "polling every 5 s": 5.0}
 
 
 def trials() -> int:
     os.environ["FULL_SIZE"] = "1"
-    print("trials: tests/test_survival.py tests/test_fuzz.py", flush=True)
-    return pytest.main([str(TESTS / "test_survival.py"), str(TESTS / "test_fuzz.py"), "-s", "-p", "no:cacheprovider"])
+    print("trials:", *SUITES, flush=True)
+    return pytest.main([*SUITES, "-s", "-p", "no:cacheprovider"])
 
 
 def swap_times(count: int) -> None:
     """Print p50 and p95 of `count` swaps between two scikit-learn models, one connection asking without pause."""
     from conftest import Project, copy_project
     from registries import own_registry
-    from serving import ROWS, KeptAlive, register_constant, serving
+    from servers import ROWS, KeptAlive, register_constant, serving
 
     with tempfile.TemporaryDirectory() as folder, own_registry(
         Path(folder), MLFLOW_WEBHOOK_ALLOWED_SCHEMES="http,https", MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS="true",

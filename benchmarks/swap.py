@@ -18,11 +18,11 @@ import mlflow
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "library")]
 
 import learning  # noqa: E402
 from conftest import Project, copy_project, tracking  # noqa: E402
-from serving import KeptAlive, Served, serving  # noqa: E402
+from servers import KeptAlive, Served, serving  # noqa: E402
 
 from alacarte.serving.probe import WarmProcess  # noqa: E402
 

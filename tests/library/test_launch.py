@@ -2,17 +2,15 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from alacarte import arguments, launch
-
-ROOT = Path(__file__).parent.parent
 
 
 def composed(*tokens: str, config: str = "train"):

@@ -19,8 +19,8 @@ from mlflow import MlflowClient
 from mlflow.models import Model, infer_signature
 from mlflow.pyfunc import PyFuncModel
 from registries import until
-from serving import ROWS as REQUEST
-from serving import Served, register_constant, serving
+from servers import ROWS as REQUEST
+from servers import Served, register_constant, serving
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
 from alacarte.errors import UserError

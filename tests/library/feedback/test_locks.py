@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 from conftest import ROOT, environment
-from test_feedback import give, predict
+from test_store import give, predict
 
 from alacarte.errors import UserError
 from alacarte.feedback import Store

@@ -244,7 +244,7 @@ def test_scikit_learn_alone_imports_no_torch(tmp_path: Path) -> None:
         learners.load(sys.argv[1]).predict(X)
         assert "torch" not in sys.modules
     """
-    env = environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    env = environment(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests" / "library")]))
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], env=env, check=True)
 
 

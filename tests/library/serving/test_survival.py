@@ -1,6 +1,6 @@
 """What the server must survive: flips under load, kill -9, broken versions, lost and forged events, slow clients, loops.
 
-At full size: FULL_SIZE=1 make test ARGS=tests/test_survival.py; with figures: python benchmarks/survival.py
+At full size: FULL_SIZE=1 make test ARGS=tests/library/serving/test_survival.py; with figures: python benchmarks/survival.py
 """
 
 import json
@@ -28,7 +28,7 @@ from mlflow import MlflowClient
 from mlflow.models import infer_signature
 from mlflow.webhooks.delivery import _generate_hmac_signature
 from registries import Registry, own_registry, register, until
-from serving import ROWS, Answered, KeptAlive, Served, figure, load, register_constant, serving, size
+from servers import ROWS, Answered, KeptAlive, Served, figure, load, register_constant, serving, size
 from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer

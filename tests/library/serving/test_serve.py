@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from learning import CONF
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
-from serving import ROWS, Served, register_constant, serving
+from servers import ROWS, Served, register_constant, serving
 
 from alacarte.errors import UserError
 from alacarte.feedback import Store

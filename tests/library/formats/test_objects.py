@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy.sparse import csr_matrix
 from sklearn.ensemble import (
     GradientBoostingClassifier,
@@ -23,12 +24,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
 from sklearn.svm import SVC, SVR
 from sklearn.tree import DecisionTreeClassifier
-from test_formats import LABELS, NUMBERS, X, dump, load_unchecked
+from test_check import LABELS, NUMBERS, X, dump, load_unchecked
 
 from alacarte import formats
 from alacarte.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # --- attributes ---
 

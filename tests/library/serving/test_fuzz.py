@@ -12,7 +12,7 @@ import pytest
 import schemathesis
 from conftest import Project
 from hypothesis import HealthCheck, given
-from serving import Answered, KeptAlive, Served, figure, readable, register_constant, serving, size
+from servers import Answered, KeptAlive, Served, figure, readable, register_constant, serving, size
 
 NAME = "fuzzed"
 MARK = "zqxjkv"  # stands in what is sent, so must not stand in what is answered

@@ -64,7 +64,7 @@ class Case:
         )
         if kill is None:
             return self.project.step("retrain", *more, code=code, **env)
-        script = str(ROOT / "tests" / "interrupted.py")
+        script = str(ROOT / "tests" / "library" / "interrupted.py")
         return self.project.run(sys.executable, script, *kill, "retrain", *more, code=code, **env)
 
     def champion(self) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from postgres import Postgres
     from there import There
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("alacarte", "conf", "databricks", "examples", "project", "steps")
 
 

@@ -10,7 +10,7 @@ import test_serve as contract
 from conftest import Project
 from learning import FAMILIES, fitted, learner, table
 from people import people
-from serving import register_constant, serving
+from servers import register_constant, serving
 from sklearn import compose, datasets, ensemble, linear_model, naive_bayes, neighbors, neural_network, tree
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor

@@ -691,7 +691,7 @@ def test_processes_make_the_tables_and_write_at_once(url: str):
 
 
 KILLED = """
-from test_feedback import *
+from test_store import *
 store = Store(sys.argv[1])
 recorder = Recorder(store, settings())
 recorder.start()

@@ -35,7 +35,6 @@ from alacarte import formats
 from alacarte.errors import UserError
 from alacarte.formats.classes import CLASSES, FUNCTIONS, LOSSES
 
-ROOT = Path(__file__).resolve().parent.parent
 RNG = np.random.default_rng(0)
 X = np.abs(RNG.normal(size=(40, 4)))
 LABELS, NUMBERS = (X[:, 0] > X[:, 1]).astype(int), X[:, 0] + 0.1

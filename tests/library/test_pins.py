@@ -3,13 +3,11 @@
 import re
 import tomllib
 from importlib.metadata import version
-from pathlib import Path
 
 import yaml
+from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def pins(file: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from test_served_model import JSON, invoke, numeric_table, ours, save_sklearn
+from test_model import JSON, invoke, numeric_table, ours, save_sklearn
 
 from alacarte import learners
 from alacarte.errors import UserError

@@ -8,21 +8,18 @@ import math
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import fsspec
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import tracking
+from conftest import ROOT, tracking
 from omegaconf import OmegaConf
 from people import SPLIT, people, refusal, table
 
 from alacarte.data.dataset import as_mlflow, load_data, recorded, source_digest
 from alacarte.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from conftest import Project, environment, tracking
 from mlflow.models import infer_signature
 from registries import until
-from serving import register_constant
+from servers import register_constant
 
 NAME = "stopped"
 BOUND = 45  # seconds in which a server that was told to stop must have ended, on a machine that does much else

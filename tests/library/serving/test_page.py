@@ -18,7 +18,7 @@ from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
-from serving import serving
+from servers import serving
 
 # The page's requests, as a test may read them: [path, body, Authorization].
 RECORD = """window.sent = []; const real = window.fetch; window.fetch = (path, options) => {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Project
 from registries import until
-from serving import ROWS, KeptAlive, Served, register_constant, serving
+from servers import ROWS, KeptAlive, Served, register_constant, serving
 
 from alacarte.serving.connections import HEAD, HEADERS, PIECE, PIPELINED, RESERVED
 
