@@ -648,7 +648,8 @@ def test_a_request_that_cannot_be_stored_is_alone_in_that(store: Store):
 
 
 def child(code: str, *arguments: str) -> subprocess.Popen[str]:
-    start = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+    folders = [str(ROOT), str(ROOT / "tests" / "library"), str(Path(__file__).parent)]
+    start = f"import sys; sys.path[:0] = {folders!r}\n"
     command = [sys.executable, "-c", start + code, *arguments]
     return subprocess.Popen(
         command, env=environment(PYTHONUNBUFFERED="1"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
