@@ -6,6 +6,7 @@ and pandas.NA all mean missing; unseen categories, and missing values where trai
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -53,7 +54,7 @@ def fit_preprocess(X: pd.DataFrame) -> ColumnTransformer:
     groups = [(kind, pipe, [name for name in X if kinds[name] == kind]) for kind, pipe in steps.items()]
     # dense: the families that take no sparse array would fail on a wide one-hot
     preprocess = ColumnTransformer([group for group in groups if group[2]], sparse_threshold=0)
-    with rows_fit():
+    with rows_fit(X):
         return preprocess.fit(X)
 
 
@@ -103,14 +104,22 @@ def threads_for(X: pd.DataFrame) -> AbstractContextManager:
 
 
 @contextmanager
-def rows_fit() -> Iterator[None]:
-    """Turn what scikit-learn says about rows it cannot read into a UserError of one line."""
+def rows_fit(X: pd.DataFrame) -> Iterator[None]:
+    """Turn an error of scikit-learn or numpy about a value in X into a UserError of one line that names the column."""
     try:
         yield
     except (ValueError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"data: the rows do not fit the model: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        if value := re.search(r"string to float: '(.*)'|datetime string \"(.*)\" at", reason):
+            text = value[1] or value[2]
+            names = [repr(name) for name, column in X.items() if (column.astype(str) == text).any()]
+            wanted = "numbers" if value[1] else "dates"
+            raise UserError(
+                f"data: column {' or '.join(names)} holds {text!r}, but the model needs {wanted}"
+            ) from error
+        raise UserError(f"data: the rows do not fit the model: {reason}") from error
 
 
 def _kind(column: pd.Series) -> str:

@@ -101,7 +101,7 @@ class SklearnLearner:
         assert self.classes is None or set(y.tolist()) <= set(self.classes), "labels of unknown classes are kept out"
         _keep_epochs(stepped)
         epochs, before = max(1, int(share * self.epochs)), outputs(self, X)
-        with features.rows_fit(), features.threads_for(X):
+        with features.rows_fit(X), features.threads_for(X):
             if self._is_ours() and not isinstance(stepped, BOOSTED):  # of trees, the scale is in every threshold
                 features.widen(preprocess["preprocess"], X)
             inputs = preprocess.transform(X) if preprocess is not None else X
@@ -125,7 +125,7 @@ class SklearnLearner:
             anew.fit(X, y, X_val, y_val, task=self.task, seed=seed)
             self._set(anew.model)
         else:
-            with features.rows_fit():
+            with features.rows_fit(X):
                 self._set(model.fit(X, features.labels(y)))
         return self.epochs
 
@@ -137,13 +137,13 @@ class SklearnLearner:
         return (self.model[:-1], self.model[-1]) if isinstance(self.model, Pipeline) else (None, self.model)
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
-        with features.rows_fit():
+        with features.rows_fit(X):
             return self.model.predict(X)
 
     def predict_proba(self, X: pd.DataFrame) -> np.ndarray | None:
         if self.task == "regression" or not hasattr(self.model, "predict_proba"):
             return None
-        with features.rows_fit():
+        with features.rows_fit(X):
             return self.model.predict_proba(X)
 
     def save(

@@ -267,7 +267,7 @@ class TorchLearner:
         return F.mse_loss(outputs[:, 0], targets) if self.classes is None else F.cross_entropy(outputs, targets)
 
     def _inputs(self, X: pd.DataFrame) -> torch.Tensor:
-        with features.rows_fit():
+        with features.rows_fit(X):
             return torch.from_numpy(self.preprocess.transform(X).astype("float32")).to(self.device)
 
     def _targets(self, y: pd.Series) -> torch.Tensor:

@@ -77,7 +77,10 @@ def test_a_version_by_its_number_from_parquet_to_parquet_through_mlflow_run(scor
     ("arguments", "line"),
     [
         (("input=rows.csv", "output=./rows.csv"), "score: output=./rows.csv is the input"),
-        (("input=text.csv", "output=x.csv"), "score: input=text.csv: the rows do not fit the model"),
+        (
+            ("input=text.csv", "output=x.csv"),
+            "score: input=text.csv: column 'income' holds 'much', but the model needs numbers",
+        ),
         (("output=x.csv",), "score: input is required"),
     ],
 )
