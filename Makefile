@@ -1,5 +1,5 @@
 # make run     train, evaluate, gate and register a model; open the MLflow UI with the command it prints
-# make demo    the whole loop before your eyes: served, wrong, reported, retrained, promoted, swapped
+# make demo    all steps with simulated users: serve, report mistakes, monitor, retrain, promote, swap
 # make test    every test; make check: style and types
 # make databricks   build/databricks, for `mlflow run build/databricks -b databricks`; see docs/databricks.md
 PYTHON ?= python3

@@ -1,7 +1,7 @@
-"""From the columns of a table to numbers, the same way for every family, as a part of the saved model.
+"""Convert the columns of a table to numbers, in the same way for every model family, as a part of the saved model.
 
-Made of scikit-learn's and numpy's own parts only, so that skops loads it anywhere without code of ours. None, nan, NaT
-and pandas.NA all mean missing; unseen categories, and missing values where training had none, are no error.
+It uses only parts of scikit-learn and numpy, so that skops loads it anywhere without our code. None, nan, NaT and pandas.NA all
+mean missing. Unseen categories are no error. Missing values are no error, also if training had none.
 """
 
 from __future__ import annotations

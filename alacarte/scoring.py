@@ -1,4 +1,4 @@
-"""Answers of a model for a table that somebody else made: what is read, what is checked, and how it is written."""
+"""Answer a table that a user gives: read it, check it, and write it with the answers of the model."""
 
 import csv
 import os

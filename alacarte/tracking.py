@@ -1,4 +1,4 @@
-"""Which run came from what: opening and closing runs, run ids as hand-off, and reuse of identical finished runs."""
+"""MLflow runs: open and close them, pass run ids between steps, and reuse identical finished runs."""
 
 import contextlib
 import hashlib

@@ -3,7 +3,7 @@
     mlflow run . -e evaluate --env-manager local -P run_id=<id of a train run>
     python -m steps.evaluate model_uri=models:/alacarte/3 feedback=default gate.dry_run=true
 
-Leaves behind a run with test_ metrics, plots and gate.json, and a version with alias `challenger`, or `champion`.
+Result: a run with test_ metrics, plots and gate.json, and a version with the alias `challenger`, or also `champion`.
 """
 
 import mlflow

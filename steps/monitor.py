@@ -1,10 +1,10 @@
-"""monitor: look at a window of stored predictions, say whether to retrain and why, and start it if told to.
+"""monitor: look at a window of stored predictions, decide whether to retrain, give the reason, and start retrain on request.
 
     mlflow run . -e monitor --env-manager local -P registered_model_name=alacarte
     python -m steps.monitor monitor.every=60 monitor.act=true
 
-Leaves behind one run a window with drift and quality metrics, plots, report.html and decision.json. Exit code 3 means
-yes, 0 means no; with monitor.act=true a yes ends with the exit code of the retraining.
+Result: one run for each window, with drift and quality metrics, plots, report.html and decision.json. Exit code 3 means yes,
+0 means no. With monitor.act=true and a yes, the exit code is the exit code of the retraining.
 """
 
 import tempfile

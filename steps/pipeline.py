@@ -1,9 +1,9 @@
-"""main: train, then evaluate, as child runs of one run; a step that ran before, unchanged, is not run again.
+"""main: run train and evaluate as child runs of one run, and skip a step that ran before without a change since.
 
     mlflow run . --env-manager local
     python -m steps.pipeline model=torch_mlp reuse=false
 
-Leaves behind the parent run and what its steps leave behind; hands on the run ids, the model version and the verdict.
+Result: the parent run and the results of its steps. Prints the run ids, the model version and the verdict.
 """
 
 from urllib.parse import quote

@@ -1,11 +1,11 @@
-"""promote: move the alias `champion` by hand, back to the version before or on to a chosen one.
+"""promote: move the alias `champion` by hand, to a chosen version or back to the previous one.
 
     mlflow run . -e promote --env-manager local -P version=previous
     python -m steps.promote version=3 force=true reason="passed the review"
     python -m steps.promote --history
 
-Leaves behind the moved aliases, tags on the version that say who, when and why, and a run that records it. --history
-changes nothing: it prints what the champion, or `version`, came from.
+Result: the moved aliases, tags on the version with who, when and why, and a run that records the promotion. --history changes
+nothing. It prints the history of the champion, or of `version`.
 """
 
 import mlflow

@@ -3,8 +3,8 @@
     mlflow run . -e retrain --env-manager local -P registered_model_name=alacarte
     python -m steps.retrain retrain.init=scratch gate.strict=true
 
-Leaves behind a run with the model, its parent version and the exact labels; a version with alias `challenger`, these
-labels marked as used by it, and what evaluate leaves behind. Hands on the run id, or says "nothing to do".
+Result: a run with the model, its parent version and the exact labels; a version with the alias `challenger`; these labels
+marked as used by the version; and the results of evaluate. Prints the run id, or "nothing to do".
 """
 
 import mlflow

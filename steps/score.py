@@ -1,10 +1,10 @@
-"""score: answer a table of rows with one version of a model, and write the answers beside them.
+"""score: answer a table of rows with one version of a model, and write the table with the answers.
 
     mlflow run . -e score --env-manager local -P input=houses.csv -P output=prices.parquet
     python -m steps.score model_uri=models:/alacarte/3 input=rows.parquet output=answers.csv
 
-Leaves behind the file, with the version and the run in each row, and a run that names the model, the input and the output
-with their digests. Hands on the run id.
+Result: the file, with the version and the run in each row, and a run that names the model, the input and the output with their
+digests. Prints the run id.
 """
 
 import mlflow

@@ -1,10 +1,9 @@
-"""serve: answer requests with the champion of the registry, follow it without a restart, keep predictions and feedback.
+"""serve: answer requests with the champion of the registry, follow it without a restart, store predictions and feedback.
 
     mlflow run . -e serve --env-manager local -P registered_model_name=alacarte
     python -m steps.serve serve.port=9000 feedback.url=postgresql+psycopg://user@host/feedback
 
-Leaves behind predictions and labels in the feedback store; hands on HTTP. It needs no run of its own, and starts before
-there is any model.
+Result: an HTTP server, and predictions and labels in the feedback store. It opens no run. It can start before a model exists.
 """
 
 from omegaconf import DictConfig

@@ -1,10 +1,10 @@
-"""train: learn from the train part of the data, log the model, hand on the run id.
+"""train: learn from the train part of the data, log the model and print the run id.
 
     mlflow run . -e train --env-manager local -P model=torch_mlp -P seed=7
     python -m steps.train data=table data.path=houses.csv data.target=price
 
-Leaves behind a run with the logged model `model`, train_ and val_ metrics, learning curves, the dataset and its digest,
-and the configuration.
+Result: a run with the logged model `model`, train_ and val_ metrics, learning curves, the dataset with its digest, and the
+configuration.
 """
 
 import mlflow

@@ -1,7 +1,7 @@
-"""Data sets: call a loader, decide the task, split the rows by hash, and name the result by its digest.
+"""Data sets: call a loader, decide the task, split the rows by hash, and identify the result by its digest.
 
-A loader (`data._target_`) returns one DataFrame with the target column in it; what follows is the same for all. The part
-of a row depends on nothing but the row, so it stays the same when others are added, removed or reordered.
+A loader (`data._target_`) returns one DataFrame that contains the target column; all other work is the same for all loaders.
+The part of a row depends only on the row, so it stays the same when other rows are added, removed or reordered.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""A model serving endpoint of Databricks that follows the champion, which it cannot do by itself: it serves a version.
+"""Make a model serving endpoint of Databricks serve the champion. An endpoint serves a fixed version and follows no alias.
 
 python -m alacarte.databricks.endpoint alacarte main.default.alacarte
 """

@@ -1,8 +1,8 @@
-"""What a Databricks job gets of this project: a folder made from the files that git knows, and a cluster to run it on.
+"""Make the folder for a Databricks job from the files that git knows, and read the specification of its cluster.
 
-Of the two ways in which MLflow runs a project there, only `databricks_spark_job` works on today's runtimes. It stands
-alone in an MLproject, and MLflow uploads the whole folder that holds it. So a second folder is made, with the same entry
-points, the same pins, and nothing that belongs to this machine.
+MLflow has two ways to run a project there. Only `databricks_spark_job` works on today's runtimes. It must be the only
+environment in an MLproject, and MLflow uploads the whole folder of that file. So a second folder is made, with the same entry
+points and the same pins, and with nothing that belongs to this machine.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""Run the entry points on Databricks: stage the project, submit a job, follow it, and end as its step ended.
+"""Run the entry points on Databricks: stage the project, submit a job, wait for it, and end with the exit code of the step.
 
     python -m alacarte.databricks stage
     python -m alacarte.databricks run train --experiment-name /Shared/alacarte model=torch_mlp
 
-`mlflow run build/databricks -b databricks` submits the same job, but never waits for it, and whatever goes wrong before
-the step begins leaves its MLflow run RUNNING. Here the run is closed, by this program or by the next one that runs.
+`mlflow run build/databricks -b databricks` submits the same job, but it does not wait for it. If something fails before the
+step begins, its MLflow run stays RUNNING. Here this program closes the run, or its next call does.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Champion and challenger on the same rows: test rows that neither was trained on, and the audit rows that only judge."""
+"""Champion and challenger on the same rows: test rows that neither was trained on, and audit rows that never train."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,4 +1,4 @@
-"""May a challenger become the champion? A pure function of numbers, with its reason in one sentence."""
+"""May a challenger become the champion? A pure function of numbers. It returns the verdict and its reason in one sentence."""
 
 import difflib
 import math

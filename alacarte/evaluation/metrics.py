@@ -1,7 +1,7 @@
-"""How good a model is, where it is bad, and whether it beats another one on the same rows: pure functions, no MLflow.
+"""Metrics of a model, metrics of slices, and the comparison of two models on the same rows. Pure functions, no MLflow.
 
-Metrics carry no prefix; whoever logs them adds `train_`, `val_` or `test_`. A metric that is not defined on the rows at
-hand (R2 of a constant target, ROC AUC of a single class) is left out, never NaN.
+The names of metrics have no prefix; the caller adds `train_`, `val_` or `test_`. A metric that is not defined on the given rows
+(R2 of a constant target, ROC AUC of a single class) is left out, and is never NaN.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The tables, and transactions on them that end in one of two ways: done, or StoreError with nothing changed."""
+"""The tables, and transactions with two possible ends: complete, or StoreError with nothing changed."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Whether a label can be one: in the type of the classes, or of the prediction where there are none. Pure functions."""
+"""Checks of a label: it must have the type of the classes, or of the prediction if there are no classes. Pure functions."""
 
 import json
 import math

@@ -1,8 +1,8 @@
-"""What keeps two trainings from using one label: a lock that expires, and claims that a training turns into use.
+"""A lock that expires, and claims on labels, so that no two trainings use the same label.
 
 A registry and a database share no transaction. So a training first claims its labels under its run id, then registers its
-version, then marks the labels used. If it is stopped in between, it leaves claims that name its run. The next process that
-has the lock asks the registry: where that run has a version, the labels become used, else they are released.
+version, then marks the labels as used. If it is killed in between, its claims remain and name its run. The next process that
+gets the lock asks the registry: if that run has a version, the labels become used, otherwise they are released.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What trainings and monitoring read: rows of the store as DataFrames, by the chunk, so that memory stays small."""
+"""Rows of the store as DataFrames for trainings and monitoring, read in chunks, so that little memory is needed."""
 
 import json
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""What goes into the store and what comes of it, and how predictions are called."""
+"""The records that go into the store and come out of it, and the ids of predictions."""
 
 import getpass
 import json

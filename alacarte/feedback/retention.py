@@ -1,9 +1,9 @@
-"""What is deleted, and in which order, so that the rows of a model stay below an age and a size.
+"""Deletion of old rows, so that the rows of a model stay below an age and a size. The order is:
 
 1. Rows without a label, the oldest first: above the age, then above the size. A request with labels keeps its labelled rows.
-2. Above the size, labels with their rows, while no row without a label is left: of the annotator whose labels take most
-   room, so that nobody can push out the labels of others. Of these first the rejected ones, then used, then new and accepted
-   ones, the oldest first.
+2. Above the size, when no row without a label is left: labels with their rows, from the annotator whose labels use most space,
+   so that nobody can push out the labels of others. Of these first the rejected labels, then the used ones, then new and
+   accepted ones, in each group the oldest first.
 
 A label that a running training has claimed is never deleted.
 """

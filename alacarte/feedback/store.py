@@ -1,8 +1,8 @@
-"""The store: what the server writes, and what people, trainings and monitoring read.
+"""The feedback store: the server writes it; people, trainings and monitoring read it.
 
-A request is one row of `predictions`, however many rows it has. A label is one row of `feedback`, in one of four states:
-new (waits for an administrator), accepted, rejected, used (a training took it). Every method takes the name of the
-registered model first: it reads and changes nothing of another model.
+A request is one row of `predictions`, with any number of input rows. A label is one row of `feedback`, in one of four states:
+new (waits for an administrator), accepted, rejected, used (by a training). Every method takes the name of the registered model
+first, and reads and changes nothing of another model.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""Has what is asked, answered and said changed since training? Pure functions of tables; no MLflow and no store.
+"""Have requests, answers or labels changed since training? Pure functions of tables; no MLflow and no store.
 
-A change counts when it is large and not by chance: an effect size above a threshold and a test below a level that all
-tests of a window share (Holm, 1979). Either alone misleads: in a large window everything is significant, in a small
-one everything looks large.
+A change counts if it is large and not by chance: an effect size above a threshold, and a test below a level that all tests of
+a window share (Holm, 1979). One condition alone misleads: in a large window every small change is significant, and in a small
+window every change looks large.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A window of predictions as pictures and as one HTML page, which needs nothing but itself."""
+"""A window of predictions as plots and as one self-contained HTML page."""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""One window of a model's predictions against what it was trained on: the tables that `monitor` logs and decides by."""
+"""One window of predictions compared with the training data: the tables that `monitor` logs, and its decision."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""From the champion and what people said since to the next version: which labels train, and what a killed run left."""
+"""From the champion and its new labels to the next version: which labels train, and how to recover after a killed run."""

@@ -1,4 +1,4 @@
-"""The version in production with all that belongs to it: its model, and the data it was trained on."""
+"""The version in production, with its model and its training data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a retraining that was stopped left behind, settled by the next one, which holds the turn by then."""
+"""Clean up after a retraining that was killed. The next retraining does this, after it has taken the lock."""
 
 import mlflow
 from mlflow import MlflowClient

@@ -1,4 +1,4 @@
-"""Who may do what: a token each for predicting, feedback and administration, and how fast labels may come."""
+"""Access: one token for predicting, one for feedback and one for administration, and a limit on labels per minute."""
 
 import hmac
 import time

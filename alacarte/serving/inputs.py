@@ -1,4 +1,4 @@
-"""What the page needs to know of a model: its inputs with an example each, its classes, and whether a row is an image."""
+"""What the web page needs to know about a model: its inputs with an example each, its classes, and whether a row is an image."""
 
 import math
 import re

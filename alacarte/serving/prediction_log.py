@@ -1,4 +1,4 @@
-"""Predictions on their way to the store: taken in the event loop in microseconds, written by a thread in batches."""
+"""Predictions on their way to the store: the event loop queues them in microseconds, and a thread writes them in batches."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""From settings to a process that listens, and its end: `told_to_stop` hears a signal at any moment of the start."""
+"""From settings to a process that listens, and its end. `told_to_stop` receives a signal at any moment of the start."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""What `serve` is told: conf/serve, conf/feedback and, for secrets, the environment."""
+"""The settings of `serve`: conf/serve, conf/feedback, and environment variables for secrets."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""Whether a version can take over from another: every request that the one takes, the other takes with the same meaning."""
+"""Whether a version can replace another: the new signature accepts every request that the old signature accepts."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""The registry's webhooks: is a delivery genuine, does it concern us, and registering our own.
+"""The registry's webhooks: check whether a delivery is genuine and about our model, and register our own webhook.
 
-Deliveries get lost, come late, twice and out of order, so an event is only a hint to read the alias again; nothing in it
-is believed beyond that. MLflow brings no verifier of its own signatures (mlflow/webhooks/delivery.py makes them).
+Deliveries can be lost, late, repeated and out of order. So an event is only a hint to read the alias again, and nothing else in
+it is used. MLflow has no function that verifies its signatures (mlflow/webhooks/delivery.py creates them).
 """
 
 import base64
