@@ -30,7 +30,6 @@ CHARACTERS = 100_000_000
 MANY_BYTES = 20_000
 # Cells that one request may take in memory. A short body can ask for far more: one long row sets the width of all rows.
 CELLS = 20_000_000
-
 # MLflow's parser reads larger numbers: below it, squares and scaled values stay finite, and whole numbers exact.
 LARGE = 1e15
 MAX_LONG, MAX_INTEGER = int(LARGE), 2**31
@@ -45,14 +44,12 @@ REFUSALS = {
     "Ensure that input is a valid JSON": ONE_FORMAT,
     "split format must": "dataframe_split takes data, columns and index, and no other key",
     "dataframe_split field": "dataframe_split: data must be rows as long as columns",
-    "records format must": "dataframe_records must be a list of objects",
-    "dataframe_records field": "dataframe_records must be a list of objects",
+    "records f": "dataframe_records must be a list of objects",  # "records format must", "dataframe_records field"
     "CSV": "the body is no CSV table that fits the model's signature",
     "Parquet": "the body is no Parquet file",
     "not the same": "every column must have as many values",
 }
 WRONG_TYPE = re.compile(r"(?:convert column|Incompatible input types for column) (.+?)(?: to type|\. Can)")
-
 Values = Sequence[Any]
 
 
