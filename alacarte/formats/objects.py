@@ -45,6 +45,7 @@ def check_object(model: object, path: str) -> None:
         parts = list(_parts(model))
         for part in parts:
             _check_attributes(part)
+            _check_arguments(part)
         for checks in (STRUCTURES, ENSEMBLES):  # an ensemble may be asked only when its trees are known to be sound
             for part in parts:
                 if check := checks.get(type(part).__name__):
@@ -95,6 +96,16 @@ def _check_attributes(part: Any) -> None:
         allowed, is_harmless = ATTRIBUTES.get(name, ("", None))
         if is_harmless and not is_harmless(value):
             raise ValueError(f"{label} is {type(value).__name__} {str(value)[:60]!r}, allowed is {allowed}")
+
+
+def _check_arguments(part: Any) -> None:
+    """Arguments for a function. One that writes into an array of the model would undo what is checked here."""
+    if isinstance(part, partial):
+        _require(not part.args, "a function with arguments that have no names")
+    elif isinstance(part, dict):
+        _require(
+            not isinstance(part.get("out"), np.ndarray | tuple | list), "an argument out, into which functions write"
+        )
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -178,14 +189,33 @@ def _check_support_vectors(model: Any) -> None:
     if not hasattr(model, "support_vectors_"):
         return
     per_class, name = model._n_support, type(model).__name__
-    n, n_classes = model.support_vectors_.shape[0], len(per_class)
+    n, n_classes = model.support_.shape[0], len(per_class)
     pairs = n_classes * (n_classes - 1) // 2
-    _require(model.support_.shape == (n,), f"{name}: numbers of other support vectors")
-    _require((per_class >= 0).all() and per_class.sum() in (n, 2 * n), f"{name}: another number of support vectors")
+    total = n if name in ("SVC", "NuSVC") else 2 * n
+    _require((per_class >= 0).all() and per_class.sum() == total, f"{name}: another number of support vectors")
+    if model.kernel == "precomputed":  # a support vector is a column of the rows to predict
+        in_reach = (model.support_ >= 0) & (model.support_ < model.shape_fit_[0])
+        _require(in_reach.all(), f"{name}: a support vector that does not exist")
+    else:
+        _require(model.support_vectors_.shape[0] == n, f"{name}: numbers of other support vectors")
+        _require(isinstance(model.kernel, str), f"{name}: a kernel that is a function")
     _require(model._dual_coef_.shape == (max(1, n_classes - 1), n), f"{name}: coefficients of another shape")
     _require(model._intercept_.shape == (pairs,), f"{name}: another number of intercepts")
     for values in (model._probA, model._probB):
         _require(values.shape in ((0,), (pairs,)), f"{name}: another number of probabilities")
+
+
+def _check_labels_of_neighbours(model: Any) -> None:
+    """Compiled code counts the votes of neighbours: it adds to the place that the label of a neighbour names."""
+    if hasattr(model, "_y"):
+        labels, name = np.asarray(model._y), type(model).__name__
+        classes = model.classes_ if isinstance(model.classes_, list) else [model.classes_]
+        _require(labels.dtype.kind == "i" and labels.shape[:1] == model._fit_X.shape[:1], f"{name}: no label per row")
+        columns = labels.reshape(len(labels), -1).T
+        sound = len(columns) == len(classes) and all(
+            (0 <= column.min()) and (column.max() < len(known)) for column, known in zip(columns, classes, strict=True)
+        )
+        _require(sound, f"{name}: a neighbour has a class that does not exist")
 
 
 STRUCTURES: dict[str, Callable[[Any], None]] = {
@@ -196,6 +226,7 @@ STRUCTURES: dict[str, Callable[[Any], None]] = {
     "BSpline": _check_spline,
     "RandomState": _check_state,
     "Generator": _check_generator,
+    **dict.fromkeys(("KNeighborsClassifier", "RadiusNeighborsClassifier"), _check_labels_of_neighbours),
     **dict.fromkeys(("SVC", "NuSVC", "SVR", "NuSVR", "OneClassSVM"), _check_support_vectors),
 }
 
@@ -214,11 +245,9 @@ def _check_width(model: Any) -> None:
 def _check_boosting(model: Any) -> None:
     _check_width(model)
     if hasattr(model, "estimators_"):
-        rows = np.zeros((1, model.n_features_in_), "float32")
-        outputs = model._raw_predict_init(rows).shape[1]
-        _require(
-            model.estimators_.shape[1] == outputs, f"{type(model).__name__}: another number of trees per iteration"
-        )
+        rows = np.zeros((3, model.n_features_in_), "float32")
+        shape, name = model._raw_predict_init(rows).shape, type(model).__name__
+        _require(shape == (3, model.estimators_.shape[1]), f"{name}: another number of trees per iteration")
 
 
 def _check_histogram_boosting(model: Any) -> None:

@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ HUGE = (1e300, -1e300, 5e-324, -5e-324)
 MISSING = (math.nan,)
 
 
+# What a caller does with a model before anybody asks it: takes the folder and the result of `load`.
+Rehearsal = Callable[[Path, str, Any, PyFuncModel], object]
+
+
 class OwnerEnded(Exception):
     """The process that asked for a trial has ended."""
 
@@ -56,19 +60,24 @@ def load_safely(folder: str | Path, trust_code: bool = False) -> tuple[str, Any,
     return load(Path(folder), trust_code)
 
 
-def check(folder: str | Path, trust_code: bool = False, owner: Connection | None = None) -> None:
-    """Load a model in a child process and let it predict. Takes 0.1 s for a small scikit-learn model.
+def check(
+    folder: str | Path,
+    trust_code: bool = False,
+    rehearse: Rehearsal | None = None,
+    owner: Connection | None = None,
+) -> None:
+    """Load a model in a child process and let it predict, then `rehearse`. Takes 0.1 s for a small scikit-learn model.
 
-    Raises UserError where the child ends before it is ready, exceeds a limit, or cannot load the model. An exception that
-    the model raises for single rows is no reason to refuse it. With `owner`, a connection to the process that asked, raises
-    OwnerEnded when that process ends first.
+    Raises UserError where the child ends before it is ready, exceeds a limit, or cannot load the model, and for any
+    exception of `rehearse`. An exception that the model raises for single rows is no reason to refuse it. With `owner`, a
+    connection to the process that asked, raises OwnerEnded when that process ends first.
     """
     formats.skops_io()  # imported once, before the child exists, and not again in each child
     folder = Path(folder)
     seconds, megabytes = limits(folder)
     context: Any = multiprocessing.get_context("fork" if FORK else "spawn")
     receiver, sender = context.Pipe(duplex=False)
-    arguments = (sender, str(folder), trust_code, seconds, megabytes)
+    arguments = (sender, str(folder), trust_code, rehearse, seconds, megabytes)
     process = context.Process(target=_try, args=arguments, name="probe")
     with receiver:
         with sender:
@@ -111,13 +120,17 @@ def _refusal(receiver: Connection, exit_code: int | None, in_time: bool, seconds
 # --- in the child ---
 
 
-def _try(sender: Connection, folder: str, trust_code: bool, seconds: int, megabytes: int) -> None:
+def _try(
+    sender: Connection, folder: str, trust_code: bool, rehearse: Rehearsal | None, seconds: int, megabytes: int
+) -> None:
     """Send null, or the reason for a refusal, and end without Python's own end, which would close the parent's files."""
     answer = None
     try:
         _isolate()
         _limit(seconds, megabytes)
-        _load_and_predict(Path(folder), trust_code)
+        tried = _load_and_predict(Path(folder), trust_code)
+        if rehearse:
+            rehearse(Path(folder), *tried)
     except BaseException as error:  # SystemExit of a model's own code too
         _limit(seconds, None)
         text = " ".join(str(error).split()).removeprefix(f"{folder}: ")
@@ -181,7 +194,7 @@ def _is_memory_error(error: BaseException | None) -> bool:
     return False
 
 
-def _load_and_predict(folder: Path, trust_code: bool) -> None:
+def _load_and_predict(folder: Path, trust_code: bool) -> tuple[str, Any, PyFuncModel]:
     from joblib import parallel_config
 
     kind, implementation, model = load(folder, trust_code)
@@ -196,6 +209,7 @@ def _load_and_predict(folder: Path, trust_code: bool) -> None:
         ]
         if tables and kind == "sklearn" and hasattr(implementation, "predict_proba"):
             _predict(PyFuncModel(model.metadata, implementation, "predict_proba"), [_join(tables)])
+    return kind, implementation, model
 
 
 def _predict(model: PyFuncModel, tables: list[Any]) -> list[Any]:

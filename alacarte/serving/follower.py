@@ -21,7 +21,7 @@ from typing import Any
 from alacarte import registry
 from alacarte.errors import UserError
 from alacarte.serving.cache import Cache, VersionRef
-from alacarte.serving.model import ServedModel, check_answers
+from alacarte.serving.model import ServedModel
 from alacarte.serving.settings import Settings
 from alacarte.serving.signatures import objection
 
@@ -314,8 +314,7 @@ class ModelFollower:
             if self._stopping.is_set():
                 return
             model = self._load(folder)
-            # Which also warms it up.
-            check_answers(model.predict_example(), model.metadata.get("example_predictions"))
+            model.check_example()
             candidate.model = model
         except BaseException as error:  # a model's own code may raise anything
             candidate.error = one_line(error, str(folder))

@@ -61,6 +61,7 @@ class ServedModel:
         self.example = example if isinstance(example, pd.DataFrame | np.ndarray) and len(example) else None
         self._kind, self._implementation, self._pyfunc, self._meta = kind, implementation, pyfunc, meta
         self._fast: FastPath | None = None
+        self._tried = False  # whether a child process tries first what this process does
         self.task, self.classes, with_probabilities = _task(kind, implementation, meta)
         self._has_probabilities = with_probabilities is not None
         if with_probabilities:
@@ -75,8 +76,10 @@ class ServedModel:
     @classmethod
     def load_tried(cls, folder: Path, trust_code: bool) -> ServedModel:
         """Like `load`, after a child process has tried the model. UserError too where this process would not survive it."""
-        probe.check(folder, trust_code)
-        return cls.load(folder, trust_code)
+        probe.check(folder, trust_code, rehearse_start)
+        model = cls.load(folder, trust_code)
+        model._tried = True
+        return model
 
     def parse(self, body: bytes, content_type: str, max_rows: int) -> Rows:
         """RequestError: 415 for another content type, 413 for more than max_rows, 400 where MLflow refuses the body."""
@@ -128,6 +131,10 @@ class ServedModel:
             raise answer
         return answer.labels
 
+    def check_example(self) -> None:
+        """UserError where the answers on the input example are not those logged with the model. Also warms the model up."""
+        check_answers(self.predict_example(), self.metadata.get("example_predictions"))
+
     def cost(self, n_rows: int) -> float:
         """Seconds expected for n rows: measured for a fast path, a guess for MLflow's own."""
         call, row = self._fast.cost if self._fast else REFERENCE_COST
@@ -136,13 +143,16 @@ class ServedModel:
     def compile(self) -> None:
         """Look for a fast path that gives MLflow's answers on the input example and on rows made from it.
 
-        Takes seconds. May run while the model answers. The model stays on MLflow's own path without an input example, with
+        Takes seconds. May run while the model answers. UserError where a child process does not survive it, which does it
+        first for a model of `load_tried`. The model stays on MLflow's own path without an input example, with
         columns that only MLflow reads, and without the folder fastpath.
         """
         predict_fn = self._meta.flavors["python_function"].get("predict_fn", "predict")
         known = self._kind in ("sklearn", "torch") and predict_fn == "predict"
         if not known or self.example is None or not self.input_schema.readable:
             return
+        if self._tried:
+            probe.check(self.folder, False, rehearse_compilation)
         try:
             from alacarte.serving.fastpath import find_fast_path
 
@@ -180,6 +190,19 @@ class ServedModel:
         if not isinstance(labels, list) or len(labels) != rows.n:
             return RequestError(501, "this model does not give one answer a row, which this server needs")
         return Answer(labels, proba.max(axis=1).tolist() if proba is not None and np.isfinite(proba).all() else None)
+
+
+# --- in a child process first: these rows are not those of the trial, and a forged model may be made for them ---
+
+
+def rehearse_start(folder: Path, kind: str, implementation: Any, pyfunc: PyFuncModel) -> None:
+    """What the server does with a version before it serves."""
+    ServedModel(folder, kind, implementation, pyfunc).check_example()
+
+
+def rehearse_compilation(folder: Path, kind: str, implementation: Any, pyfunc: PyFuncModel) -> None:
+    """The search for a fast path: it asks the model for rows of its own, and parts of it are compiled code."""
+    ServedModel(folder, kind, implementation, pyfunc).compile()
 
 
 def check_answers(answers: Sequence | None, expected: Sequence | None) -> None:

@@ -38,17 +38,17 @@ class WarmProcess:
         self._process.start()
         theirs.close()
 
-    def check(self, folder: Path, trust_code: bool) -> None:
+    def check(self, folder: Path, trust_code: bool, rehearse: probe.Rehearsal | None = None) -> None:
         """Let a version be tried. UserError, as by `alacarte.formats.probe.check`, for one that should not be loaded."""
         with self._turn:
-            refusal = self._ask(folder, trust_code)
+            refusal = self._ask(folder, trust_code, rehearse)
         if refusal:
             raise UserError(refusal)
 
-    def _ask(self, folder: Path, trust_code: bool) -> str | None:
+    def _ask(self, folder: Path, trust_code: bool, rehearse: probe.Rehearsal | None) -> str | None:
         for _ in range(2):
             try:
-                self._pipe.send((str(folder), trust_code))
+                self._pipe.send((str(folder), trust_code, rehearse))
                 return self._pipe.recv()
             except (EOFError, OSError):
                 if self._stopping:
@@ -81,12 +81,12 @@ def warm_process() -> Iterator[None]:
         _running = None
 
 
-def check(folder: Path, trust_code: bool) -> None:
+def check(folder: Path, trust_code: bool, rehearse: probe.Rehearsal) -> None:
     """Try a version in the warm process, or where there is none, in a child of this one. Raises as `formats.probe.check`."""
     if _running:
-        _running.check(folder, trust_code)
+        _running.check(folder, trust_code, rehearse)
     else:
-        probe.check(folder, trust_code)
+        probe.check(folder, trust_code, rehearse)
 
 
 def _serve(pipe: Connection, server_end: Connection | None) -> None:
@@ -100,10 +100,10 @@ def _serve(pipe: Connection, server_end: Connection | None) -> None:
     os.nice(NICENESS)
     with contextlib.suppress(EOFError, OSError, probe.OwnerEnded):
         while True:
-            folder, trust_code = pipe.recv()
+            folder, trust_code, rehearse = pipe.recv()
             refusal = None
             try:
-                probe.check(folder, trust_code, owner=pipe)
+                probe.check(folder, trust_code, rehearse, owner=pipe)
             except UserError as error:
                 refusal = str(error)
             pipe.send(refusal)

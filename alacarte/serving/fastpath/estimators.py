@@ -117,8 +117,24 @@ def _treelite(model: Any, raw: bool) -> Callable[[np.ndarray], np.ndarray]:
     """From (n, k) to (n, n_scores); `raw` are the scores before the last function, such as softmax."""
     from treelite import gtil, sklearn
 
+    _check_numbers_of_trees(model)
     trees = sklearn.import_model(model)
     return lambda x: gtil.predict(trees, x, nthread=1, pred_margin=raw).reshape(len(x), -1)
+
+
+def _check_numbers_of_trees(model: Any) -> None:
+    """NotKnown where treelite would read trees that do not exist: it takes their number from these attributes."""
+    is_hist, n_classes, trees = hasattr(model, "_predictors"), len(getattr(model, "classes_", ())), 1
+    if "GradientBoosting" in type(model).__name__ and n_classes > 2:
+        trees = n_classes
+    iterations = model._predictors if is_hist else model.estimators_
+    fits = all(np.size(iteration) == trees for iteration in iterations)
+    if is_hist:
+        fits = fits and model._baseline_prediction.dtype == np.float64 and model._baseline_prediction.size == trees
+    else:
+        fits = fits and model.n_estimators == len(iterations) and getattr(model, "n_classes_", n_classes) == n_classes
+    if not fits:
+        raise NotKnown("another number of trees than it says")
 
 
 def _as_float32(x: np.ndarray, n_inputs: int) -> np.ndarray:

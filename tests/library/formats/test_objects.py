@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from scipy.sparse import csr_matrix
+from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import (
     GradientBoostingClassifier,
+    GradientBoostingRegressor,
     HistGradientBoostingClassifier,
     IsolationForest,
     RandomForestClassifier,
@@ -19,9 +22,9 @@ from sklearn.ensemble import (
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, RadiusNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import SplineTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, SplineTransformer, StandardScaler
 from sklearn.svm import SVC, SVR
 from sklearn.tree import DecisionTreeClassifier
 from test_check import LABELS, NUMBERS, X, dump, load_unchecked
@@ -166,6 +169,12 @@ def forge_bits(model: HistGradientBoostingClassifier) -> HistGradientBoostingCla
     return model
 
 
+def one_row_for_all(model: GradientBoostingRegressor) -> GradientBoostingRegressor:
+    """First scores of one row, however many rows are asked for: the scores of the others would be written behind them."""
+    mean = FunctionTransformer(np.mean, kw_args={"axis": 0, "keepdims": True})
+    return changed(model, init_=make_pipeline(mean, DummyRegressor()).fit(X, NUMBERS[:1]))
+
+
 FORGED: dict[str, tuple[Callable[[], Any], str]] = {
     "child far away": (lambda: forge_forest("children_left", 10**9), "not one after it"),
     "child itself": (lambda: forge_forest("children_right", 0), "not one after it"),
@@ -194,6 +203,13 @@ FORGED: dict[str, tuple[Callable[[], Any], str]] = {
     "support vectors": (lambda: changed(m := SVC().fit(X, LABELS), _n_support=m._n_support * 1000), "number of support vectors"),
     "support coefficients": (lambda: changed(m := SVC().fit(X, LABELS), _dual_coef_=m._dual_coef_[:, :1]), "another shape"),
     "support intercepts": (lambda: changed(SVR().fit(X, NUMBERS), _intercept_=np.zeros(0)), "number of intercepts"),
+    "support vectors twice": (lambda: changed(m := SVC().fit(X, LABELS), _n_support=m._n_support * 2), "number of support vectors"),
+    "support far away": (lambda: changed(m := SVC(kernel="precomputed").fit(X @ X.T, LABELS), support_=m.support_ + 10**6), "support vector that does"),
+    "votes far away": (lambda: changed(m := neighbours("brute"), _y=m._y + 10**6), "class that does not exist"),
+    "votes below": (lambda: changed(m := RadiusNeighborsClassifier().fit(X, LABELS), _y=m._y - 1), "class that does not exist"),
+    "fewer first scores": (lambda: one_row_for_all(GradientBoostingRegressor(n_estimators=2).fit(X, NUMBERS)), "number of trees"),
+    "an array to write into": (lambda: FunctionTransformer(np.negative, kw_args={"out": np.zeros(3)}), "an argument out"),
+    "an array to write into by place": (lambda: FunctionTransformer(partial(np.negative, np.zeros(3))), "have no names"),
     "sparse": (lambda: changed(StandardScaler(), extra=sparse(10**6)), "indices must be < 3"),
     "spline": (lambda: changed(m := SplineTransformer().fit(X), bsplines_=[changed(m.bsplines_[0], k=10**6)]), "[Kk]nots|spline"),
     "random state": (lambda: StandardScaler(copy=position(np.random.RandomState(0), 10**9)), "no position"),
@@ -225,7 +241,13 @@ def test_a_tree_that_says_it_has_more_nodes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [forest, boosted, gradient, neighbours, lambda: IsolationForest(n_estimators=5).fit(X)]
+    "make",
+    [
+        *(forest, boosted, gradient, neighbours, lambda: IsolationForest(n_estimators=5).fit(X)),
+        lambda: SVC(kernel="precomputed").fit(X @ X.T, LABELS),
+        *(lambda: SVR().fit(X, NUMBERS), lambda: KNeighborsClassifier().fit(X, np.column_stack([LABELS, LABELS]))),
+        lambda: GradientBoostingClassifier(n_estimators=2, init=LogisticRegression()).fit(X, LABELS),
+    ],
 )
 def test_what_fit_leaves_passes(make: Callable[[], Any], tmp_path: Path) -> None:
     model = make()

@@ -21,10 +21,15 @@ from mlflow.pyfunc import PyFuncModel
 from registries import until
 from servers import ROWS as REQUEST
 from servers import Served, register_constant, serving
+from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from alacarte.errors import UserError
 from alacarte.formats import probe
+from alacarte.serving.model import ServedModel
 from alacarte.serving.probe import WarmProcess
 
 NAME = "probed"
@@ -138,6 +143,63 @@ def test_the_rows_are_usual_and_unusual(tmp_path: Path):
     [usual, huge] = probe.trial_tables(np.array([[0.5, 1.0]], "float32"), np.random.default_rng(0))
     assert {table.shape for table in [*usual, *huge]} == {(probe.ROWS, 2)} and np.isinf(huge[0]).any()
     assert list(probe.trial_tables({"a": 1}, np.random.default_rng(0))) == []
+
+
+# --- what a server does with a model before it serves, on rows that the trial does not have ---
+
+
+def with_large_answers(folder: Path) -> Path:
+    """Logged answers of ten lines of YAML that name each other: ten thousand million numbers, if anybody reads them."""
+    save(folder, LogisticRegression().fit(ROWS, LABELS))
+    lines = ["metadata:", "  a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    lines.append("  example_predictions: [*a9, *a9, *a9, *a9, *a9]\n")
+    with (folder / "MLmodel").open("a") as file:
+        file.write("\n".join(lines))
+    return folder
+
+
+def with_wide_rows(folder: Path) -> Path:
+    """A signature that says that a row has 2**40 numbers, of which the server would make names."""
+    rows = ROWS.to_numpy()
+    mlflow.sklearn.save_model(
+        LogisticRegression().fit(rows, LABELS), str(folder), signature=infer_signature(rows, LABELS), input_example=rows,
+        serialization_format="skops", pip_requirements=[],
+    )  # fmt: skip
+    text = (folder / "MLmodel").read_text()
+    assert "[-1, 2]" in text
+    (folder / "MLmodel").write_text(text.replace("[-1, 2]", f"[-1, {2**40}]"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(with_large_answers, "needed more than 301 MB|did not answer"), (with_wide_rows, "needed more than 301 MB")],
+)
+def test_the_start_is_rehearsed_in_the_child(make: Callable[[Path], Path], reason: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(probe, "SECONDS", 5)
+    monkeypatch.setattr(probe, "MEGABYTES", 300)
+    folder = make(tmp_path / "model")
+    probe.check(folder)
+    with pytest.raises(UserError, match=reason):
+        ServedModel.load_tried(folder, trust_code=False)
+
+
+def test_the_search_for_a_fast_path_is_rehearsed_in_the_child(tmp_path: Path, monkeypatch):
+    """A pattern of a text model that needs for ever for a text of the parity check, while no other thread can run."""
+    monkeypatch.setattr(probe, "SECONDS", 5)
+    rows = pd.DataFrame({"text": ["red one", "blue two"] * 20})
+    words = CountVectorizer()
+    model = make_pipeline(ColumnTransformer([("words", words, "text")]), LogisticRegression()).fit(rows, [0, 1] * 20)
+    model[0].named_transformers_["words"].token_pattern = r"(?:x+x+)+y|\w+"
+    mlflow.sklearn.save_model(
+        model, str(tmp_path / "model"), signature=infer_signature(rows, [0]), input_example=rows[:2],
+        serialization_format="skops", pip_requirements=[],
+    )  # fmt: skip
+    served = ServedModel.load_tried(tmp_path / "model", trust_code=False)
+    with pytest.raises(UserError, match="did not answer within 6 s"):
+        served.compile()
+    assert served.path_in_use == "pyfunc" and served.predict_example() == [0, 1]
 
 
 # --- the warm process of a server ---

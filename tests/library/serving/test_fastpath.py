@@ -282,6 +282,25 @@ def test_a_step_that_is_not_known_raises():
             compile_model("sklearn", model, list(X.columns), numeric)
 
 
+@pytest.mark.parametrize(
+    ("family", "attributes"),
+    [
+        (ensemble.RandomForestClassifier(3), {"n_estimators": 10**7}),
+        (ensemble.GradientBoostingRegressor(n_estimators=2), {"n_estimators": 10**7}),
+        (ensemble.GradientBoostingClassifier(n_estimators=50, n_iter_no_change=1, tol=1.0), {}),
+        (ensemble.HistGradientBoostingClassifier(max_iter=2), {"classes_": np.arange(10**6)}),
+        (ensemble.HistGradientBoostingClassifier(max_iter=2), {"_baseline_prediction": np.zeros(0)}),
+    ],
+)
+def test_treelite_gets_no_wrong_number_of_trees(family, attributes):
+    """It would read behind its arrays. Early stopping too leaves fewer trees than n_estimators."""
+    X, y = people()[["age", "income"]].fillna(0.0), people()["y"]
+    model = clone(family).fit(X, y if is_classifier(family) else X["age"])
+    vars(model).update(attributes)
+    with pytest.raises(estimators.NotKnown, match="number of trees"):
+        estimators.compile_estimator(model)
+
+
 @pytest.mark.parametrize("many", [0, 10**9], ids=["by the estimator", "by treelite"])
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_values_at_the_thresholds_of_trees(task, many, monkeypatch):
