@@ -19,11 +19,11 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 
 from alacarte.data import tables
 from alacarte.errors import UserError
 from alacarte.evaluation.gate import Verdict
+from alacarte.formats.load import read_description
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 RUN_TAG = "retrain_run_id"  # of a version, from its first moment on: the retraining that it came from
@@ -290,11 +290,14 @@ def locate(model_uri: str) -> Located:
     local = Path(model_uri)
     try:
         path = local if local.is_dir() else Path(mlflow.artifacts.download_artifacts(model_uri))
-        model = Model.load(str(path))
-    except (MlflowException, OSError) as error:
-        raise UserError(f"model_uri={model_uri} is no model that can be read: {str(error).splitlines()[0]}") from None
+        model = read_description(path)
+        metadata = dict(model.metadata or {})
+    except UserError:
+        raise
+    except Exception as error:  # a forged file fails in all ways
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model_uri={model_uri} is no model that can be read: {reason}") from None
     model_id = None if local.is_dir() else model.model_id
-    metadata = dict(model.metadata or {})
     return Located(
         f"models:/{model_id}" if model_id else model_uri,
         path,

@@ -17,6 +17,7 @@ PREDICT = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_p
 
 # Bytes of a file in JSON or YAML that describes a model: larger ones would fill the memory before they can be checked.
 MAX_METADATA = 2**26
+MAX_VALUES = 10**6  # of the metadata and flavors in MLmodel
 
 
 def load(folder: Path, trust_code: bool = False) -> tuple[str, Any, PyFuncModel]:
@@ -35,9 +36,25 @@ def load(folder: Path, trust_code: bool = False) -> tuple[str, Any, PyFuncModel]
         raise UserError(f"{folder}: cannot be loaded: {type(error).__name__}: {reason}") from error
 
 
+def read_description(folder: Path) -> Model:
+    """The file MLmodel. UserError for one that is too large, or that no reader would get to the end of."""
+    if (size := (folder / "MLmodel").stat().st_size) > MAX_METADATA:
+        raise UserError(f"{folder}: MLmodel has {size} bytes, allowed are {MAX_METADATA}")
+    meta = Model.load(str(folder / "MLmodel"))
+    # In YAML a list can be named and used many times, also in itself: a short file can stand for endless values.
+    branches, count = [meta.metadata, meta.flavors, meta.saved_input_example_info], 0
+    while branches:
+        branch = branches.pop()
+        if isinstance(branch, dict | list | tuple):
+            branches.extend(branch.values() if isinstance(branch, dict) else branch)
+        if (count := count + 1) > MAX_VALUES:
+            raise UserError(f"{folder}: MLmodel has more than {MAX_VALUES} values; log the model again")
+    return meta
+
+
 def _load(folder: Path, trust_code: bool) -> tuple[str, Any, PyFuncModel]:
     _check_files(folder)
-    meta = Model.load(str(folder / "MLmodel"))
+    meta = read_description(folder)
     flavor, sklearn, torch = (meta.flavors.get(name, {}) for name in ("python_function", "sklearn", "pytorch"))
     if not flavor:
         raise UserError(f"{folder}: flavors {sorted(meta.flavors)}; python_function is missing, which MLflow serves")

@@ -213,7 +213,7 @@ def _check_labels_of_neighbours(model: Any) -> None:
         _require(labels.dtype.kind == "i" and labels.shape[:1] == model._fit_X.shape[:1], f"{name}: no label per row")
         columns = labels.reshape(len(labels), -1).T
         sound = len(columns) == len(classes) and all(
-            (0 <= column.min()) and (column.max() < len(known)) for column, known in zip(columns, classes, strict=True)
+            ((column >= 0) & (column < len(known))).all() for column, known in zip(columns, classes, strict=True)
         )
         _require(sound, f"{name}: a neighbour has a class that does not exist")
 

@@ -169,6 +169,10 @@ def forge_bits(model: HistGradientBoostingClassifier) -> HistGradientBoostingCla
     return model
 
 
+def precomputed() -> SVC:
+    return SVC(kernel="precomputed").fit(X @ X.T, LABELS)
+
+
 def one_row_for_all(model: GradientBoostingRegressor) -> GradientBoostingRegressor:
     """First scores of one row, however many rows are asked for: the scores of the others would be written behind them."""
     mean = FunctionTransformer(np.mean, kw_args={"axis": 0, "keepdims": True})
@@ -203,8 +207,8 @@ FORGED: dict[str, tuple[Callable[[], Any], str]] = {
     "support vectors": (lambda: changed(m := SVC().fit(X, LABELS), _n_support=m._n_support * 1000), "number of support vectors"),
     "support coefficients": (lambda: changed(m := SVC().fit(X, LABELS), _dual_coef_=m._dual_coef_[:, :1]), "another shape"),
     "support intercepts": (lambda: changed(SVR().fit(X, NUMBERS), _intercept_=np.zeros(0)), "number of intercepts"),
-    "support vectors twice": (lambda: changed(m := SVC().fit(X, LABELS), _n_support=m._n_support * 2), "number of support vectors"),
-    "support far away": (lambda: changed(m := SVC(kernel="precomputed").fit(X @ X.T, LABELS), support_=m.support_ + 10**6), "support vector that does"),
+    "support vectors twice": (lambda: changed(m := SVC().fit(X, LABELS), _n_support=m._n_support * 2), "number of support"),
+    "support far away": (lambda: changed(m := precomputed(), support_=m.support_ + 10**6), "support vector that does not"),
     "votes far away": (lambda: changed(m := neighbours("brute"), _y=m._y + 10**6), "class that does not exist"),
     "votes below": (lambda: changed(m := RadiusNeighborsClassifier().fit(X, LABELS), _y=m._y - 1), "class that does not exist"),
     "fewer first scores": (lambda: one_row_for_all(GradientBoostingRegressor(n_estimators=2).fit(X, NUMBERS)), "number of trees"),
@@ -244,7 +248,7 @@ def test_a_tree_that_says_it_has_more_nodes_is_refused(tmp_path: Path) -> None:
     "make",
     [
         *(forest, boosted, gradient, neighbours, lambda: IsolationForest(n_estimators=5).fit(X)),
-        lambda: SVC(kernel="precomputed").fit(X @ X.T, LABELS),
+        precomputed,
         *(lambda: SVR().fit(X, NUMBERS), lambda: KNeighborsClassifier().fit(X, np.column_stack([LABELS, LABELS]))),
         lambda: GradientBoostingClassifier(n_estimators=2, init=LogisticRegression()).fit(X, LABELS),
     ],

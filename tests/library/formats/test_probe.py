@@ -27,7 +27,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from alacarte import registry
 from alacarte.errors import UserError
+from alacarte.formats import load as loading
 from alacarte.formats import probe
 from alacarte.serving.model import ServedModel
 from alacarte.serving.probe import WarmProcess
@@ -179,10 +181,25 @@ def with_wide_rows(folder: Path) -> Path:
 def test_the_start_is_rehearsed_in_the_child(make: Callable[[Path], Path], reason: str, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(probe, "SECONDS", 5)
     monkeypatch.setattr(probe, "MEGABYTES", 300)
+    monkeypatch.setattr(loading, "read_description", lambda folder: Model.load(str(folder)))
     folder = make(tmp_path / "model")
     probe.check(folder)
     with pytest.raises(UserError, match=reason):
         ServedModel.load_tried(folder, trust_code=False)
+
+
+@pytest.mark.parametrize("metadata", ["[" * 10**5, "&a {again: *a}", "[1, 2]"])
+def test_a_description_that_cannot_be_read_is_a_user_error(metadata: str, tmp_path: Path):
+    folder = save(tmp_path / "model", LogisticRegression().fit(ROWS, LABELS))
+    with (folder / "MLmodel").open("a") as file:
+        file.write(f"metadata: {metadata}\n")
+    with pytest.raises(UserError, match=r"more than|no model that can be read"):
+        registry.locate(str(folder))
+
+
+def test_a_short_description_of_endless_values_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="MLmodel has more than 1000000 values"):
+        probe.check(with_large_answers(tmp_path / "model"))
 
 
 def test_the_search_for_a_fast_path_is_rehearsed_in_the_child(tmp_path: Path, monkeypatch):
