@@ -69,6 +69,8 @@ def decide(
     candidates = waiting or checked or [label for label in unused if label.id in new_classes]
     if not candidates:
         return {}, f"the label cannot be accepted: {unused[-1].reason}"
+    if len({label.label for label in candidates}) > 1:  # one may have come after the administrator looked
+        return {}, f"{len(candidates)} different labels can be accepted: name the right one by `label`"
     best = candidates[-1]
     changes: dict[int, dict[str, Any]] = {
         label.id: {"state": "rejected"} for label in labels if label.state in ("new", "accepted")

@@ -140,15 +140,16 @@ class Store:
         else:
             state, reason = "accepted", None
             message = "confirms the prediction" if same(label, predicted) else "corrects the prediction"
-        if again:  # it was no class then
-            connection.execute(_update(again.id, times=again.times + 1, state=state, reason=reason))
+        annotator = clean(item.annotator) or local_annotator()
+        if again:  # it was no class then; the label is of the annotator who gives it now
+            values = {"times": again.times + 1, "state": state, "reason": reason, "annotator": annotator}
+            connection.execute(_update(again.id, **values))
             identifier = again.id
         else:
             label_row = sa.insert(feedback).values(
                 prediction_id=request, row=index, label=text, source=clean(item.source), comment=clean(item.comment),
-                annotator=clean(item.annotator) or local_annotator(),
-                given=None if dumps(item.label) == text else dumps(item.label), time=time.time(), state=state,
-                reason=reason, is_correction=not same(label, predicted), audit=index in rows.audit,
+                annotator=annotator, given=None if dumps(item.label) == text else dumps(item.label), time=time.time(),
+                state=state, reason=reason, is_correction=not same(label, predicted), audit=index in rows.audit,
             )  # fmt: skip
             identifier = connection.execute(label_row.returning(feedback.c.id)).scalar_one()
         if reason == "conflict":
@@ -163,10 +164,10 @@ class Store:
     ) -> dict[str, Any] | None:
         """Decide about labels of one prediction; what `get_feedback` then says, None where it has no such label.
 
-        `label` says which; without it the newest is accepted, or all that wait are rejected, and where none waits, all
-        that are not used. Accepting one rejects the others. A used label stays used. A label that was rejected for being
-        none of the classes can be accepted, as the first of a new class, where it is of their type. UserError with the
-        reason where no label can be accepted or rejected.
+        `label` says which; it is needed to accept one of several. Without it all that wait are rejected, and where none
+        waits, all that are not used. Accepting one rejects the others. A used label stays used. A label that was
+        rejected for being none of the classes can be accepted, as the first of a new class, where it is of their type.
+        UserError with the reason where no label can be accepted or rejected.
         """
         request, row = parse(prediction_id)
         with self.database.write(durable=True) as connection:

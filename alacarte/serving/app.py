@@ -24,6 +24,9 @@ from alacarte.serving.settings import Settings
 from alacarte.serving.state import AppState
 
 LARGE = 1_000_000  # bytes of a body that is parsed outside the event loop, so that it does not hold up other requests
+ROOM = (
+    256_000_000  # bytes of all bodies that are read or answered at a time; beyond it only a body up to LARGE is taken
+)
 
 # A page may send a second policy of its own; browsers then enforce both.
 PROTECTION = [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'")]
@@ -55,10 +58,20 @@ class App:
         self.api = make_api(self.state, self._lifespan)
         self._reading: dict[asyncio.Task, float] = {}  # requests whose body is on its way -> since when
         self._late: set[asyncio.Task] = set()
+        self._sizes: dict[asyncio.Task, int] = {}  # requests with a body -> bytes of it that are here
+        self._held = 0  # the sum of these
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.api(scope, receive, send)
+        task = asyncio.current_task()
+        assert task
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self._held -= self._sizes.pop(task, 0)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "POST" and scope["path"] == "/invocations":
             return await self._invocations(scope, receive, send)
         try:
@@ -124,7 +137,10 @@ class App:
         return reply
 
     async def _body(self, headers: Headers, receive: Receive, limit: int) -> bytes:
-        """The body of a request. RequestError 413 for more than `limit` bytes, 408 for a body that takes too long to come."""
+        """The body of a request. RequestError 413 for more than `limit` bytes, 408 for a body that takes too long to come.
+
+        503 for a large body while the bodies of all requests together take ROOM bytes.
+        """
         length = headers.get("content-length", "0")
         if len(length) > 15 or int(length) > limit:
             raise RequestError(413, f"a body may have {limit} bytes; send less at a time")
@@ -132,7 +148,7 @@ class App:
         assert task
         self._reading[task] = time.monotonic()
         try:
-            return await self._read(receive, limit)
+            return await self._read(receive, limit, task)
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
@@ -142,7 +158,7 @@ class App:
             del self._reading[task]
             self._late.discard(task)
 
-    async def _read(self, receive: Receive, limit: int) -> bytes:
+    async def _read(self, receive: Receive, limit: int, task: asyncio.Task) -> bytes:
         pieces, size, more = [], 0, True
         while more:
             message = await receive()
@@ -152,6 +168,9 @@ class App:
             size += len(piece)
             if size > limit:
                 raise RequestError(413, f"a body may have {limit} bytes; send less at a time")
+            self._sizes[task], self._held = size, self._held + len(piece)
+            if size > LARGE and self._held > max(ROOM, 2 * self.settings.max_body):
+                raise RequestError(503, f"too many large bodies at once; try again, or send at most {LARGE} bytes")
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

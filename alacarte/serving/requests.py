@@ -6,11 +6,11 @@ In any doubt it returns None, and MLflow's parser reads the body. So MLflow deci
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from io import BytesIO, StringIO
+from io import StringIO
 from itertools import chain
 from typing import Any
 
@@ -22,14 +22,12 @@ from mlflow.models import Model
 from mlflow.pyfunc import scoring_server
 from msgspec import UNSET, UnsetType
 
+from alacarte.serving.limits import CHARACTERS, check_csv, check_json, check_rows, check_text, longest, read_parquet
 from alacarte.serving.rows import InputSchema, RequestError, Rows, count_rows
 
-# Characters that one column of a request may take in memory: numpy gives every text the length of the longest.
-CHARACTERS = 100_000_000
 # Bytes of a body from which simdjson is faster: it makes no Python objects of the numbers.
 MANY_BYTES = 20_000
-# Cells that one request may take in memory. A short body can ask for far more: one long row sets the width of all rows.
-CELLS = 20_000_000
+
 # MLflow's parser reads larger numbers: below it, squares and scaled values stay finite, and whole numbers exact.
 LARGE = 1e15
 MAX_LONG, MAX_INTEGER = int(LARGE), 2**31
@@ -131,7 +129,7 @@ class FastParser:
             return None
         if self.schema.numeric:
             return Rows(n, self.schema, numbers=np.array(read, dtype="float64").T.copy(), body=body)
-        if n * len(body) > CHARACTERS and n * _longest(chain.from_iterable(read)) > CHARACTERS:
+        if n * len(body) > CHARACTERS and n * longest(chain.from_iterable(read)) > CHARACTERS:
             return None
         arrays = [np.fromiter(column, dtype=object, count=n) for column in read]
         return Rows(n, self.schema, values=arrays, body=body)
@@ -234,7 +232,9 @@ def parse_as_mlflow(body: bytes, content_type: str, meta: Model, schema: InputSc
     try:
         if kind == scoring_server.CONTENT_TYPE_JSON:
             decoded = _decode(body)
-            _check_size(decoded, body, max_rows)
+            if not isinstance(decoded, dict):
+                raise RequestError(400, ONE_FORMAT)
+            check_json(decoded, body, schema, max_rows)
             data, params, llm = scoring_server._parse_json_data(decoded, meta, meta.get_input_schema())
             if isinstance(params, dict):  # MLflow ignores unknown names too, but writes them to the log
                 known = {spec.name for spec in meta.get_params_schema() or ()}
@@ -242,14 +242,16 @@ def parse_as_mlflow(body: bytes, content_type: str, meta: Model, schema: InputSc
             if llm:
                 raise RequestError(400, "messages, prompt and input are for language models, which are not served here")
         elif kind == scoring_server.CONTENT_TYPE_CSV:
-            data = scoring_server.parse_csv_input(StringIO(body.decode("utf-8")), meta.get_input_schema())
+            text = body.decode("utf-8")
+            check_csv(text, schema)
+            data = scoring_server.parse_csv_input(StringIO(text), meta.get_input_schema())
         else:
-            data = scoring_server.parse_parquet_input(_parquet(body, max_rows))
+            data = read_parquet(body, schema, max_rows)
         rows = Rows(count_rows(data), schema, data=data, params=params)
         check_rows(rows.n, max_rows)
-        if kind != scoring_server.CONTENT_TYPE_JSON and rows.n * len(body) > CHARACTERS:
+        if kind != scoring_server.CONTENT_TYPE_JSON:
             texts = data.select_dtypes(exclude=["number", "bool", "datetime"])
-            _check_text(max((_longest(texts[name]) for name in texts), default=0), rows.n)
+            check_text(max((longest(texts[name]) for name in texts), default=0), rows.n)
     except RequestError:
         raise
     except Exception as error:
@@ -269,11 +271,6 @@ def check_type(content_type: str) -> str:
     return kind
 
 
-def check_rows(n: int, max_rows: int) -> None:
-    if n > max_rows:
-        raise RequestError(413, f"a request may have {max_rows} rows; send fewer at a time")
-
-
 def explain(error: Exception, schema: InputSchema) -> RequestError:
     """A refusal by MLflow or by the model as one line that names the column, and repeats nothing of the request."""
     if isinstance(error, MlflowException) and str(error).startswith("Failed to enforce") and error.__context__:
@@ -291,46 +288,6 @@ def explain(error: Exception, schema: InputSchema) -> RequestError:
     return RequestError(400, next((line for part, line in REFUSALS.items() if part in text), reason))
 
 
-def _check_size(decoded: Any, body: bytes, max_rows: int) -> None:
-    """Refuse, before pandas makes it, a table that takes far more memory than its body."""
-    if not isinstance(decoded, dict):
-        raise RequestError(400, ONE_FORMAT)
-    for table in (decoded.get(key) for key in scoring_server.SUPPORTED_FORMATS):
-        n = width = 0
-        if isinstance(table, dict) and "data" in table:
-            n, width, table = _length(table.get("index")), _length(table.get("columns")), table["data"]
-        if isinstance(table, dict):
-            n, width = max([n, *map(_length, table.values())]), max(width, len(table))
-        elif isinstance(table, list):
-            n, width = max(n, len(table)), max([width, *map(_length, table)])
-            if table and isinstance(table[0], dict):
-                keys = set(chain.from_iterable(row for row in table if isinstance(row, dict)))
-                width = max(width, len(keys))
-        check_rows(n, max_rows)
-        _check_cells(n * width)
-        if n * len(body) > CHARACTERS:  # every second part between quotes is a text, once no quote is escaped
-            parts = body.replace(b"\\\\", b"__").replace(b'\\"', b"__").split(b'"')[1::2]
-            _check_text(max(map(len, parts), default=0), n)
-
-
-def _check_cells(cells: int) -> None:
-    if cells > CELLS:
-        raise RequestError(413, f"a request may have {CELLS} cells; send fewer rows at a time")
-
-
-def _check_text(longest: int, n: int) -> None:
-    if longest * n > CHARACTERS:
-        raise RequestError(413, f"{n} rows may have texts of {CHARACTERS // n} characters; send fewer rows at a time")
-
-
-def _longest(values: Iterable[Any]) -> int:
-    return max((len(value) for value in values if isinstance(value, str)), default=0)
-
-
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, list | dict) else 0
-
-
 def _decode(body: bytes) -> Any:
     try:
         return json.loads(body)
@@ -338,13 +295,3 @@ def _decode(body: bytes) -> Any:
         raise RequestError(400, "the body nests too deep") from None
     except ValueError:  # no JSON, no UTF-8, or a number of thousands of digits
         raise RequestError(400, "the body is no JSON in UTF-8") from None
-
-
-def _parquet(body: bytes, max_rows: int) -> BytesIO:
-    """The file, after its own metadata say that it is not too long."""
-    from pyarrow.parquet import ParquetFile
-
-    meta = ParquetFile(BytesIO(body)).metadata
-    check_rows(meta.num_rows, max_rows)
-    _check_cells(meta.num_rows * meta.num_columns)
-    return BytesIO(body)

@@ -91,7 +91,7 @@ class Review(BaseModel):
     model_config = ConfigDict(extra="forbid")
     accept: bool
     reason: str | None = Field(None, max_length=2000)
-    label: Label | None = Field(None, description="which one, where several wait; the newest by default")
+    label: Label | None = Field(None, description="which one; needed to accept one of several")
 
 
 def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:

@@ -168,6 +168,15 @@ def test_a_class_that_was_none_yet(store: Store):
     assert len(store.get_feedback(NAME, identifier)["labels"]) == 1
 
 
+def test_a_label_is_of_the_annotator_with_whom_it_counts(store: Store):
+    """Else an annotator could give all labels of a later class first, and the share of one annotator would hold for them."""
+    (identifier,) = predict(store, [1])
+    store.add_feedback(NAME, [Feedback(identifier, 4, annotator="token:early")], classes=CLASSES)
+    for annotator in ("token:alice", "token:late"):
+        store.add_feedback(NAME, [Feedback(identifier, 4, annotator=annotator)], classes=[*CLASSES, 4])
+    assert store.accepted(NAME).about["annotator"].tolist() == ["token:alice"]
+
+
 def test_labels_wait_for_an_administrator(store: Store):
     ids = predict(store, [1, 1, 1])
     assert [give(store, one, 2, review="manual")[0] for one in ids] == ["new"] * 3
@@ -193,11 +202,10 @@ def test_an_administrator_settles_a_conflict(store: Store):
         "accepted",
         "rejected",
     ]
-    assert [one["state"] for one in store.review(NAME, second, accept=True)["labels"]] == [
-        "rejected",
-        "rejected",
-        "accepted",
-    ]
+    with pytest.raises(UserError, match="3 different labels can be accepted: name the right one by `label`"):
+        store.review(NAME, second, accept=True)
+    assert {one["state"] for one in store.get_feedback(NAME, second)["labels"]} == {"new"}
+    assert store.review(NAME, second, accept=True, label=3)["label"] == 3
     assert store.review(NAME, second, accept=False)["state"] == "rejected", "a decision can be taken back"
 
 

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from conftest import Project
 from registries import until
 from servers import ROWS, KeptAlive, Served, register_constant, serving
 
+from alacarte.serving.app import ROOM
 from alacarte.serving.connections import HEAD, HEADERS, PIECE, PIPELINED, RESERVED
 
 NAME = "hostile"
@@ -329,3 +330,26 @@ def test_no_page_can_frame_an_answer(server: Served, path: str):
 def test_the_names_of_parameters_are_not_logged(server: Served):
     answer = server.ask("/invocations", {**ROWS, "params": {"zqxjkv": 1}}, Authorization="Bearer p")
     assert answer.status == 200 and "zqxjkv" not in str(answer.body) and "zqxjkv" not in "".join(server.lines)
+
+
+def test_the_bodies_of_all_clients_have_a_limit_together(server: Served):
+    """Else each of `max_connections` clients could hold `max_body` bytes. A small body is taken all the same."""
+    head = POST + b"Content-Length: 9999999\r\n\r\n"
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(server)) for _ in range(CONNECTIONS - 5)]
+        for client in clients:
+            with suppress(OSError):  # refused before its end
+                client.sendall(head + b"x" * 9_000_000)
+        refused = 0
+        for client in clients:
+            client.settimeout(0.1)
+            with suppress(TimeoutError):
+                refused += statuses(client.recv(1000)) == [503]
+        assert refused >= len(clients) - ROOM // 9_000_000
+        assert server.ask("/invocations", ROWS, Authorization="Bearer p").status == 200
+    until(lambda: b"200" in exchange(server, *large_request()))
+
+
+def large_request() -> list[bytes]:
+    body = b'{"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}' + b" " * 9_000_000
+    return [POST + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body), body]

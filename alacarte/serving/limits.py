@@ -1,0 +1,118 @@
+"""Limits on the table of a request before pandas makes it: a short body can ask for a table of any size.
+
+JSON and CSV leave out cells, which pandas fills in, and Parquet compresses and repeats. The time and memory of pandas also
+grow with the number of columns, whether or not the model takes them.
+"""
+
+import csv
+from collections.abc import Iterable
+from io import BytesIO, StringIO
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from mlflow.pyfunc import scoring_server
+
+from alacarte.serving.rows import InputSchema, RequestError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Characters that one column of a request may take in memory: numpy gives every text the length of the longest.
+CHARACTERS = 100_000_000
+CELLS = 20_000_000  # of one request; a file of Parquet may be short and have many
+SPARSE_CELLS = 1_000_000  # of a request in JSON or CSV with more cells than bytes
+MORE_COLUMNS = 1_000  # columns beside the columns of the model
+
+# Bytes that snappy makes of one byte at most. Other codecs make thousands, and a file may be wrong about its own size.
+SNAPPY = 22
+CODECS = ("UNCOMPRESSED", "SNAPPY")
+FIXED = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE")  # types of Parquet, of at most 12 bytes a value
+
+csv.field_size_limit(CHARACTERS)  # Python refuses a text of more than 131,072 characters otherwise
+
+
+def check_rows(n: int, max_rows: int) -> None:
+    if n > max_rows:
+        raise RequestError(413, f"a request may have {max_rows} rows; send fewer at a time")
+
+
+def check_text(longest: int, n: int) -> None:
+    if longest * n > CHARACTERS:
+        raise RequestError(413, f"{n} rows may have texts of {CHARACTERS // n} characters; send fewer rows at a time")
+
+
+def check_json(decoded: Any, body: bytes, schema: InputSchema, max_rows: int) -> None:
+    """RequestError 413 for a table that is too large. `decoded` is the object that `body` spells."""
+    for table in (decoded.get(key) for key in scoring_server.SUPPORTED_FORMATS):
+        n = width = 0
+        if isinstance(table, dict) and "data" in table:
+            n, width, table = _length(table.get("index")), _length(table.get("columns")), table["data"]
+        if isinstance(table, dict):
+            n, width = max([n, *map(_length, table.values())]), max(width, len(table))
+        elif isinstance(table, list):
+            n, width = max(n, len(table)), max([width, *map(_length, table)])
+            width = max(width, len(set(chain.from_iterable(row for row in table if isinstance(row, dict)))))
+        check_rows(n, max_rows)
+        _check_columns(width, schema)
+        _check_sparse(n * width, body)
+        if n * len(body) > CHARACTERS:  # every second part between quotes is a text, once no quote is escaped
+            parts = body.replace(b"\\\\", b"__").replace(b'\\"', b"__").split(b'"')[1::2]
+            check_text(max(map(len, parts), default=0), n)
+
+
+def check_csv(text: str, schema: InputSchema) -> None:
+    """RequestError 413 for a table that is too large. pandas takes the width of the first two rows for the width of all."""
+    first = islice(filter(None, csv.reader(StringIO(text, newline=""))), 2)
+    width = max(map(len, first), default=0)
+    _check_columns(width, schema)
+    _check_sparse(width * (text.count("\n") + text.count("\r")), text)
+
+
+def read_parquet(body: bytes, schema: InputSchema, max_rows: int) -> "pd.DataFrame":
+    """The rows of a Parquet file; RequestError for a file that is too large, or that must be decompressed to know it."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    file = ParquetFile(BytesIO(body))
+    meta = file.metadata
+    check_rows(meta.num_rows, max_rows)
+    _check_columns(meta.num_columns, schema)
+    if meta.num_rows * meta.num_columns > CELLS:
+        raise RequestError(413, f"a request may have {CELLS} cells; send fewer rows at a time")
+    columns = [meta.schema.column(i) for i in range(meta.num_columns)]
+    if any(column.max_repetition_level or column.physical_type not in (*FIXED, "BYTE_ARRAY") for column in columns):
+        raise RequestError(400, "the columns of a Parquet file must be numbers, texts, booleans or dates")
+    groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+    if any(group.column(i).compression not in CODECS for group in groups for i in range(group.num_columns)):
+        raise RequestError(400, "a Parquet file must be compressed with snappy, or not at all")
+    # A text of the file may stand in every row, so few rows at a time are read before they are counted.
+    at_once = min(max(1, CHARACTERS // (SNAPPY * len(body))), max_rows)
+    batches, n_rows, n_bytes = [], 0, 0
+    for batch in file.iter_batches(at_once, use_threads=False):
+        batches.append(batch)
+        n_rows, n_bytes = n_rows + batch.num_rows, n_bytes + batch.nbytes
+        check_rows(n_rows, max_rows)
+        if n_bytes > CHARACTERS + 8 * CELLS:
+            raise RequestError(413, "the texts of a Parquet file are too long; send fewer rows at a time")
+    # The metadata that pandas writes into a file can name a type of any size.
+    return pa.Table.from_batches(batches, file.schema_arrow).to_pandas(ignore_metadata=True)
+
+
+def longest(values: Iterable[Any]) -> int:
+    """The number of characters of the longest text."""
+    return max((len(value) for value in values if isinstance(value, str)), default=0)
+
+
+def _check_columns(width: int, schema: InputSchema) -> None:
+    most = len(schema.names) + MORE_COLUMNS
+    if width > most and not schema.tensor:
+        raise RequestError(413, f"a request may have {most} columns; send those of the model, see GET /model")
+
+
+def _check_sparse(cells: int, body: bytes | str) -> None:
+    if cells > max(SPARSE_CELLS, len(body)):
+        raise RequestError(413, f"a request with more than {SPARSE_CELLS} cells may leave none out; send fewer rows")
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list | dict) else 0
