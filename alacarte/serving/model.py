@@ -76,7 +76,7 @@ class ServedModel:
     @classmethod
     def load_tried(cls, folder: Path, trust_code: bool) -> ServedModel:
         """Like `load`, after a child process has tried the model. UserError too where this process would not survive it."""
-        probe.check(folder, trust_code, rehearse_start)
+        probe.check_start(folder, trust_code, rehearse_start)
         model = cls.load(folder, trust_code)
         model._tried = True
         return model
@@ -152,7 +152,7 @@ class ServedModel:
         if not known or self.example is None or not self.input_schema.readable:
             return
         if self._tried:
-            probe.check(self.folder, False, rehearse_compilation)
+            probe.check_search(self.folder, rehearse_compilation)
         try:
             from alacarte.serving.fastpath import find_fast_path
 

@@ -1,6 +1,6 @@
-"""A process beside the server that tries each version before the server loads it.
+"""Processes beside the server that try each version before the server loads it.
 
-It is forked from the server at the server's start, so that it has all imports and shares their memory. It forks a child for
+Each is forked from the server at the server's start, so that it has all imports and shares their memory. It forks a child for
 each version, one at a time. It holds no socket and no database, because it is forked before the server opens them.
 """
 
@@ -65,28 +65,33 @@ class WarmProcess:
         self._process.join()
 
 
-_running: WarmProcess | None = None
+# Two processes: the search for a fast path takes seconds, and a version that shall serve must not wait for it.
+_starts: WarmProcess | None = None
+_searches: WarmProcess | None = None
 
 
 @contextlib.contextmanager
-def warm_process() -> Iterator[None]:
-    """Keep the process for `check` while the block runs."""
-    global _running
+def warm_processes() -> Iterator[None]:
+    """Keep the processes for `check_start` and `check_search` while the block runs."""
+    global _starts, _searches
     formats.skops_io()  # needed here soon, and shared when it is loaded before the fork
-    _running = WarmProcess()
+    _starts, _searches = WarmProcess(), WarmProcess()
     try:
         yield
     finally:
-        _running.stop()
-        _running = None
+        for process in (_starts, _searches):
+            process.stop()
+        _starts = _searches = None
 
 
-def check(folder: Path, trust_code: bool, rehearse: probe.Rehearsal) -> None:
-    """Try a version in the warm process, or where there is none, in a child of this one. Raises as `formats.probe.check`."""
-    if _running:
-        _running.check(folder, trust_code, rehearse)
-    else:
-        probe.check(folder, trust_code, rehearse)
+def check_start(folder: Path, trust_code: bool, rehearse: probe.Rehearsal) -> None:
+    """Try a version before it serves. Raises as `formats.probe.check`."""
+    (_starts or probe).check(folder, trust_code, rehearse)
+
+
+def check_search(folder: Path, rehearse: probe.Rehearsal) -> None:
+    """Try the search for a fast path before the server does it. Raises as `formats.probe.check`."""
+    (_searches or probe).check(folder, False, rehearse)
 
 
 def _serve(pipe: Connection, server_end: Connection | None) -> None:

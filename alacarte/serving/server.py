@@ -22,7 +22,7 @@ from alacarte.serving import webhooks
 from alacarte.serving.app import create_app
 from alacarte.serving.cache import Cache
 from alacarte.serving.connections import RESERVED, Connection
-from alacarte.serving.probe import warm_process
+from alacarte.serving.probe import warm_processes
 from alacarte.serving.settings import Settings
 
 # For the webhook's calls, which the server waits for: it is a convenience, so a registry that is silent is left alone.
@@ -38,7 +38,7 @@ def run(settings: Settings) -> None:
 
     UserError when the address cannot be taken, or the feedback store or the cache cannot be opened.
     """
-    with told_to_stop() as told, warm_process():  # which is forked before there is a socket, a database or a thread
+    with told_to_stop() as told, warm_processes():  # forked before there is a socket, a database or a thread
         _run(settings, told)
     sys.stdout.flush()
     sys.stderr.flush()
