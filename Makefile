@@ -1,12 +1,12 @@
 # make run     train, evaluate, gate and register a model; open the MLflow UI with the command it prints
 # make demo    all steps with simulated users: serve, report mistakes, monitor, retrain, promote, swap
-# make test    every test; make check: style and types
+# make test    the tests for each change; make test-all: every test; make check: style and types
 # make databricks   build/databricks, for `mlflow run build/databricks -b databricks`; see docs/databricks.md
 PYTHON ?= python3
 VENV := .venv
 # `python` in MLproject's commands is the one of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-.PHONY: run demo test check setup databricks
+.PHONY: run demo test test-all check setup databricks
 
 run: $(VENV)/run.done
 	mlflow run . --env-manager local $(ARGS)
@@ -15,6 +15,9 @@ demo: $(VENV)/run.done
 	mlflow run . -e demo --env-manager local $(ARGS)
 
 test: $(VENV)/test.done
+	python -m pytest -n 2 --dist loadfile -m "not nightly" $(ARGS)
+
+test-all: $(VENV)/test.done
 	python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/test.done

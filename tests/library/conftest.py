@@ -23,6 +23,20 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("alacarte", "conf", "databricks", "examples", "project", "steps")
 
 
+# The files whose tests take minutes, or need a browser or a workspace: `make test-all` runs them, `make test` does not.
+NIGHTLY = {
+    *("test_docs", "test_forms", "test_notebook", "test_package", "test_demo"),
+    *("test_jobs", "test_submit", "test_fuzz", "test_survival", "test_stopping", "test_page"),
+    *("test_monitor", "test_poisoning", "test_retrain"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in NIGHTLY:
+            item.add_marker("nightly")
+
+
 def environment(**more: str) -> dict[str, str]:
     """This environment without what would tie a test to a run or a server of the caller's."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}

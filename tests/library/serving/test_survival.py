@@ -1,6 +1,6 @@
 """What the server must survive: flips under load, kill -9, broken versions, lost and forged events, slow clients, loops.
 
-At full size: FULL_SIZE=1 make test ARGS=tests/library/serving/test_survival.py; with figures: python benchmarks/survival.py
+At full size: FULL_SIZE=1 make test-all ARGS=tests/library/serving/test_survival.py; with figures: python benchmarks/survival.py
 """
 
 import json
