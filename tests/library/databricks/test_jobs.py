@@ -22,7 +22,7 @@ def test_every_entry_point_runs_there(there: There):
     registry.delete_registered_model_alias(MODEL, "champion")
     there.job("promote", "version=1", "--reason", 'by "hand", there', name)
     champion = registry.get_model_version_by_alias(MODEL, "champion")
-    assert str(champion.version) == "1" and champion.tags["promotion_reason"] == 'by "hand", there'
+    assert str(champion.version) == "1" and champion.tags["promotion_reason.2"] == 'by "hand", there'
     rows = load_digits(stop=5).drop(columns="digit")
     rows.to_csv(there.root.parent / "rows.csv", index=False)
     there.job("score", f"input={there.root.parent}/rows.csv", f"output={there.root.parent}/out put.csv", name)

@@ -30,7 +30,7 @@ def test_a_shift_is_seen_and_reported(case: Case):
     rows = load_digits()
     X, y = rows.drop(columns="digit"), rows["digit"].to_numpy()
     report(case.store, case.name, X[:400], y[:400], case.model.predict(X[:400]), classes=DIGITS, age=5 * 3600)
-    case.report(200, seed=1, source="<b>alice</b>", age=60)
+    case.report(200, seed=1, annotator="<b>alice</b>", age=60)
     told = monitor(case, "monitor.hours=1", code=3)
     assert "retrain yes" in told and "distributions moved" in told and "audit labels is proved below" in told
     (run,) = case.runs("monitor")
