@@ -152,15 +152,15 @@ def load(script: Path, connections: int, seconds: float) -> tuple[float, float]:
 
 
 def memory(group: int) -> float:
-    """Resident MB of all processes of a group."""
-    pages = 0
+    """Megabytes of all processes of a group. A page that several processes share counts once."""
+    kilobytes = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             if int(stat.read_text().rpartition(")")[2].split()[2]) == group:
-                pages += int(stat.with_name("statm").read_text().split()[1])
+                kilobytes += int(re.search(r"^Pss:\s+(\d+)", stat.with_name("smaps_rollup").read_text(), re.M)[1])
         except OSError:
             continue
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return kilobytes / 1000
 
 
 def others() -> Path:
@@ -206,7 +206,7 @@ def main() -> None:
     bin_of_others = None if options.alone else others()
     rates: dict[tuple, list[dict[str, float]]] = {cell: [] for cell in CELLS}
     slowest: dict[tuple, list[dict[str, float]]] = {cell: [] for cell in CELLS}
-    resident: dict[str, list[float]] = {}
+    megabytes: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         log(folder)
@@ -229,9 +229,9 @@ def main() -> None:
                         for cell in cells:
                             rate, p99 = load(folder / f"{kind}_{cell[1]}.lua", cell[2], options.seconds)
                             rates[cell][-1][name], slowest[cell][-1][name] = rate, p99
-                        resident.setdefault(name, []).append(memory(process.pid))
+                        megabytes.setdefault(name, []).append(memory(process.pid))
 
-    names = list(resident)
+    names = list(megabytes)
     print(
         "| inputs | rows | connections | "
         + " | ".join(f"{name}, requests/s" for name in names)
@@ -243,7 +243,9 @@ def main() -> None:
         ratio = statistics.median(one["serve"] / one["mlflow"] for one in rates[cell])
         late = statistics.median(one["serve"] / one["mlflow"] for one in slowest[cell])
         print(f"| {cell[0]} | {cell[1]} | {cell[2]} | {figures} | {ratio:.1f} | {late:.3f} |")
-    print("\nresident MB: " + ", ".join(f"{name} {statistics.median(values):.0f}" for name, values in resident.items()))
+    print(
+        "\nmemory in MB: " + ", ".join(f"{name} {statistics.median(values):.0f}" for name, values in megabytes.items())
+    )
 
 
 if __name__ == "__main__":

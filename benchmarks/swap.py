@@ -1,13 +1,14 @@
-"""What the trial of a new version costs a server: time of a swap, latency of requests meanwhile, memory.
+"""What the trial of a new version costs: the time that it adds to a swap, the latency of requests meanwhile, and memory.
 
     python benchmarks/swap.py --rounds 10
 
-A server with one small scikit-learn model answers one connection. Promotions of a new version alternate with pauses of the
-same length, so that each round has a pair of latencies.
+A server with one small scikit-learn model answers one connection. Each round measures the latency three times: alone, during
+trials, and during a busy loop in a process of the same low priority. The busy loop shows what any second process costs.
 """
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -24,9 +25,10 @@ import learning  # noqa: E402
 from conftest import Project, copy_project, tracking  # noqa: E402
 from servers import KeptAlive, Served, serving  # noqa: E402
 
-from alacarte.serving.probe import WarmProcess  # noqa: E402
+from alacarte.serving.probe import NICENESS, WarmProcess  # noqa: E402
 
 NAME = "swapped"
+SECONDS = 1.0  # of each measurement of latency
 
 
 def versions(project: Project, count: int) -> Path:
@@ -54,15 +56,16 @@ def trial_seconds(folder: Path, rounds: int) -> list[float]:
         warm.stop()
 
 
-def p99_while(served: Served, wait: threading.Event) -> float:
-    """Milliseconds of the slowest of 100 requests, one connection, until `wait` is set."""
-    connection, took = KeptAlive(served.url), []
+def p99_during(served: Served, load: threading.Thread) -> float:
+    """The 99th percentile of the latency in milliseconds, on one connection, while the thread runs."""
+    connection, milliseconds = KeptAlive(served.url), []
     body = {"dataframe_split": {"columns": list("abcd"), "data": [[0.1, 0.2, 0.3, 0.4]]}}
-    while not wait.is_set() or len(took) < 100:
+    load.start()
+    while load.is_alive() or len(milliseconds) < 100:
         start = time.perf_counter()
         connection.ask("/invocations", body)
-        took.append((time.perf_counter() - start) * 1000)
-    return statistics.quantiles(took, n=100)[98]
+        milliseconds.append((time.perf_counter() - start) * 1000)
+    return statistics.quantiles(milliseconds, n=100)[98]
 
 
 def main() -> None:
@@ -83,34 +86,49 @@ def main() -> None:
                 time.sleep(0.1)
             warm = psutil.Process(served.process.pid).children()[0].memory_full_info()
             print(f"warm process: {warm.rss / 1e6:.0f} MB resident, of these {warm.uss / 1e6:.0f} MB of its own")
-            ratios = []
+            ratios: dict[str, list[float]] = {"trials": [], "a busy loop": []}
             for _ in range(rounds):
-                pair = []
-                for trial in (False, True):
-                    ended = threading.Event()
-                    busy = WarmTrial(folder, served, ended) if trial else threading.Timer(max(seconds), ended.set)
-                    busy.start()
-                    pair.append(p99_while(served, ended))
-                    busy.join()
-                ratios.append(pair[1] / pair[0])
-                print(f"p99 {pair[0]:.2f} ms, during a trial {pair[1]:.2f} ms", file=sys.stderr)
-            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-            print(f"p99 during trials to p99 without: median {statistics.median(ratios):.2f} ({spread})")
+                alone = p99_during(served, Pause(SECONDS))
+                for name, load in (("trials", Trials(folder)), ("a busy loop", BusyLoop())):
+                    loaded = p99_during(served, load)
+                    ratios[name].append(loaded / alone)
+                    print(f"p99 {alone:.2f} ms, during {name} {loaded:.2f} ms", file=sys.stderr)
+            for name, values in ratios.items():
+                spread = f"{min(values):.2f} to {max(values):.2f}"
+                print(f"p99 during {name} to p99 alone: median {statistics.median(values):.2f} ({spread})")
 
 
-class WarmTrial(threading.Thread):
-    """Trials like the server's, one after the other for a second, in a warm process of its own."""
+class Pause(threading.Thread):
+    """Does nothing for some seconds."""
 
-    def __init__(self, folder: Path, served: Served, ended: threading.Event) -> None:
+    def __init__(self, seconds: float) -> None:
         super().__init__()
-        self._folder, self._ended, self._warm = folder, ended, WarmProcess()
+        self._seconds = seconds
 
     def run(self) -> None:
-        end = time.monotonic() + 1
+        time.sleep(self._seconds)
+
+
+class Trials(threading.Thread):
+    """Trials like those of the server, one after the other, in a warm process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder, self._warm = folder, WarmProcess()
+
+    def run(self) -> None:
+        end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             self._warm.check(self._folder, False)
-        self._ended.set()
         self._warm.stop()
+
+
+class BusyLoop(threading.Thread):
+    """A process of the lowest priority that only computes."""
+
+    def run(self) -> None:
+        code = f"import os, time\nos.nice({NICENESS})\nend = time.monotonic() + {SECONDS}\nwhile time.monotonic() < end: pass"
+        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 if __name__ == "__main__":
