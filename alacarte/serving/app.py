@@ -115,9 +115,9 @@ class App:
         headers = Headers(scope=scope)
         self.state.access.check(headers, "predict")
         body = await self._body(headers, receive, self.settings.max_body)
-        current = self.state.holder.current
+        current = self.state.follower.current
         if current is None:
-            raise RequestError(503, self.state.holder.reason())
+            raise RequestError(503, self.state.follower.reason())
         model, content_type = current.model, headers.get("content-type", "")
         if len(body) > LARGE or model.path_in_use == "pyfunc":
             rows = await asyncio.to_thread(model.parse, body, content_type, self.settings.max_rows)
@@ -125,9 +125,9 @@ class App:
             rows = model.parse(body, content_type, self.settings.max_rows)
         answer = await self.state.batcher.predict(model, rows)
         reply: dict[str, Any] = {"predictions": answer.labels, "model_version": current.version}
-        if self.state.recorder:
+        if self.state.prediction_log:
             took = time.perf_counter() - started
-            ids, audit_ids = self.state.recorder.add(current.version, model.columns, rows, answer, took)
+            ids, audit_ids = self.state.prediction_log.add(current.version, model.columns, rows, answer, took)
             reply["prediction_ids"] = ids
             if audit_ids:
                 reply["audit_ids"] = audit_ids
@@ -186,17 +186,17 @@ class App:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
-        self.state.holder.start()
-        if self.state.recorder:
-            self.state.recorder.start()
+        self.state.follower.start()
+        if self.state.prediction_log:
+            self.state.prediction_log.start()
         hurry = asyncio.create_task(self._hurry_clients())
         try:
             yield
         finally:
             hurry.cancel()
-            await asyncio.to_thread(self.state.holder.stop, 1)
-            if self.state.recorder:
-                await asyncio.to_thread(self.state.recorder.stop)
+            await asyncio.to_thread(self.state.follower.stop, 1)
+            if self.state.prediction_log:
+                await asyncio.to_thread(self.state.prediction_log.stop)
 
 
 async def _send(send: Send, status: int, answer: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ REQUEST_BYTES = 1_000  # what a request takes beside its rows
 logger = logging.getLogger(__name__)
 
 
-class Recorder:
+class PredictionLog:
     """Gives every row its id, draws the audit share, and stores requests in the background.
 
     `add` is called by one thread. `healthy` is False while the store does not take predictions; they wait. `dropped`
@@ -47,7 +47,7 @@ class Recorder:
         self._lock = threading.Lock()  # held by who writes
         self._more, self._stopping = threading.Event(), threading.Event()
         self._pruned, self._written = -math.inf, 0
-        self._thread = threading.Thread(target=self._write_on, name="recorder", daemon=True)
+        self._thread = threading.Thread(target=self._write_on, name="prediction log", daemon=True)
         self._trouble = "the database does not answer, it may be locked"  # of the last write that failed
         self.dropped = 0
         self.healthy = True

@@ -94,19 +94,19 @@ class Review(BaseModel):
     label: Label | None = Field(None, description="which one; needed to accept one of several")
 
 
-def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
+def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
     """All routes. `/invocations` is among them for /docs only; app.py answers it."""
-    settings, holder, access = parts.settings, parts.holder, parts.access
+    settings, follower, access = state.settings, state.follower, state.access
     api = FastAPIOffline(
         title="MLOps à la carte", redoc_url=None, lifespan=lifespan,
         description=f"Serves the champion of {settings.registered_model_name} and takes feedback on its predictions.",
     )  # fmt: skip
-    rate = parts.label_rate
+    rate = state.label_rate
 
     def store() -> Store:
-        if parts.store is None:
+        if state.store is None:
             raise RequestError(404, "this server stores no predictions: feedback.url=null")
-        return parts.store
+        return state.store
 
     def get(path: str, tag: str) -> Callable[[Handler], Handler]:
         """A route that answers GET, and HEAD too, which some monitors send. /docs shows GET alone: an id names one method."""
@@ -122,7 +122,7 @@ def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
 
     @api.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> JSONResponse:
-        return JSONResponse(parts.refusal(error), error.status)
+        return JSONResponse(state.refusal(error), error.status)
 
     @api.exception_handler(HTTPException)
     async def not_here(_: Request, error: HTTPException) -> JSONResponse:
@@ -137,12 +137,12 @@ def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
         known = first["loc"][:-1] if first["type"] == "extra_forbidden" else first["loc"]
         named = (part for part in known if isinstance(part, int) or str(part).isidentifier())
         where = ".".join(str(part) for part in named if part != Given.__name__)
-        return JSONResponse(parts.refusal(RequestError(422, f"{where}: {first['msg']}, see /docs")), 422)
+        return JSONResponse(state.refusal(RequestError(422, f"{where}: {first['msg']}, see /docs")), 422)
 
     @api.exception_handler(StoreError)
     async def store_is_away(request: Request, error: StoreError) -> JSONResponse:
         what = "the feedback store does not work" if request.method == "GET" else "nothing was stored"
-        return JSONResponse(parts.refusal(RequestError(503, f"{what}: {error}; try again")), 503)
+        return JSONResponse(state.refusal(RequestError(503, f"{what}: {error}; try again")), 503)
 
     # --- health and status ---
 
@@ -151,14 +151,14 @@ def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
     @get("/readyz", "health")
     async def readyz() -> Response:
         """200 when a model is loaded, else 503 with the reason."""
-        if holder.current is None:
-            raise RequestError(503, holder.reason())
+        if follower.current is None:
+            raise RequestError(503, follower.reason())
         return Response("\n", media_type="application/json")
 
     @get("/livez", "health")
     async def livez() -> Response:
         """200 while the process works; 503 when a prediction hangs and cannot be stopped, so that it is restarted."""
-        if parts.batcher.stuck:
+        if state.batcher.stuck:
             raise RequestError(503, "a prediction hangs and does not stop")
         return Response("\n", media_type="application/json")
 
@@ -172,24 +172,24 @@ def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
         """Which version serves, since when, how often it changed, and what failed last."""
         access.check(request.headers, "predict", "feedback", "admin")
         recorded = (
-            {"dropped": parts.recorder.dropped, "store_healthy": parts.recorder.healthy} if parts.recorder else {}
+            {"dropped": state.prediction_log.dropped, "store_healthy": state.prediction_log.healthy} if state.prediction_log else {}
         )
-        return {**holder.status(), **recorded}
+        return {**follower.status(), **recorded}
 
     @get("/metrics", "health")
     async def metrics(request: Request) -> Response:
         """For Prometheus."""
         access.check(request.headers, "predict", "feedback", "admin")
-        told = holder.status()
+        told = follower.status()
         number = str(told["model_version"] or "")
         values = {
-            "ready": float(holder.current is not None),
+            "ready": float(follower.current is not None),
             "swaps": told["swaps"],
             "failures": told["failures"],
-            "dropped": parts.recorder.dropped if parts.recorder else 0,
+            "dropped": state.prediction_log.dropped if state.prediction_log else 0,
             "model_version": float(number) if number.isdecimal() else math.nan,
         }
-        return Response(parts.metrics.text(values), media_type="text/plain; version=0.0.4")
+        return Response(state.metrics.text(values), media_type="text/plain; version=0.0.4")
 
     # --- the model ---
 
@@ -202,13 +202,13 @@ def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
     async def model(request: Request) -> dict[str, Any]:
         """The inputs and classes of the model that serves, as the page needs them."""
         access.check(request.headers, "predict")
-        if holder.current is None:
-            raise RequestError(503, holder.reason())
+        if follower.current is None:
+            raise RequestError(503, follower.reason())
         return {
             "registered_model_name": settings.registered_model_name,
-            "model_version": holder.current.version,
-            "feedback": parts.store is not None,
-            **describe(holder.current.model),
+            "model_version": follower.current.version,
+            "feedback": state.store is not None,
+            **describe(follower.current.model),
         }
 
     # --- feedback ---
@@ -230,13 +230,13 @@ def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
             raise RequestError(400, "a request may have 1 to 1000 labels")
         feedback_store = store()
         rate.take(address if caller == ANYBODY else caller.key, len(items))
-        if holder.current is None:
-            raise RequestError(503, holder.reason())
-        classes = holder.current.model.classes
+        if follower.current is None:
+            raise RequestError(503, follower.reason())
+        classes = follower.current.model.classes
 
         def add() -> list[Outcome]:
-            assert parts.recorder
-            parts.recorder.flush()  # so that a prediction answered just now is known
+            assert state.prediction_log
+            state.prediction_log.flush()  # so that a prediction answered just now is known
             labels = [Feedback(**item.model_dump(), annotator=annotator) for item in items]
             review = settings.feedback.review
             return feedback_store.add_feedback(name, labels, classes=classes, review=review)
@@ -256,8 +256,8 @@ def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
     async def look_up(request: Request, prediction_id: str) -> dict[str, Any]:
         """The state and label of the feedback on one prediction."""
         access.check(request.headers, "feedback")
-        if parts.recorder:
-            await run_in_threadpool(parts.recorder.flush)
+        if state.prediction_log:
+            await run_in_threadpool(state.prediction_log.flush)
         stored = await run_in_threadpool(store().get_feedback, name, prediction_id)
         if stored is None:
             raise RequestError(404, "no such prediction")
@@ -299,7 +299,7 @@ def make_api(parts: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
             return {"status": "seen"}
         if not webhooks.relevant(payload, settings.registered_model_name):
             return {"status": "ignored"}
-        holder.refresh()
+        follower.refresh()
         return {"status": "ok"}
 
     # --- for people ---

@@ -8,19 +8,19 @@ from alacarte.serving.batching import Batcher
 from alacarte.serving.follower import ModelFollower
 from alacarte.serving.metrics import Metrics
 from alacarte.serving.model import ServedModel
-from alacarte.serving.prediction_log import Recorder
+from alacarte.serving.prediction_log import PredictionLog
 from alacarte.serving.rows import RequestError
 from alacarte.serving.settings import Settings
 
 
 @dataclass
 class AppState:
-    """Store and recorder are None where nothing is stored (feedback.url=null)."""
+    """`store` and `prediction_log` are None where nothing is stored (feedback.url=null)."""
 
     settings: Settings
     store: Store | None
-    recorder: Recorder | None
-    holder: ModelFollower
+    prediction_log: PredictionLog | None
+    follower: ModelFollower
     batcher: Batcher
     access: Access
     label_rate: Rate
@@ -33,7 +33,7 @@ class AppState:
         return cls(
             settings,
             store,
-            Recorder(store, settings) if store else None,
+            PredictionLog(store, settings) if store else None,
             ModelFollower(settings, lambda folder: ServedModel.load_tried(folder, settings.trust_code)),
             Batcher(settings.timeout, settings.max_rows),
             Access(settings),

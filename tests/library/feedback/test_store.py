@@ -26,7 +26,7 @@ from alacarte.errors import UserError
 from alacarte.feedback import Feedback, Prediction, Store, StoreError, request_id
 from alacarte.feedback import database as tables
 from alacarte.serving import prediction_log
-from alacarte.serving.prediction_log import Recorder
+from alacarte.serving.prediction_log import PredictionLog
 from alacarte.serving.rows import Answer, InputSchema, Rows
 from alacarte.serving.settings import Settings
 
@@ -250,13 +250,13 @@ NUMBERS = InputSchema(["a", "b"], ["double", "double"], False, True)
 MIXED = InputSchema(["n", "t"], ["double", "string"], False, True)
 
 
-def record(recorder: Recorder, n: int = 1, version: str = "1") -> tuple[list, list]:
+def record(recorder: PredictionLog, n: int = 1, version: str = "1") -> tuple[list, list]:
     rows = Rows(n, NUMBERS, numbers=np.arange(2.0 * n).reshape(n, 2))
     return recorder.add(version, NUMBERS.names, rows, Answer([1] * n, [0.5] * n), 0.001)
 
 
 def test_what_is_recorded_is_read(store: Store):
-    recorder = Recorder(store, settings(audit_share=0.5))
+    recorder = PredictionLog(store, settings(audit_share=0.5))
     since = time.time()
     texts = [np.array(column, dtype=object) for column in ([1.5, None], ["\0é", None])]
     mixed, _ = recorder.add("2", MIXED.names, Rows(2, MIXED, values=texts), Answer(["x", "y"], None), 0.25)
@@ -289,7 +289,7 @@ def test_what_is_recorded_is_read(store: Store):
 
 
 def test_redacted_columns_are_nowhere(store: Store):
-    recorder = Recorder(store, settings(redact=["a", "t"]))
+    recorder = PredictionLog(store, settings(redact=["a", "t"]))
     record(recorder)
     secret = [np.array(["secret"], dtype=object), np.array(["secret"], dtype=object)]
     recorder.add(
@@ -310,7 +310,7 @@ def test_redacted_columns_are_nowhere(store: Store):
 
 def test_the_audit_draw_is_of_rows_and_the_sample_of_requests(tmp_path: Path):
     store = Store(f"sqlite:///{tmp_path}/feedback.db")
-    recorder = Recorder(store, settings(audit_share=0.1, sample=0.5))
+    recorder = PredictionLog(store, settings(audit_share=0.1, sample=0.5))
     found = [record(recorder, n) for n in (1, 7) * 2000]
     left_out = [ids for ids, _ in found if ids[0] is None]
     assert 1700 < len(left_out) < 2300 and all(not audit for ids, audit in found if ids[0] is None)
@@ -320,13 +320,13 @@ def test_the_audit_draw_is_of_rows_and_the_sample_of_requests(tmp_path: Path):
     about = store.window(NAME, 0, 2e9).about
     assert len(about) == rows and about["audit"].sum() == drawn
     assert set(about["audit_share"]) == {0.1} and set(about["sample"]) == {0.5}
-    assert record(Recorder(store, settings(audit_share=0)), 9)[1] == []
-    everything = record(Recorder(store, settings(audit_share=1)), 9)
+    assert record(PredictionLog(store, settings(audit_share=0)), 9)[1] == []
+    everything = record(PredictionLog(store, settings(audit_share=1)), 9)
     assert everything[0] == everything[1]
 
 
 def test_a_prediction_in_another_workers_buffer(store: Store):
-    writer = Recorder(store, settings())
+    writer = PredictionLog(store, settings())
     ids, _ = record(writer, 2)
     writer.start()
     assert give(store, ids[0], 1)[0] == "accepted"
@@ -541,7 +541,7 @@ def test_full(tmp_path: Path):
 def endure(store: Store, trouble: AbstractContextManager) -> None:
     """Nothing is half-written, predictions wait, and all of it is there afterwards."""
     before = predict(store, [1] * 50)
-    recorder = Recorder(store, settings())
+    recorder = PredictionLog(store, settings())
     recorder.start()
     comment = "c" * 2000
     items = [Feedback(one, 2, "somebody", comment) for one in before]
@@ -568,7 +568,7 @@ def endure(store: Store, trouble: AbstractContextManager) -> None:
 
 def test_a_locked_database_is_named_while_predictions_wait(tmp_path: Path):
     store = Store(f"sqlite:///{tmp_path}/feedback.db", timeout=0.1)
-    recorder = Recorder(store, settings())
+    recorder = PredictionLog(store, settings())
     record(recorder)
     with locked(store, None):
         with pytest.raises(StoreError, match="database is locked"):
@@ -578,7 +578,7 @@ def test_a_locked_database_is_named_while_predictions_wait(tmp_path: Path):
 
 
 def test_a_running_server_keeps_the_store_below_its_size(store: Store):
-    recorder = Recorder(store, settings(keep_gb=0.002))
+    recorder = PredictionLog(store, settings(keep_gb=0.002))
     kept = record(recorder)[0][0]
     recorder.flush()
     give(store, kept, 3)
@@ -633,7 +633,7 @@ def test_room_for_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.Monk
     store = Store(f"sqlite:///{tmp_path}/feedback.db")
     monkeypatch.setattr(prediction_log, "ROOM", 100_000)
     monkeypatch.setattr(prediction_log, "BATCH_BYTES", 10_000)
-    recorder = Recorder(store, settings())
+    recorder = PredictionLog(store, settings())
     ids = [record(recorder, 100)[0] for _ in range(100)]
     assert 50 < recorder.dropped < 100
     recorder.flush()
@@ -642,7 +642,7 @@ def test_room_for_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_request_that_cannot_be_stored_is_alone_in_that(store: Store):
-    recorder = Recorder(store, settings())
+    recorder = PredictionLog(store, settings())
     first = record(recorder)[0]
     record(recorder, version={})  # type: ignore[arg-type]  # for the database
     recorder.add("1", NUMBERS.names, Rows(2, NUMBERS, numbers=np.zeros((1, 2))), Answer([1], None), 0.1)
@@ -702,7 +702,7 @@ def test_processes_make_the_tables_and_write_at_once(url: str):
 KILLED = """
 from test_store import *
 store = Store(sys.argv[1])
-recorder = Recorder(store, settings())
+recorder = PredictionLog(store, settings())
 recorder.start()
 while True:
     ids, _ = record(recorder, 2)
