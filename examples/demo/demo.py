@@ -1,11 +1,11 @@
-"""demo: the whole loop before your eyes, with simulated people: served, wrong, reported, retrained, promoted, swapped.
+"""demo: run the whole loop with simulated users: serve, report errors, monitor, retrain, promote, change the version.
 
     mlflow run . -e demo --env-manager local
     python -m examples.demo.demo demo.degrees=15 demo.per_second=60
 
-Leaves behind a run with demo.png (accuracy over requests, versions, the swap), accuracies and failed requests, and what
-train, serve, monitor, retrain and evaluate leave behind, each a process of its own. Exit code 1: a request failed, or
-no better version came.
+Result: a run with demo.png (the accuracy over the requests, and the versions), the accuracies and the failed requests. train,
+serve, monitor, retrain and evaluate are processes of their own and have the results that they always have. Exit code 1 means:
+a request failed, or no new version was promoted.
 """
 
 import sys
@@ -25,7 +25,7 @@ from alacarte.processes import Forks, start
 from examples.demo.people import MARKS, WINDOW, Traffic, accuracy_figure
 from project.data import load_digits
 
-PACE = 1 if sys.stderr.isatty() else 15  # seconds from one report of progress to the next
+PROGRESS_SECONDS = 1 if sys.stderr.isatty() else 15  # between two updates of the progress bar
 
 
 @launch.step("demo")
@@ -34,50 +34,50 @@ def main(cfg: DictConfig, forks: Forks) -> None:
     registry.check_name(name)
     before = registry.champion_of(name) if name else None
     if not name or (before and "demo" not in registry.ancestry(before)[-1].tags):
-        raise UserError(f"registered_model_name={name}: the demo moves its champion, so it takes a name of its own")
+        raise UserError(
+            f"registered_model_name={name}: the demo moves the champion of this model, so give the demo a name of its own: registered_model_name=demo"
+        )
     make_champion(name, registry.number_of(before), forks.run_step("train", launch.part_of(cfg, "train"), run))
 
     traffic = Traffic(cfg.data.target, cfg.demo.per_second, cfg.demo.reports, cfg.demo.people, cfg.seed)
     marks: list[tuple[int, str]] = []
-    with tempfile.TemporaryDirectory() as folder, tqdm(unit=" requests", mininterval=PACE) as bar:
+    with tempfile.TemporaryDirectory() as folder, tqdm(unit=" requests", mininterval=PROGRESS_SECONDS) as bar:
         cfg.feedback.url = cfg.feedback.url or f"sqlite:///{folder}/feedback.db"
 
-        def tell(line: str) -> None:
+        def mark(line: str) -> None:
             if line.startswith(("monitor: retrain yes", "retrain:", "evaluate:")):
                 bar.write(line)
-                marks.extend((len(traffic.asked), mark) for start, mark in MARKS.items() if line.startswith(start))
+                marks.extend((len(traffic.answers), text) for start, text in MARKS.items() if line.startswith(start))
 
         def progress() -> None:
             bar.update()
             shown = {"version": traffic.version, "accuracy": traffic.accuracy(last=WINDOW), "labels": traffic.labels}
             bar.set_postfix(shown, refresh=False)
 
-        with start("serve", launch.part_of(cfg, "serve"), run, tell) as server:
+        with start("serve", launch.part_of(cfg, "serve"), run, mark) as server:
             traffic.url = server.wait_for("serve: http").split()[1]
             traffic.wait_until_ready()
-            with start("monitor", launch.part_of(cfg, "monitor", data=None), run, tell) as monitor:
+            with start("monitor", launch.part_of(cfg, "monitor", data=None), run, mark) as monitor:
                 later = load_digits(start=cfg.data.stop)
                 traffic.send("other writers", later, lambda sent: sent == cfg.demo.requests, progress)
                 turned = load_digits(rotate=cfg.demo.degrees).sample(frac=1, random_state=cfg.seed)
                 since, end = len(monitor.lines), time.monotonic() + cfg.demo.patience
-                done = partial(
-                    monitor.has_printed, "evaluate: PROMOTE", "run_id=", since=since
-                )  # what retrain says last
-                traffic.send("turned", turned[::2], lambda _: done() or time.monotonic() > end, progress)
+                promoted = partial(monitor.has_printed, "evaluate: PROMOTE", "run_id=", since=since)
+                traffic.send("turned", turned[::2], lambda _: promoted() or time.monotonic() > end, progress)
             traffic.send("turned, unseen", turned[1::2], lambda sent: sent == cfg.demo.requests, progress)
     show(cfg, traffic, marks)
 
 
 def make_champion(name: str, before: str, trained: Run) -> None:
-    """Register what was just trained and let it be the champion, as at the beginning of every demo."""
+    """Register the model that was just trained, and make it the champion."""
     model_uri = registry.locate(tracking.logged_model_uri(trained)).uri
     version = registry.register(name, model_uri, {"demo": "true"})
     registry.promote(version, expected=before, reason="a demo starts")
 
 
 def show(cfg: DictConfig, traffic: Traffic, marks: list[tuple[int, str]]) -> None:
-    """Log the accuracies and the picture, print the outcome."""
-    first, last = traffic.asked[0].version, traffic.version
+    """Log the accuracies and the plot, and print the result."""
+    first, last = traffic.answers[0].version, traffic.version
     metrics = {
         "accuracy_before": traffic.accuracy("other writers", first),
         "accuracy_turned": traffic.accuracy("turned", first),
@@ -86,11 +86,11 @@ def show(cfg: DictConfig, traffic: Traffic, marks: list[tuple[int, str]]) -> Non
     }
     mlflow.log_metrics(metrics)
     mlflow.log_text("\n".join(traffic.failures), "failed_requests.txt")
-    mlflow.log_figure(accuracy_figure(traffic.asked, marks, cfg.registered_model_name), "demo.png")
+    mlflow.log_figure(accuracy_figure(traffic.answers, marks, cfg.registered_model_name), "demo.png")
     accuracies = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key.startswith("accuracy"))
     print(f"demo: {accuracies}; version {first} to {last}, {len(traffic.failures)} failed requests")
     for failure in traffic.failures[:1]:
-        print(f"demo: the first that failed: {failure}")
+        print(f"demo: the first failed request: {failure}")
     print(f"demo: {tracking.how_to_look('/#/models/' + quote(cfg.registered_model_name))}")
     raise SystemExit(bool(traffic.failures or first == last))
 

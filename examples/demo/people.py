@@ -1,4 +1,4 @@
-"""People who use a served model, simulated over HTTP: they ask at a steady pace and give the labels that people give."""
+"""Simulated users of a served model: they send requests over HTTP at a constant rate, and report labels."""
 
 import itertools
 import threading
@@ -17,30 +17,30 @@ from alacarte.evaluation.plots import BAD, GOOD, PALE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CLIENTS = 4  # who wait for an answer at the same time
+CLIENTS = 4  # requests at the same time
 DIM = "#555555"
-WINDOW = 100  # requests over which accuracy is shown
+WINDOW = 100  # the plot shows the accuracy over so many requests
 
-# What the picture says of a line that a step printed.
+# The text in the plot for a line that a step printed.
 MARKS = {"retrain: from": "retraining", "evaluate: PROMOTE": "promoted", "evaluate: HOLD": "held",
          "evaluate: REJECT": "rejected"}  # fmt: skip
 
 
 @dataclass
-class Asked:
-    """One request that was answered."""
+class Answer:
+    """The answer to one request."""
 
     phase: str
-    version: str  # that answered
-    right: bool
+    version: str
+    correct: bool
 
 
 @dataclass(eq=False)
 class Traffic:
     """Requests of one row each to the server at `url`, `per_second` of them, in the order of the rows.
 
-    Who asked says the truth of every row that the server asks to be labelled, and of a wrong answer with probability
-    `reports`; the labels come from `people` different sources.
+    The user reports the true label of each row for which the server asks. The user reports a wrong answer with the probability
+    `reports`. The labels come from `people` different sources.
     """
 
     target: str
@@ -49,8 +49,8 @@ class Traffic:
     people: int
     seed: int = 0
     url: str = ""
-    asked: list[Asked] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)  # what went wrong with a request or with a label
+    answers: list[Answer] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # errors of requests and of labels
     labels: int = 0
 
     def __post_init__(self) -> None:
@@ -61,11 +61,11 @@ class Traffic:
 
     @property
     def version(self) -> str:
-        """The version that answered last."""
-        return self.asked[-1].version if self.asked else "none"
+        """The version of the newest answer."""
+        return self.answers[-1].version if self.answers else "none"
 
     def wait_until_ready(self, seconds: float = 60) -> None:
-        """Until the server has a model; TimeoutError where that does not come."""
+        """Wait until the server has a model. Raise TimeoutError after so many seconds."""
         end = time.monotonic() + seconds
         while not self._session.get(f"{self.url}/readyz", timeout=30).ok:
             if time.monotonic() > end:
@@ -73,7 +73,7 @@ class Traffic:
             time.sleep(0.1)
 
     def send(self, phase: str, rows: pd.DataFrame, enough: Callable[[int], bool], each: Callable[[], object]) -> None:
-        """Send rows, from the start again after the last, until `enough(sent)`; the column `target` is the truth."""
+        """Send the rows repeatedly until `enough(sent)` is true. The column `target` has the true labels."""
         X = rows.drop(columns=self.target)
         columns, inputs, labels = list(X), X.to_numpy().tolist(), rows[self.target].tolist()
         began = time.monotonic()
@@ -84,22 +84,22 @@ class Traffic:
                     break
                 waiting.acquire()
                 at = sent % len(rows)
-                asked = clients.submit(self._ask, phase, {"columns": columns, "data": [inputs[at]]}, labels[at])
-                asked.add_done_callback(lambda _: waiting.release())
+                request = clients.submit(self._ask, phase, {"columns": columns, "data": [inputs[at]]}, labels[at])
+                request.add_done_callback(lambda _: waiting.release())
                 each()
                 time.sleep(max(0.0, began + sent / self.per_second - time.monotonic()))
 
-    def _ask(self, phase: str, row: dict, truth: object) -> None:
+    def _ask(self, phase: str, row: dict, label: object) -> None:
         try:
             answer = self._post("/invocations", {"dataframe_split": row})
-            right = answer["predictions"][0] == truth
+            correct = answer["predictions"][0] == label
             with self._lock:
-                self.asked.append(Asked(phase, answer["model_version"], right))
-                says = bool(answer.get("audit_ids")) or (not right and self._draw.random() < self.reports)
+                self.answers.append(Answer(phase, answer["model_version"], correct))
+                reports = bool(answer.get("audit_ids")) or (not correct and self._draw.random() < self.reports)
                 source = f"person-{self._draw.integers(self.people)}"
-            if says:
-                label = {"prediction_id": answer["prediction_ids"][0], "label": truth, "source": source}
-                self._post("/feedback", label)
+            if reports:
+                prediction_id = answer["prediction_ids"][0]
+                self._post("/feedback", {"prediction_id": prediction_id, "label": label, "source": source})
                 with self._lock:
                     self.labels += 1
         except (requests.RequestException, KeyError, ValueError) as error:
@@ -112,19 +112,19 @@ class Traffic:
         return answer.json()
 
     def accuracy(self, phase: str | None = None, version: str | None = None, last: int | None = None) -> float:
-        """The share of right answers in a phase, by a version, or of the last so many; nan where there are none."""
-        chosen = [a.right for a in self.asked if phase in (None, a.phase) and version in (None, a.version)]
+        """The share of correct answers in a phase, of a version, or of the `last` answers. NaN if there are none."""
+        chosen = [a.correct for a in self.answers if phase in (None, a.phase) and version in (None, a.version)]
         return float(np.mean(chosen[-last:] if last else chosen)) if chosen else float("nan")
 
 
-def accuracy_figure(asked: list[Asked], marks: list[tuple[int, str]], model: str) -> "Figure":
-    """Accuracy of the last WINDOW answers over requests, with phases shaded, versions coloured and `marks` as lines."""
+def accuracy_figure(answers: list[Answer], marks: list[tuple[int, str]], model: str) -> "Figure":
+    """Plot the accuracy of the last WINDOW answers: a colour for each version, a shade for each phase, a line for each mark."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
-    rolling = pd.Series([a.right for a in asked], dtype=float).rolling(WINDOW, min_periods=WINDOW // 4).mean()
-    versions, phases = pd.Series([a.version for a in asked]), pd.Series([a.phase for a in asked])
+    rolling = pd.Series([a.correct for a in answers], dtype=float).rolling(WINDOW, min_periods=WINDOW // 4).mean()
+    versions, phases = pd.Series([a.version for a in answers]), pd.Series([a.phase for a in answers])
     for version, rows in versions.groupby(versions, sort=False):
         color = GOOD if version == versions.iloc[-1] else BAD
         axes.plot(rolling.loc[rows.index[0] : rows.index[-1]], color=color, lw=1.8)
@@ -135,6 +135,6 @@ def accuracy_figure(asked: list[Asked], marks: list[tuple[int, str]], model: str
     for at, text in marks:
         axes.axvline(at, color=DIM, ls=":", lw=1)
         axes.annotate(text, (at, 0.5), rotation=90, ha="right", va="bottom", color=DIM)
-    axes.set(ylim=(0, 1.12), xlim=(0, len(asked)), xlabel="requests", ylabel=f"accuracy of the last {WINDOW} answers")
+    axes.set(ylim=(0, 1.12), xlim=(0, len(answers)), xlabel="requests", ylabel=f"accuracy of the last {WINDOW} answers")
     axes.set_title(model, loc="left")
     return figure

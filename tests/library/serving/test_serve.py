@@ -184,7 +184,7 @@ def test_simulated_people_count_what_fails_and_say_why(server: Served):
     people.send("right", rows, lambda sent: sent == 4, lambda: None)
     assert not people.failures and people.accuracy("right") == 1
     people.send("half a row", rows.drop(columns="b"), lambda sent: sent == 4, lambda: None)
-    assert len(people.failures) == 4 and len(people.asked) == 4
+    assert len(people.failures) == 4 and len(people.answers) == 4
     labels = people.labels
     people.send("no class", rows.assign(digit=[[]] * 4), lambda sent: sent == 4, lambda: None)
     assert len(people.failures) == 8 and people.accuracy("no class") == people.labels - labels == 0
