@@ -30,6 +30,8 @@ class SklearnLearner:
     `knobs` are the numbers that a config file names once and both estimators read; they are not used here.
     """
 
+    packages: tuple[str, ...] = ()  # what a model needs beside scikit-learn, pinned in its requirements
+
     def __init__(
         self,
         estimator: BaseEstimator | None = None,
@@ -92,7 +94,7 @@ class SklearnLearner:
         """
         preprocess, estimator = self._parts()
         stepped = _stepped(estimator)
-        note = None if init == "scratch" else _why_not_on(stepped, y)
+        note = None if init == "scratch" else self.reason_for_scratch(stepped, y)
         if note or init == "scratch":
             epochs = self._start_over(X, y, X_val, y_val, seed)
             return Update("scratch", epochs, epochs * len(X), note)
@@ -108,22 +110,31 @@ class SklearnLearner:
             targets = features.labels(y)
             if isinstance(estimator, TransformedTargetRegressor):
                 targets = estimator.transformer_.transform(targets.reshape(-1, 1)).ravel()
-            if isinstance(stepped, BOOSTED):
-                epochs = _boost(stepped, inputs, targets, epochs)
-            else:
-                _descend(stepped, inputs, targets, epochs, seed, on_epoch)
+            epochs = self.train_further(stepped, inputs, targets, epochs, seed, on_epoch)
         assert self.classes == (self.model.classes_.tolist() if self.classes is not None else None)
         check_changed(before, self, X)
         return Update("warm", epochs, epochs * len(X), note)
+
+    def reason_for_scratch(self, stepped: Any, y: pd.Series) -> str | None:
+        """Why `stepped` cannot be trained further with the labels y, in a sentence; None where it can."""
+        return _why_not_on(stepped, y)
+
+    def train_further(
+        self, stepped: Any, inputs: Any, targets: np.ndarray, epochs: int, seed: int, on_epoch: OnEpoch | None
+    ) -> int:
+        """Train a fitted estimator further for up to so many epochs. Return the number of epochs."""
+        if isinstance(stepped, BOOSTED):
+            return _boost(stepped, inputs, targets, epochs)
+        _descend(stepped, inputs, targets, epochs, seed, on_epoch)
+        return epochs
 
     def _start_over(self, X: pd.DataFrame, y: pd.Series, X_val: pd.DataFrame, y_val: pd.Series, seed: int) -> int:
         model = clone(self.model)
         estimator = model[-1] if isinstance(model, Pipeline) else model
         _seed(estimator, seed)
         if self._is_ours():
-            anew = SklearnLearner(estimator)
-            anew.fit(X, y, X_val, y_val, task=self.task, seed=seed)
-            self._set(anew.model)
+            self.estimators[self.task] = estimator
+            self.fit(X, y, X_val, y_val, task=self.task, seed=seed)
         else:
             with features.rows_fit(X):
                 self._set(model.fit(X, features.labels(y)))
@@ -161,7 +172,7 @@ class SklearnLearner:
             loader_module="mlflow.sklearn",
             signature=features.signature(self.model["preprocess"] if self._is_ours() else None, example, self.classes),
             input_example=example,
-            pip_requirements=features.requirements("scipy"),
+            pip_requirements=features.requirements("scipy", *self.packages),
             metadata=with_answers(self, example, metadata),
         )
         types = formats.save_skops(self.model, path / "model.skops")
@@ -230,14 +241,20 @@ def _why_not_on(stepped: Any, y: pd.Series) -> str | None:
     if isinstance(stepped, BOOSTED):
         if stepped.l2_regularization < LEAST_L2:
             return f"{name} starts from scratch: it can go on from model.l2_regularization={LEAST_L2} up"
-        # its fit takes the classes of the rows for all there are, and would give their trees to other classes
-        lacking = set(stepped.classes_.tolist()) - set(y.tolist()) if is_classifier(stepped) else None
-        return f"{name} starts from scratch: the rows lack its class {min(lacking)!r}" if lacking else None
+        return lacking_class(stepped, y)
     if not hasattr(stepped, "partial_fit") or not hasattr(stepped, "n_iter_"):
         return f"{name} starts from scratch: it cannot be trained on"
     if getattr(stepped, "early_stopping", False) or getattr(stepped, "class_weight", None) == "balanced":
         return f"{name} starts from scratch: with early_stopping or class_weight=balanced it cannot be trained on"
     return None
+
+
+def lacking_class(stepped: Any, y: pd.Series) -> str | None:
+    """Why boosting cannot go on: its fit would take the classes of the rows for all classes, and mix up their trees."""
+    lacking = set(stepped.classes_.tolist()) - set(y.tolist()) if is_classifier(stepped) else None
+    return (
+        f"{type(stepped).__name__} starts from scratch: the rows lack its class {min(lacking)!r}" if lacking else None
+    )
 
 
 def _boost(stepped: Any, inputs: Any, targets: np.ndarray, iterations: int) -> int:
