@@ -1,12 +1,13 @@
 # make run     train, evaluate, gate and register a model; open the MLflow UI with the command it prints
 # make demo    all steps with simulated users: serve, report mistakes, monitor, retrain, promote, swap
 # make test    the tests for each change; make test-all: every test; make check: style and types
+# make init NAME=credit-risk      give the clone its own name; make update: merge a newer template; see docs/updating.md
 # make databricks   build/databricks, for `mlflow run build/databricks -b databricks`; see docs/databricks.md
 PYTHON ?= python3
 VENV := .venv
 # `python` in MLproject's commands is the one of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-.PHONY: run demo test test-all check setup databricks
+.PHONY: run demo test test-all check setup databricks init update
 
 run: $(VENV)/run.done
 	mlflow run . --env-manager local $(ARGS)
@@ -41,3 +42,10 @@ $(VENV)/test.done: requirements-dev.txt requirements.txt | $(VENV)/bin/python
 
 databricks: $(VENV)/run.done
 	python -m alacarte.databricks stage $(ARGS)
+
+init: $(VENV)/run.done
+	@test -n "$(NAME)" || { echo "init: NAME is missing: make init NAME=credit-risk"; exit 2; }
+	python -m alacarte.template init "$(NAME)" --library "$(or $(LIBRARY),folder)" --url "$(URL)"
+
+update:
+	git -c merge.ours.driver=true pull --no-rebase --no-edit "$(or $(URL),template)" main

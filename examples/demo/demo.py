@@ -35,7 +35,8 @@ def main(cfg: DictConfig, forks: Forks) -> None:
     before = registry.champion_of(name) if name else None
     if not name or (before and "demo" not in registry.ancestry(before)[-1].tags):
         raise UserError(
-            f"registered_model_name={name}: the demo moves the champion of this model, so give the demo a name of its own: registered_model_name=demo"
+            f"registered_model_name={name}: the demo moves the champion of this model, "
+            "so give it a name of its own: registered_model_name=demo"
         )
     make_champion(name, registry.number_of(before), forks.run_step("train", launch.part_of(cfg, "train"), run))
 
