@@ -27,6 +27,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from alacarte import stores, tracking
 from alacarte.arguments import TEXT, parse, to_overrides
 from alacarte.errors import StoreError, UserError
 from alacarte.folders import ROOT, TEMPLATE
@@ -69,9 +70,12 @@ def step(
             except StoreError as error:
                 print(f"{config_name}: the feedback store does not work: {error}", file=sys.stderr)
                 code = 1
-            except Exception:
-                traceback.print_exc()
+            except Exception as error:
                 code = 1
+                if line := stores.explain_failure(error):
+                    print(f"{config_name}: {line}", file=sys.stderr)
+                else:
+                    traceback.print_exc()
             sys.exit(code)
 
         return main
@@ -93,15 +97,12 @@ def _terminate(_: int, frame: FrameType | None) -> None:
 def _launch(
     function: Callable[[DictConfig], Any], config_name: str, tracked: bool, offline: bool, tokens: Sequence[str]
 ) -> int:
-    from alacarte import tracking  # late: `--help` and `--cfg job` then cost no import of mlflow
-
     failures: list[Exception] = []
 
     def run(cfg: DictConfig) -> None:
         try:
             check(cfg, config_name)
-            if not offline:
-                tracking.check_store()
+            stores.find_relative_store() if offline else stores.open_stores()
             with tracking.start_run(config_name, cfg) if tracked else contextlib.nullcontext():
                 function(cfg)
         except Exception as error:  # kept from Hydra, which adds lines of its own; a sweep goes on with its next job
@@ -116,21 +117,19 @@ def _launch(
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; the one line below replaces Hydra's report
         sys.argv[1:] = arguments
         main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)
-        if {"--multirun", "-m"} & set(arguments):  # one parent, one child run a job
-            with tracking.start_run(f"{config_name}-sweep", None):
-                main()
-                if failures:
-                    raise failures[0]
-        else:
+        sweep: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if {"--multirun", "-m"} & set(arguments):  # one parent run, one child run for each job
+            stores.open_stores()
+            sweep = tracking.start_run(f"{config_name}-sweep", None)
+        with sweep:
             main()
-        if failures:
-            raise failures[0]
+            if failures:
+                raise failures[0]
         return 0
-    except (HydraException, OmegaConfBaseException) as error:
+    except BaseException as error:
         tracking.fail(opened_by_mlflow_run)
-        raise UserError(explain(error, config_name)) from error
-    except BaseException:
-        tracking.fail(opened_by_mlflow_run)
+        if isinstance(error, HydraException | OmegaConfBaseException):
+            raise UserError(explain(error, config_name)) from error
         raise
 
 

@@ -5,9 +5,7 @@ promotion names the champion it was decided against, and the alias is read again
 """
 
 import getpass
-import hashlib
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -23,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from alacarte.data import tables
 from alacarte.errors import UserError
 from alacarte.evaluation.gate import Verdict
+from alacarte.folders import lock
 from alacarte.formats.load import read_description
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
@@ -194,7 +192,7 @@ def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
     earlier promotions: the next tags are `promoted_at.2`, `promoted_by.2` and so on.
     """
     client, name = MlflowClient(), version.name
-    with _turn(name):
+    with lock(f"promotion {mlflow.get_registry_uri()} {name}"):
         check_champion(name, expected)
         if expected == number_of(version):
             return
@@ -241,11 +239,6 @@ def history(version: ModelVersion) -> str:
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in (columns, *rows)]
     note = "The labels of a retraining are the artifact feedback.json of its run, and the rows that are used there."
     return "\n".join([version.name, *(line.rstrip() for line in lines), note])
-
-
-def _turn(name: str) -> FileLock:
-    where = f"{mlflow.get_registry_uri()} {name}".encode()
-    return FileLock(Path(tempfile.gettempdir()) / f"alacarte-{hashlib.sha256(where).hexdigest()[:16]}.lock")
 
 
 def pin(model_uri: str | None, name: str | None) -> tuple[str, str]:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
 
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
@@ -20,13 +19,10 @@ IMPORT = re.compile(r"(?:^|[:;])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+(\(
 DOTTED = re.compile(rf"[\"']((?:{'|'.join(OURS)})(?:\.\w+)+)")
 
 
-def source_hash(step: str, cfg: Mapping[Any, Any] | None = None) -> str:
-    """Hash of the source that a step runs, as it is on disk, and of the versions of its dependencies.
-
-    The source is the step's script, the modules that `cfg` names, and all that these import, directly or not.
-    """
+def source_hash(step: str, cfg: object = None) -> str:
+    """Hash of the source that a step runs, as it is on disk, and of the versions of its dependencies."""
     digest = hashlib.sha256(sys.version.encode())
-    for name, path in sorted(modules_of([f"steps.{step}", *_texts(cfg)]).items()):
+    for name, path in sorted(source_of(step, cfg).items()):
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     if (pins := ROOT / "requirements.txt").is_file():
         digest.update(pins.read_bytes())
@@ -37,26 +33,43 @@ def source_hash(step: str, cfg: Mapping[Any, Any] | None = None) -> str:
     return digest.hexdigest()
 
 
-def modules_of(names: Iterable[str]) -> dict[str, Path]:
-    """The modules behind dotted names, and those that they import, without modules of other packages: name -> file.
+def source_of(step: str, cfg: object = None) -> dict[str, Path]:
+    """The step's script, the modules that `cfg` names, and all modules that these import: name -> file.
 
-    An import inside a function counts, and so does a dotted name in a text. Imports are found by a pattern, because
+    An entry point without a script of its name, such as `main`, starts other steps: its source is every module.
+    """
+    available = _available_modules()
+    if f"steps.{step}" not in available:
+        return available
+    return modules_of([f"steps.{step}", *_texts(cfg)], available)
+
+
+def modules_of(names: Iterable[str], available: Mapping[str, Path] | None = None) -> dict[str, Path]:
+    """The modules behind dotted names and the modules that they import, without other packages: name -> file.
+
+    An import inside a function counts, and so does a dotted name in a string. Imports are found by a pattern, because
     parsing takes a second. A line that only looks like an import adds a module too many, never too few.
     """
+    available = available or _available_modules()
+    modules: dict[str, Path] = {}
+    waiting = list(names)
+    while waiting:
+        words = waiting.pop().split(".")
+        for name in (".".join(words[:n]) for n in range(1, len(words) + 1)):
+            if name in available and name not in modules:
+                modules[name] = available[name]
+                waiting += _names_in(modules[name].read_text(), name, modules[name].stem == "__init__")
+    return modules
+
+
+def _available_modules() -> dict[str, Path]:
+    """Every module of the packages that decide a result: name -> the file that Python would import."""
     available: dict[str, Path] = {}
     for package, folder in itertools.product(OURS, sys.path):
         for path in Path(folder, package).rglob("*.py"):
             name = ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
             available.setdefault(name, path)
-    modules: dict[str, Path] = {}
-    waiting = list(names)
-    while waiting:
-        parts = waiting.pop().split(".")
-        for name in (".".join(parts[:n]) for n in range(1, len(parts) + 1)):
-            if name in available and name not in modules:
-                modules[name] = available[name]
-                waiting += _names_in(modules[name].read_text(), name, modules[name].stem == "__init__")
-    return modules
+    return available
 
 
 def _names_in(source: str, module: str, is_package: bool) -> Iterator[str]:
@@ -79,10 +92,13 @@ def _texts(node: object) -> Iterator[str]:
             yield from _texts(value)
 
 
-def git_tags() -> dict[str, str]:
-    """Commit and whether the tree was dirty; nothing where the project is not a git checkout, nor made from one."""
-    if (made_from := ROOT / "git_tags.json").is_file():  # by alacarte/databricks/stage.py
-        return json.loads(made_from.read_text())
+def git_tags(files: Iterable[Path] | None = None) -> dict[str, str]:
+    """The commit, and `git_dirty`: whether one of `files` differs from it. {} outside a git checkout.
+
+    Without `files`, every file that git knows in the project counts. A folder staged for Databricks brings its tags.
+    """
+    if (staged := ROOT / "git_tags.json").is_file():  # by alacarte/databricks/stage.py
+        return json.loads(staged.read_text())
 
     def git(*arguments: str) -> str | None:
         try:
@@ -94,4 +110,9 @@ def git_tags() -> dict[str, str]:
     commit = git("rev-parse", "HEAD")
     if not commit:
         return {}
-    return {MLFLOW_GIT_COMMIT: commit, "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
+    if files is None:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    else:  # an installed library is outside the checkout
+        inside = [str(path) for path in map(Path.resolve, files) if path.is_relative_to(ROOT)]
+        changed = git("status", "--porcelain", "--untracked-files=all", "--", "conf", "requirements.txt", *inside)
+    return {MLFLOW_GIT_COMMIT: commit, "git_dirty": str(bool(changed)).lower()}

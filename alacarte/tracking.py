@@ -7,19 +7,16 @@ import logging
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import requests
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import PandasDataset
 from mlflow.entities import LoggedModelInput, Param, Run, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import make_metric
-from mlflow.utils.databricks_utils import is_in_databricks_notebook
 from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_RUN_NAME,
@@ -29,8 +26,9 @@ from mlflow.utils.mlflow_tags import (
 )
 from omegaconf import DictConfig, OmegaConf
 
+from alacarte import stores
 from alacarte.errors import UserError
-from alacarte.source import git_tags, source_hash
+from alacarte.source import git_tags, source_hash, source_of
 
 LONGEST_PARAM = 6000  # characters; MLflow cuts what is longer
 NOT_IDENTITY = {"description", "experiment_name", "reuse"}  # keys that change nothing a step computes
@@ -54,13 +52,14 @@ def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
     `config.yaml`. The run ends FINISHED, FAILED after an exception, KILLED after SIGTERM or Ctrl-C.
     """
     experiment = cfg.get("experiment_name") if cfg is not None else None
-    _check_experiment(experiment)
-    if experiment and os.environ.get("MLFLOW_RUN_ID"):
-        logger.warning("experiment_name=%s is ignored: this run is in the experiment that started it", experiment)
-    elif experiment and mlflow.active_run() is None:
-        mlflow.set_experiment(experiment)
+    if os.environ.get("MLFLOW_RUN_ID"):
+        if experiment:
+            logger.warning("experiment_name=%s is ignored: this run is in the experiment that started it", experiment)
+    elif mlflow.active_run() is None:
+        stores.use_experiment(experiment)
     name = None if os.environ.get("MLFLOW_RUN_ID") else step  # else it has one
-    tags = {"step": step, **git_tags(), **({} if cfg is None else _identity(step, cfg))}
+    source = source_of(step, None if cfg is None else OmegaConf.to_container(cfg, resolve=True))
+    tags = {"step": step, **git_tags(source.values()), **({} if cfg is None else _identity(step, cfg))}
     run = mlflow.start_run(nested=mlflow.active_run() is not None, run_name=name, tags=tags)
     status = "FAILED"
     try:
@@ -78,43 +77,6 @@ def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
         mlflow.end_run(status)
 
 
-def check_store() -> None:
-    """Find out within seconds whether there is a tracking server; its own pages, whatever they answer, will do.
-
-    From here on each call waits less than MLflow would: its minutes, with a server that is gone, look like a step that
-    hangs. `serve` waits less still, and by itself.
-
-    Asks as MLflow's client does, through the same proxies and with the name and password in the address, if any. What
-    else can stand between, such as a certificate, is left to that client and its settings.
-    """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    uri = mlflow.get_tracking_uri()
-    try:
-        if uri.startswith(("http://", "https://")):
-            with contextlib.suppress(requests.exceptions.SSLError, requests.exceptions.ReadTimeout):
-                requests.head(uri, timeout=10)
-        else:
-            MlflowClient()
-    except requests.exceptions.ConnectionError:
-        shown = re.sub(r"//[^/@]*@", "//", uri)
-        raise UserError(f"MLFLOW_TRACKING_URI={shown} does not answer: start the server, or unset it") from None
-    except MlflowException as error:
-        raise UserError(f"MLFLOW_TRACKING_URI is no store that MLflow knows: {_first_line(error)}") from None
-
-
-def _check_experiment(name: str | None) -> None:
-    """UserError on Databricks for no experiment, where there is no default one, and for a name that is no path."""
-    if not mlflow.get_tracking_uri().startswith("databricks") or os.environ.get("MLFLOW_RUN_ID") or mlflow.active_run():
-        return
-    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    known = name or os.environ.get("MLFLOW_EXPERIMENT_ID") or is_in_databricks_notebook()
-    if not known or (name and not name.startswith("/")):
-        raise UserError(
-            f"experiment_name={name or 'null'}: Databricks asks for a path, such as /Shared/{name or 'alacarte'}"
-        )
-
-
 def active_run() -> Run:
     """The run of the step that asks."""
     run = mlflow.active_run()
@@ -123,11 +85,12 @@ def active_run() -> Run:
 
 
 def fail(run_id: str | None) -> None:
-    """Mark a run FAILED that its step never got to open, so that it does not stay RUNNING."""
+    """Mark a run FAILED that its step never opened, so that it does not stay RUNNING."""
     if not run_id:
         return
-    client = MlflowClient()
-    with contextlib.suppress(MlflowException):
+    with contextlib.suppress(MlflowException, UserError):
+        stores.open_stores()  # a store that does not work costs seconds here too
+        client = MlflowClient()
         if not RunStatus.is_terminated(RunStatus.from_string(client.get_run(run_id).info.status)):
             client.set_terminated(run_id, "FAILED")
 
@@ -257,7 +220,7 @@ def require_run(run_id: str, steps: tuple[str, ...]) -> Run:
         run = MlflowClient().get_run(run_id)
     except MlflowException as error:
         raise UserError(
-            f"run_id={run_id} does not exist on {mlflow.get_tracking_uri()}: {_first_line(error)}"
+            f"run_id={run_id} does not exist on {mlflow.get_tracking_uri()}: {stores.first_line(error)}"
         ) from None
     kind = run.data.tags.get("step")
     if kind not in steps:
@@ -292,12 +255,5 @@ def how_to_look(page: str) -> str:
         return f"open {uri.rstrip('/')}{page}"
     if uri.startswith("databricks"):
         return "open the workspace's Experiments and Models pages"
-    command = Path(sys.executable).with_name("mlflow")
-    if command.is_relative_to(Path.cwd()):
-        command = command.relative_to(Path.cwd())
     store = "" if uri == f"sqlite:///{Path('mlflow.db').resolve()}" else f" --backend-store-uri {shlex.quote(uri)}"
-    return f"{command} ui{store}   then open http://127.0.0.1:5000{page}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return f"{stores.mlflow_command()} ui{store}   then open http://127.0.0.1:5000{page}"

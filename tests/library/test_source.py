@@ -1,5 +1,6 @@
 """The fingerprint of a run covers the modules that its step imports, and no other."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -63,3 +64,28 @@ def test_every_form_of_import_is_seen(copy: Path, line: str):
     assert "project.own" not in source.modules_of(["project.data.load_digits"])
     (copy / "project" / "data.py").write_text(f"{line}\n")
     assert "project.own" in source.modules_of(["project.data.load_digits"])
+
+
+def test_a_run_is_dirty_only_through_files_that_its_step_uses(copy: Path):
+    """The project is a folder of a larger repository, with data that git does not know."""
+
+    def git(*arguments: str) -> None:
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@e.org", *arguments], cwd=copy.parent, check=True
+        )
+
+    def dirty(step: str = "train", cfg: dict = SGD) -> str:
+        return source.git_tags(source.source_of(step, cfg).values())["git_dirty"]
+
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "-m", "first")
+    (copy / "houses.csv").write_text("a,b\n1,2\n")
+    (copy.parent / "elsewhere.py").write_text("edited = True\n")
+    (copy / "project" / "networks.py").open("a").write("# edited\n")
+    assert dirty() == "false" and dirty(cfg=MLP) == "true" and dirty("main", SGD) == "true"
+    (copy / "project" / "own.py").write_text("scale = 2\n")  # new, and not known to git
+    assert dirty() == "false" and dirty(cfg={**SGD, "scale": "project.own.scale"}) == "true"
+    git("checkout", "--quiet", "project/project/networks.py")
+    (copy / "conf" / "train.yaml").open("a").write("# edited\n")
+    assert dirty() == "true"
