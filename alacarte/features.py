@@ -1,23 +1,27 @@
-"""Convert the columns of a table to numbers, in the same way for every model family, as a part of the saved model.
+"""From the columns of a table to the inputs of a model: `features=tabular`, `features=none` and features of your own.
 
-It uses only parts of scikit-learn and numpy, so that skops loads it anywhere without our code. None, nan, NaT and pandas.NA all
-mean missing. Unseen categories are no error. Missing values are no error, also if training had none.
+The fitted transformer is a part of every saved model. `features=tabular` uses only parts of scikit-learn and numpy, so that
+skops loads it anywhere without our code. There None, nan, NaT and pandas.NA all mean missing, and neither an unseen category
+nor a missing value is an error.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
+from scipy.sparse import issparse
+from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -26,7 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from alacarte.errors import UserError
 
-# numpy says so of each date with a time zone; it reads them as UTC, which is what is meant here.
+# numpy warns about each date with a time zone. It reads such dates as UTC, which is intended here.
 warnings.filterwarnings("ignore", message="no explicit representation of timezones")
 
 # A text column counts as dates when every value looks like this and numpy can read it.
@@ -45,42 +49,140 @@ WIDE = 4.0
 NO_DATE = float(np.iinfo(np.int64).min)
 
 
-def fit_preprocess(X: pd.DataFrame) -> ColumnTransformer:
-    """Learn the way from the columns of X (n rows) to a float64 array (n, n_features)."""
-    if X.shape[1] == 0:
-        raise UserError("data: no input column is left beside the target; allowed is one or more")
-    kinds = {name: _kind(X[name]) for name in X.columns}
-    steps = {"numeric": _numeric(), "text": _text(), "date": _date()}
-    groups = [(kind, pipe, [name for name in X if kinds[name] == kind]) for kind, pipe in steps.items()]
-    # dense: the families that take no sparse array would fail on a wide one-hot
-    preprocess = ColumnTransformer([group for group in groups if group[2]], sparse_threshold=0)
+class Features(Protocol):
+    """What `features=NAME` selects, not fitted yet."""
+
+    def fit_transform(self, X: pd.DataFrame, y: pd.Series, seed: int = 0) -> tuple[Any, Any]:
+        """The transformer, fitted on the training rows, and the inputs of the model. None: the columns are the inputs."""
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """`features=tabular`: numbers are scaled, texts become one column per category, dates become numbers."""
+
+    max_categories: int = MAX_CATEGORIES
+
+    def fit_transform(
+        self, X: pd.DataFrame, y: pd.Series | None = None, seed: int = 0
+    ) -> tuple[ColumnTransformer, Any]:
+        """A transformer to a dense float64 array (n, n_features)."""
+        _check_columns(X)
+        kinds = {name: _kind(X[name]) for name in X.columns}
+        steps = {"numeric": _numeric(), "text": _text(self.max_categories), "date": _date()}
+        groups = [(kind, pipe, [name for name in X if kinds[name] == kind]) for kind, pipe in steps.items()]
+        transformer = ColumnTransformer([group for group in groups if group[2]], sparse_threshold=0)
+        with rows_fit(X):
+            return transformer, transformer.fit_transform(X)
+
+
+@dataclass(frozen=True)
+class NoFeatures:
+    """`features=none`: the model gets the original columns."""
+
+    def fit_transform(self, X: pd.DataFrame, y: pd.Series | None = None, seed: int = 0) -> tuple[None, pd.DataFrame]:
+        _check_columns(X)
+        return None, X
+
+
+@dataclass(frozen=True)
+class OwnFeatures:
+    """The transformer that a function of the team made. `function` names it in error messages."""
+
+    function: str
+    transformer: Any
+
+    def fit_transform(self, X: pd.DataFrame, y: pd.Series, seed: int = 0) -> tuple[Any, Any]:
+        _check_columns(X)
+        set_seed(self.transformer, seed, unseeded_only=True)
+        with rows_fit(X, self.function):
+            inputs = self.transformer.fit_transform(X, labels(y))
+        _check_inputs(inputs, X, self.transformer, self.function)
+        return self.transformer, inputs
+
+
+TABULAR = Tabular()
+
+
+def make_features(target: str, made: Any) -> Features:
+    """The features of a configuration, whose function `target` has returned `made`."""
+    if isinstance(made, Tabular | NoFeatures):
+        return made
+    if isinstance(made, type) or not (hasattr(made, "fit_transform") and hasattr(made, "transform")):
+        raise UserError(
+            f"features._target_={target} returns {type(made).__name__}: return a scikit-learn transformer, which has"
+            " fit_transform and transform (a class gets both from BaseEstimator and TransformerMixin)"
+        )
+    return OwnFeatures(target, made)
+
+
+def unfitted(transformer: Any) -> Features:
+    """The features with which a fitted transformer can be fitted again."""
+    if transformer is None or is_tabular(transformer):
+        return NoFeatures() if transformer is None else TABULAR
+    return OwnFeatures(describe(transformer), clone(transformer))
+
+
+def transform(transformer: Any, X: pd.DataFrame) -> Any:
+    """The inputs of a model for the rows of X."""
+    if transformer is None:
+        return X
     with rows_fit(X):
-        return preprocess.fit(X)
+        inputs = transformer.transform(X)
+    if not is_tabular(transformer):
+        _check_inputs(inputs, X, transformer)
+    return inputs
 
 
-def widen(preprocess: ColumnTransformer, X: pd.DataFrame) -> None:
-    """Scale columns anew that vary far more in X than they did in training; all others stay as they are.
+def to_numbers(inputs: Any, dtype: str = "float32") -> np.ndarray:
+    """Inputs as a dense array, for models that take nothing else. UserError for texts and dates."""
+    dense = inputs.toarray() if issparse(inputs) else inputs
+    try:
+        return np.asarray(dense, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"features: this model needs numbers: {error}; use features=tabular") from error
 
-    A pixel that was always blank and now is not comes in at fifty standard deviations: it drowns the other columns, and
-    few steps of a gradient cannot mend that. Where a column hardly varied, hardly anything was learned from its scale.
+
+def is_tabular(transformer: Any) -> bool:
+    """Whether `Tabular` made a transformer."""
+    groups = getattr(transformer, "transformers", ()) if type(transformer) is ColumnTransformer else ()
+    kinds = {"numeric": StandardScaler, "text": OneHotEncoder, "date": StandardScaler}
+    return bool(groups) and all(
+        isinstance(pipe, Pipeline) and type(pipe[-1]) is kinds.get(kind) for kind, pipe, _ in groups
+    )
+
+
+def set_seed(estimator: Any, seed: int, *, unseeded_only: bool = False) -> None:
+    """Set each random_state of an estimator or transformer."""
+    params = estimator.get_params() if hasattr(estimator, "get_params") else {}
+    states = {key: value for key, value in params.items() if key.split("__")[-1] == "random_state"}
+    if chosen := {key: seed for key, value in states.items() if value is None or not unseeded_only}:
+        estimator.set_params(**chosen)
+
+
+def widen(transformer: ColumnTransformer, X: pd.DataFrame) -> None:
+    """Scale columns of `Tabular` again that vary far more in X than they did in training. All others do not change.
+
+    A pixel that was always blank in training and now is not would arrive at fifty standard deviations, and would hide the
+    other columns. The model has learned little from the scale of a column that hardly varied, so a new scale costs little.
     """
-    for kind, pipe, names in preprocess.transformers_:
+    for kind, pipe, names in transformer.transformers_:
         if kind in ("numeric", "date"):
             spread = pipe.transform(X[names]).std(axis=0)
             pipe[-1].scale_[spread > WIDE] *= spread[spread > WIDE]
 
 
-def signature(preprocess: ColumnTransformer | None, example: pd.DataFrame, classes: list | None) -> ModelSignature:
+def signature(transformer: Any, example: pd.DataFrame, classes: list | None) -> ModelSignature:
     """The MLflow signature of a model that takes the columns of `example` and answers with `classes` or a float.
 
-    `preprocess` knows what each column was in training; without one the example has to tell. Integer, bool and category
-    columns are AnyType: `double` refuses an int64 frame, `long` refuses a missing value, and over JSON `boolean` turns a
-    missing value into False without a word.
+    `Tabular` knows what each column was in training. For other features the type of the column decides.
+    Integer, bool and category columns are AnyType: `double` refuses an int64 frame, `long` refuses a missing value, and over
+    JSON `boolean` silently turns a missing value into False.
     """
-    groups = preprocess.transformers if preprocess else []
-    kinds = {name: kind for kind, _, names in groups for name in names}
+    kinds: Mapping[str, str] = {}
+    if is_tabular(transformer):
+        kinds = {name: kind for kind, _, names in transformer.transformers for name in names}
     inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(_column_type(column.dtype, kinds.get(name) or _kind(column)), name) for name, column in example.items()
+        ColSpec(_column_type(column.dtype, kinds.get(str(name))), name) for name, column in example.items()
     ]
     by_type = {bool: DataType.boolean, int: DataType.long, str: DataType.string}
     output = by_type.get(type(classes[0]), DataType.double) if classes else DataType.double
@@ -104,22 +206,105 @@ def threads_for(X: pd.DataFrame) -> AbstractContextManager:
 
 
 @contextmanager
-def rows_fit(X: pd.DataFrame) -> Iterator[None]:
-    """Turn an error of scikit-learn or numpy about a value in X into a UserError of one line that names the column."""
+def rows_fit(
+    X: pd.DataFrame, function: str | None = None, subject: str = "data: the rows do not fit the model"
+) -> Iterator[None]:
+    """Turn an error about a value in X, and any error of the team's own code, into a UserError of one line.
+
+    `function` made the transformer: each of its errors is an error of the team's own code. `subject` begins the message of
+    an error of scikit-learn or numpy.
+    """
     try:
         yield
-    except (ValueError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except Exception as error:
         reason = " ".join(str(error).split())
+        own = _own_function(error)
+        if own or function:
+            name = own or ""
+            if function and function != own:
+                name = f"{function}: {own}" if own else function
+            key = error.args[0] if isinstance(error, KeyError) and error.args else None
+            missing = isinstance(key, str) and key not in X.columns
+            column = " (the data have no column of this name)" if missing else _column_with(reason, X)
+            raise UserError(f"{name}: {type(error).__name__}: {reason}{column}") from error
+        if not isinstance(error, ValueError | TypeError):
+            raise
         if value := re.search(r"string to float: '(.*)'|datetime string \"(.*)\" at", reason):
-            text = value[1] or value[2]
-            names = [repr(name) for name, column in X.items() if (column.astype(str) == text).any()]
-            wanted = "numbers" if value[1] else "dates"
+            text, wanted = value[1] or value[2], "numbers" if value[1] else "dates"
             raise UserError(
-                f"data: column {' or '.join(names)} holds {text!r}, but the model needs {wanted}"
+                f"data: column {_columns_of(text, X)} holds {text!r}, but the model needs {wanted}"
             ) from error
-        raise UserError(f"data: the rows do not fit the model: {reason}") from error
+        raise UserError(f"{subject}: {reason}") from error
+
+
+def _own_function(error: Exception) -> str | None:
+    """The function of `project` that raised an error, or called what raised it."""
+    name, trace = None, error.__traceback__
+    while trace:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if module.startswith("project."):
+            name = f"{module}.{trace.tb_frame.f_code.co_qualname}"
+        trace = trace.tb_next
+    return name
+
+
+def _columns_of(text: str, X: pd.DataFrame) -> str:
+    return " or ".join(repr(name) for name, column in X.items() if (column.astype(str) == text).any())
+
+
+def _column_with(reason: str, X: pd.DataFrame) -> str:
+    """The columns with the value that an error quotes."""
+    quoted = re.search(r"'(.*?)'", reason)
+    names = _columns_of(quoted[1], X) if quoted else ""
+    return f" (column {names})" if names else ""
+
+
+def describe(estimator: Any) -> str:
+    """The classes and functions of `project` in an estimator or transformer, otherwise its class."""
+    params = estimator.get_params() if hasattr(estimator, "get_params") else {}
+    parts = [value if hasattr(value, "__qualname__") else type(value) for value in (estimator, *params.values())]
+    own = [f"{part.__module__}.{part.__qualname__}" for part in parts if str(part.__module__).startswith("project.")]
+    return " or ".join(dict.fromkeys(own)) or type(estimator).__name__
+
+
+def _check_columns(X: pd.DataFrame) -> None:
+    if X.shape[1] == 0:
+        raise UserError("data: no input column is left beside the target; allowed is one or more")
+
+
+def _check_inputs(inputs: Any, X: pd.DataFrame, transformer: Any, function: str | None = None) -> None:
+    """UserError where the team's transformer does not return one row for each row, or returns missing values."""
+    name = describe(transformer)
+    name = f"{function}: {name}" if function and function != name else name
+    shape: tuple[int, ...] = getattr(inputs, "shape", ())
+    if len(shape) != 2:
+        raise UserError(
+            f"{name} returns {type(inputs).__name__} of shape {shape}: return a table or an array of two axes"
+        )
+    if shape[0] != len(X):
+        raise UserError(f"{name} returns {shape[0]} rows for {len(X)} rows: return one row for each row")
+    if shape[1] == 0:
+        raise UserError(f"{name} returns no column: return one or more")
+    values = inputs.data if issparse(inputs) else inputs
+    missing = np.asarray(pd.isna(values))
+    if not missing.any():
+        return
+    columns = [] if issparse(inputs) else np.flatnonzero(missing.any(axis=0)).tolist()
+    names = list(inputs.columns) if isinstance(inputs, pd.DataFrame) else _output_names(transformer)
+    shown = [repr(str(names[i])) if names else f"number {i}" for i in columns[:3]]
+    raise UserError(
+        f"{name} returns NaN{' in column ' + ', '.join(shown) if shown else ''}: fill missing values there, or use"
+        " features=none with a model that takes them"
+    )
+
+
+def _output_names(transformer: Any) -> list[str]:
+    try:
+        return transformer.get_feature_names_out().tolist()
+    except (AttributeError, ValueError, TypeError, NotImplementedError):  # most own transformers have none
+        return []
 
 
 def _kind(column: pd.Series) -> str:
@@ -158,12 +343,14 @@ def _are_dates(values: pd.Series) -> bool:
     return True
 
 
-def _column_type(dtype: Any, kind: str) -> DataType | AnyType:
-    if kind == "numeric" and pd.api.types.is_float_dtype(dtype):
+def _column_type(dtype: Any, kind: str | None) -> DataType | AnyType:
+    """`kind` is that of a column of `Tabular`, or None."""
+    if kind in ("numeric", None) and pd.api.types.is_float_dtype(dtype):
         return DataType.double
     if isinstance(dtype, pd.StringDtype) or (kind == "text" and pd.api.types.is_object_dtype(dtype)):
         return DataType.string
-    if kind == "date" and not isinstance(dtype, pd.DatetimeTZDtype):  # MLflow refuses time zones as datetime
+    dates = kind == "date" or (kind is None and pd.api.types.is_datetime64_dtype(dtype))
+    if dates and not isinstance(dtype, pd.DatetimeTZDtype):  # MLflow refuses time zones as datetime
         return DataType.datetime
     return AnyType()
 
@@ -183,8 +370,8 @@ def _numeric() -> Pipeline:
     return make_pipeline(*_missing_as(np.nan), fill, StandardScaler())
 
 
-def _text() -> Pipeline:
-    one_hot = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=MAX_CATEGORIES, sparse_output=False)
+def _text(max_categories: int) -> Pipeline:
+    one_hot = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=max_categories, sparse_output=False)
     return make_pipeline(*_missing_as("(missing)"), _cast("str"), one_hot)
 
 

@@ -229,7 +229,11 @@ def explain(error: Exception, config_name: str) -> str:
     """One line for what Hydra or OmegaConf refused, with the nearest valid names."""
     message = f"{error}\n{error.__cause__ or ''}"
     if (found := re.search(r"full_key: (\S+)", str(error))) and error.__cause__:  # from making an object
-        return f"{found[1]}: {' '.join(str(error.__cause__).split())}"
+        cause = " ".join(str(error.__cause__).split())
+        if missing := re.search(r"Error (?:loading|locating target) '([\w.]+)\.(\w+)'", f"{cause} {error}"):
+            return f"{found[1]}._target_={missing[1]}.{missing[2]} does not exist: {missing[1]} has no {missing[2]}"
+        called = re.search(r"in call to target '([^']+)'", str(error))
+        return f"{found[1]}: {f'{called[1]}: ' if called else ''}{cause}"
     if found := re.search(r"Could not find '([^'/]+(?:/[^'/]+)*)/([^'/]*)'", message):
         group, option = found.groups()
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))

@@ -14,6 +14,7 @@ from alacarte import launch, tracking
 from alacarte.data.dataset import as_mlflow, load_data
 from alacarte.data.tables import absolute
 from alacarte.evaluation.metrics import score_parts
+from alacarte.features import make_features
 from alacarte.formats.check import make_folder
 
 
@@ -27,10 +28,10 @@ def main(cfg: DictConfig) -> None:
     print(f"train: {dataset.name}, {len(X)} rows of {X.shape[1]} columns, {dataset.task} of {dataset.target}")
     mlflow.log_input(as_mlflow(dataset, "train"), context="train")
 
+    features = make_features(cfg.features._target_, launch.instantiate(cfg.features, _convert_="all"))
     learner = launch.instantiate(cfg.model)
     learner.fit(
-        X, y, X_val, y_val, task=dataset.task, seed=cfg.seed,
-        on_epoch=tracking.log_epoch,
+        X, y, X_val, y_val, task=dataset.task, seed=cfg.seed, features=features, on_epoch=tracking.log_epoch,
     )  # fmt: skip
 
     # The model says what it learned from, so that evaluate needs nothing but the model.

@@ -10,16 +10,18 @@ Written against skops 0.16 (skops/io/_audit.py and the nodes in _general.py, _nu
 
 import importlib
 import json
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, BinaryIO
 from zipfile import ZipFile
 
 from alacarte.errors import UserError
+from alacarte.folders import ROOT, TEMPLATE
 from alacarte.formats.classes import CLASSES, FUNCTIONS, LOSSES
 from alacarte.formats.objects import check_object
 
@@ -74,6 +76,8 @@ NODES: dict[str, frozenset[tuple[str, str]]] = {
 # Older protocols name functions elsewhere in the tree, where the check below does not look.
 PROTOCOL = 2
 
+PROJECT = "project"  # the package of the team, whose classes and functions a model may contain
+
 MAX_SCHEMA = 2**28  # bytes of the JSON tree in a skops file: a text feature of a million words needs 200 MB
 
 PICKLES = {".pkl", ".pickle", ".cloudpickle", ".joblib", ".pth", ".pt", ".ckpt", ".bin"}
@@ -103,11 +107,13 @@ def check_types(file: str | Path | BinaryIO, path: object = "the model") -> list
             raise UserError(
                 f"{path}: {full_name} comes in a {kind}, which is not in NODES of alacarte/formats/check.py: not loaded"
             )
-        if (module, name) not in NODES[kind] and not (kind == "FunctionNode" and full_name in _ufuncs()):
+        if module.startswith(f"{PROJECT}.") and kind in ("ObjectNode", "FunctionNode"):
+            _check_own(path, module, name, kind)
+        elif (module, name) not in NODES[kind] and not (kind == "FunctionNode" and full_name in _ufuncs()):
             raise UserError(
                 f"{path}: needs {full_name} in a {kind}, which is not in alacarte/formats/classes.py: not loaded or saved"
             )
-        if kind in ("ObjectNode", "LossNode"):
+        elif kind in ("ObjectNode", "LossNode"):
             _check_home(path, module, name)
     return sorted({f"{module}.{name}" for _, module, name in nodes})
 
@@ -137,6 +143,18 @@ def load_skops(path: str | Path) -> Any:
             raise UserError(f"{path}: not a skops file that can be read: {reason}") from error
     check_object(model, str(path))
     return model
+
+
+def copy_project(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Copy `project` into a model folder whose model needs names of it. Return the entry of its flavors for the copy.
+
+    The copy is for stock MLflow in a process without `project`. The steps and the server use the checkout only.
+    """
+    if not any(name.startswith(f"{PROJECT}.") for name in names):
+        return {}
+    origin = next(home for home in (ROOT, TEMPLATE) if (home / PROJECT).is_dir()) / PROJECT
+    shutil.copytree(origin, folder / "code" / PROJECT, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    return {"code": "code"}
 
 
 def make_folder(key: str, path: str) -> Path:
@@ -195,6 +213,23 @@ def _check_home(path: object, module: str, name: str) -> None:
         cls = None
     if not isinstance(cls, type) or (cls.__module__, cls.__qualname__) != (module, name):
         raise UserError(f"{path}: {module}.{name} is not defined there in this installation: not loaded")
+
+
+def _check_own(path: object, module: str, name: str, kind: str) -> None:
+    """Refuse all but the classes and functions that a module of `project` in this checkout defines."""
+    label, own = f"{path}: {module}.{name}", None
+    if "__" not in f"{module}.{name}":
+        try:
+            own = vars(importlib.import_module(module)).get(name)
+        except ModuleNotFoundError:
+            own = None
+    defined = isinstance(own, type) if kind == "ObjectNode" else isinstance(own, FunctionType)
+    if not defined or (own.__module__, own.__qualname__) != (module, name):  # type: ignore[union-attr]
+        kinds = "class" if kind == "ObjectNode" else "function"
+        raise UserError(f"{label} is no {kinds} at the top level of a module of this checkout: not loaded or saved")
+    file = Path(str(sys.modules[module].__file__)).resolve()
+    if not any(file.is_relative_to(folder / PROJECT) for folder in (ROOT, TEMPLATE)):
+        raise UserError(f"{label} was imported from {file}, which is not in this checkout: not loaded or saved")
 
 
 def _nodes(schema: object) -> Iterator[dict]:

@@ -63,10 +63,14 @@ def _load(folder: Path, trust_code: bool) -> tuple[str, Any, PyFuncModel]:
     _check_example(folder, meta)
     loader = flavor.get("loader_module")
     with_code = any(part.get("code") for part in (flavor, sklearn, torch))
-    if loader == "mlflow.sklearn" and not with_code:
-        _check_sklearn(folder, flavor, sklearn)
-        estimator = formats.load_skops(folder / "model.skops")
-        return "sklearn", estimator, _wrap(folder, meta, estimator, flavor.get("predict_fn", "predict"))
+    if loader == "mlflow.sklearn":  # code in the folder is for stock MLflow and is not used here
+        try:
+            _check_sklearn(folder, flavor, sklearn)
+            estimator = formats.load_skops(folder / "model.skops")
+            return "sklearn", estimator, _wrap(folder, meta, estimator, flavor.get("predict_fn", "predict"))
+        except UserError:
+            if not (with_code and trust_code):
+                raise
     if loader == "torch_pyfunc" and not torch.get("code") and flavor.get("data") == "data/network":
         _check_pickles(folder)
         from alacarte.formats.torch_network import TorchNetwork

@@ -48,9 +48,10 @@ def check_object(model: object, path: str) -> None:
             _check_arguments(part)
         for checks in (STRUCTURES, ENSEMBLES):  # an ensemble may be asked only when its trees are known to be sound
             for part in parts:
-                if check := checks.get(type(part).__name__):
-                    check(part)
-                elif checks is STRUCTURES and hasattr(part, "check_format"):  # a sparse matrix
+                for cls in type(part).__mro__:  # a class of `project` can inherit from one of scikit-learn
+                    if check := checks.get(cls.__name__):
+                        check(part)
+                if checks is STRUCTURES and hasattr(part, "check_format"):  # a sparse matrix
                     part.check_format(full_check=True)
     except Exception as error:  # a forged object can lack any attribute; it is refused whatever the error is
         reason = " ".join(str(error).split())[:200]
@@ -76,16 +77,21 @@ def _parts(model: object) -> Iterator[Any]:
             branches.extend(part.ravel().tolist())
         elif isinstance(part, partial):
             branches.extend((part.func, part.args, part.keywords, vars(part)))
-        elif _is_listed(part):
+        elif _is_listed(part) or _is_own(part):
             branches.extend(vars(part).values() if hasattr(part, "__dict__") else part.__getstate__() or ())
 
 
 def _is_listed(part: object) -> bool:
-    return (type(part).__module__, type(part).__name__) in CLASSES
+    """Whether the class of an object, or one that it inherits from, is on the list."""
+    return any((cls.__module__, cls.__name__) in CLASSES for cls in type(part).__mro__)
+
+
+def _is_own(part: object) -> bool:
+    return type(part).__module__.startswith("project.")
 
 
 def _check_attributes(part: Any) -> None:
-    if not _is_listed(part) or not hasattr(part, "__dict__"):
+    if not (_is_listed(part) or _is_own(part)) or not hasattr(part, "__dict__"):
         return
     for name, value in vars(part).items():
         label = f"{type(part).__name__}.{name}"
@@ -94,7 +100,7 @@ def _check_attributes(part: Any) -> None:
         if hasattr(inspect.getattr_static(type(part), name, None), "__get__"):
             raise ValueError(f"{label} would take the place of a method")
         allowed, is_harmless = ATTRIBUTES.get(name, ("", None))
-        if is_harmless and not is_harmless(value):
+        if is_harmless and _is_listed(part) and not is_harmless(value):
             raise ValueError(f"{label} is {type(value).__name__} {str(value)[:60]!r}, allowed is {allowed}")
 
 

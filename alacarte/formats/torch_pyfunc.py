@@ -12,9 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-# What the preprocessing of learners/features.py needs beyond what skops trusts by itself.
-TYPES = ["numpy.asarray", "numpy.dtype", "pandas.NA"]
-
 
 def predictions(outputs: np.ndarray, net: dict) -> np.ndarray:
     """(n,) labels from logits (n, n_classes), or float64 in the target's unit from scaled numbers (n, 1)."""
@@ -29,7 +26,8 @@ class Predictor:
         import skops.io
 
         self.net = json.loads((folder / "net.json").read_text())
-        self.preprocess = skops.io.load(folder / "preprocess.skops", trusted=TYPES)
+        file = folder / "preprocess.skops"  # trusted, as all code in this folder is
+        self.preprocess = skops.io.load(file, trusted=skops.io.get_untrusted_types(file=file))
         # MLflow's loader, because it heeds MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false where torch.export.load does not
         self.network = mlflow.pytorch.load_model(str(folder.parents[1]))
 

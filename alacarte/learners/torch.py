@@ -19,8 +19,21 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from alacarte import features, formats
+from alacarte import formats
 from alacarte.errors import UserError
+from alacarte.features import (
+    TABULAR,
+    Features,
+    is_tabular,
+    labels,
+    requirements,
+    signature,
+    threads_for,
+    to_numbers,
+    transform,
+    unfitted,
+    widen,
+)
 from alacarte.formats import torch_network, torch_pyfunc
 from alacarte.learners import OnEpoch, Update, check_changed, log_model, onward_rate, outputs, with_answers
 
@@ -76,6 +89,8 @@ class TorchLearner:
         *,
         task: str,
         seed: int,
+        features: Features = TABULAR,
+        weight: np.ndarray | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> None:
         """on_epoch gets train_loss (the mean over the epoch), val_loss, and val_accuracy or val_r2."""
@@ -83,9 +98,9 @@ class TorchLearner:
         self.device = _device(str(self.device))
         torch.manual_seed(seed)
         self.task = task
-        self.preprocess = features.fit_preprocess(X)
-        inputs, inputs_val = self._inputs(X), self._inputs(X_val)
-        self.classes = np.unique(features.labels(y)).tolist() if task == "classification" else None
+        self.preprocess, train_inputs = features.fit_transform(X, y, seed)
+        inputs, inputs_val = self._to_tensor(train_inputs), self._inputs(X_val)
+        self.classes = np.unique(labels(y)).tolist() if task == "classification" else None
         scale = {"mean": float(y.mean()), "scale": float(y.std(ddof=0)) or 1.0} if self.classes is None else None
         self.net = {
             "network": _describe(self.make_network),
@@ -103,7 +118,7 @@ class TorchLearner:
         except (TypeError, RuntimeError) as error:
             raise UserError(f"model.network: {self.net['network']['_target_']}: {error}") from error
         self.network = network.to(self.device)
-        with features.threads_for(X):
+        with threads_for(X):
             self.net["epochs"] = self._train(
                 inputs, self._targets(y), inputs_val, self._targets(y_val), self.knobs["max_epochs"], on_epoch
             )
@@ -131,7 +146,8 @@ class TorchLearner:
         """
         if init == "scratch":
             anew = TorchLearner(self.make_network, **self.knobs, device=str(self.device))
-            anew.fit(X, y, X_val, y_val, task=self.task, seed=seed, on_epoch=on_epoch)
+            features = unfitted(self.preprocess)
+            anew.fit(X, y, X_val, y_val, task=self.task, seed=seed, features=features, on_epoch=on_epoch)
             vars(self).update(vars(anew))
             return Update(init, self.epochs, self.epochs * len(X))
         assert self.classes is None or set(y.tolist()) <= set(self.classes), "labels of unknown classes are kept out"
@@ -142,9 +158,10 @@ class TorchLearner:
             with torch.no_grad():
                 for kept, new in zip(self.network.parameters(), fresh.parameters(), strict=True):
                     kept.mul_(shrink).add_(new, alpha=1 - shrink)
-        features.widen(self.preprocess, X)
+        if is_tabular(self.preprocess):
+            widen(self.preprocess, X)
         most = max(1, int(share * self.epochs))
-        with features.threads_for(X):
+        with threads_for(X):
             parts = self._inputs(X), self._targets(y), self._inputs(X_val), self._targets(y_val)
             epochs = self._train(*parts, most, on_epoch, onward=True)
         check_changed(before, self, X)
@@ -175,7 +192,6 @@ class TorchLearner:
             save_file(network.state_dict(), data / "weights.safetensors")
             (data / "net.json").write_text(json.dumps(self.net, indent=2))
             types = formats.save_skops(self.preprocess, data / "preprocess.skops")
-            assert set(types) <= set(torch_pyfunc.TYPES), types
             model.add_flavor("pytorch", model_data="data/network", pytorch_version=str(torch.__version__), code=None)
             mlflow.pyfunc.save_model(
                 str(path),
@@ -183,11 +199,12 @@ class TorchLearner:
                 loader_module="torch_pyfunc",
                 code_paths=[torch_pyfunc.__file__],
                 data_path=str(data),
-                signature=features.signature(self.preprocess, example, self.classes),
+                signature=signature(self.preprocess, example, self.classes),
                 input_example=example,
-                pip_requirements=features.requirements("scipy", "torch"),
+                pip_requirements=requirements("scipy", "torch"),
                 metadata=with_answers(self, example, metadata),
             )
+        formats.copy_project(path, types)
 
     def log(self, name: str, *, example: pd.DataFrame, metadata: dict[str, Any]) -> ModelInfo:
         return log_model(self, name, example=example, metadata=metadata)
@@ -267,8 +284,10 @@ class TorchLearner:
         return F.mse_loss(outputs[:, 0], targets) if self.classes is None else F.cross_entropy(outputs, targets)
 
     def _inputs(self, X: pd.DataFrame) -> torch.Tensor:
-        with features.rows_fit(X):
-            return torch.from_numpy(self.preprocess.transform(X).astype("float32")).to(self.device)
+        return self._to_tensor(transform(self.preprocess, X))
+
+    def _to_tensor(self, inputs: Any) -> torch.Tensor:
+        return torch.from_numpy(to_numbers(inputs)).to(self.device)
 
     def _targets(self, y: pd.Series) -> torch.Tensor:
         if self.classes is None:

@@ -172,7 +172,9 @@ def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
         """Which version serves, since when, how often it changed, and what failed last."""
         access.check(request.headers, "predict", "feedback", "admin")
         recorded = (
-            {"dropped": state.prediction_log.dropped, "store_healthy": state.prediction_log.healthy} if state.prediction_log else {}
+            {"dropped": state.prediction_log.dropped, "store_healthy": state.prediction_log.healthy}
+            if state.prediction_log
+            else {}
         )
         return {**follower.status(), **recorded}
 

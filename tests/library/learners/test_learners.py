@@ -20,6 +20,7 @@ from mlflow.pyfunc import scoring_server
 
 from alacarte import features, learners
 from alacarte.errors import UserError
+from alacarte.features import TABULAR
 
 TASKS = ("classification", "regression")
 MISSING = (None, np.nan, pd.NA, pd.NaT)
@@ -144,7 +145,7 @@ def test_columns_of_every_kind() -> None:
             "almost": ["2020-01-01", "2020-13-01", None, "2020-01-02"],
         }
     )
-    preprocess = features.fit_preprocess(X)
+    preprocess, _ = TABULAR.fit_transform(X)
     kinds = {name: kind for kind, _, names in preprocess.transformers_ if kind != "remainder" for name in names}
     dates, text = ["zoned", "times", "dates"], ["nothing", "names", "mixed", "codes", "almost"]
     assert kinds == {name: "date" if name in dates else "text" if name in text else "numeric" for name in X.columns}
@@ -157,7 +158,7 @@ def test_columns_of_every_kind() -> None:
     assert types["zoned"] == types["constant"] == types["names"] == types["sizes"] == "any"
     for bad in ([[1], [2]], [1 + 2j, 3j], [b"x", b"y"]):
         with pytest.raises(UserError, match="column 'bad'"):
-            features.fit_preprocess(pd.DataFrame({"bad": bad}))
+            TABULAR.fit_transform(pd.DataFrame({"bad": bad}))
 
 
 def test_a_learner_says_what_it_cannot_do() -> None:

@@ -41,7 +41,7 @@ def test_each_family_goes_on_or_says_why_not(family: str, kind: str, task: str, 
             assert (update.init, update.note) == ("warm", None)
             assert update.epochs <= max(1, epochs / 4) and made.epochs == epochs
         else:
-            assert update.init == "scratch" and "cannot be trained on" in update.note
+            assert update.init == "scratch" and "cannot be trained further" in update.note
         made = again(made, tmp_path / f"round{round_}", X)
     after = made.predict(both)
     served = mlflow.pyfunc.load_model(str(tmp_path / "round1")).predict(both)
