@@ -260,14 +260,28 @@ def _check_histogram_boosting(model: Any) -> None:
     if not hasattr(model, "_predictors"):
         return
     width, name = model.n_features_in_, type(model).__name__
+    _check_bins(model._bin_mapper, model.max_bins, width, name)
     categories = np.asarray(model._bin_mapper.is_categorical_, bool)
-    _require(categories.shape == (width,), f"{name}: bins of another number of columns")
     for tree in (tree for iteration in model._predictors for tree in iteration):
         inner = tree.nodes[tree.nodes["is_leaf"] == 0]
         column = inner["feature_idx"]
         _require(((column >= 0) & (column < width)).all(), f"{name}: a node reads a column that does not exist")
         categorical = column[inner["is_categorical"] != 0]
         _require(categories[categorical].all(), f"{name}: a node reads categories of a column that has none")
+
+
+def _check_bins(mapper: Any, max_bins: int, width: int, name: str) -> None:
+    """Further training counts rows per bin in arrays of `n_bins` places."""
+    thresholds, categorical = mapper.bin_thresholds_, np.asarray(mapper.is_categorical_, bool)
+    _require(categorical.shape == (width,) and len(thresholds) == width, f"{name}: bins of another number of columns")
+    n_bins = max_bins + 1
+    _require(3 <= n_bins <= 256 and mapper.n_bins == n_bins, f"{name}: another number of bins")
+    _require(mapper.missing_values_bin_idx_ == n_bins - 1, f"{name}: another bin for missing values")
+    used = np.array([len(limits) + 1 for limits in thresholds]) - categorical
+    _require(max(used) < n_bins, f"{name}: more thresholds than bins")
+    _require(np.array_equal(mapper.n_bins_non_missing_, used), f"{name}: another number of thresholds than bins")
+    for limits in (limits for limits, is_category in zip(thresholds, categorical, strict=True) if is_category):
+        _require(((limits >= 0) & (limits < 256)).all(), f"{name}: a category that has no place in a set of bits")
 
 
 FORESTS = ("RandomForest", "ExtraTrees", "DecisionTree", "ExtraTree")

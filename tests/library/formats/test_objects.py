@@ -161,12 +161,23 @@ def swapped(model: GradientBoostingClassifier) -> GradientBoostingClassifier:
 
 def forge_categories(model: HistGradientBoostingClassifier) -> HistGradientBoostingClassifier:
     model._bin_mapper.is_categorical_ = np.zeros(5, "uint8")
+    model._bin_mapper.n_bins_non_missing_[0] += 1  # the column of categories
     return model
 
 
 def forge_bits(model: HistGradientBoostingClassifier) -> HistGradientBoostingClassifier:
     model._predictors[0][0].raw_left_cat_bitsets = np.zeros((9, 1), "uint32")
     return model
+
+
+def forge_bins(column: int, limits: np.ndarray, **attributes: Any) -> HistGradientBoostingClassifier:
+    """Bins of one column; with `attributes` of the bins, or of the model for max_bins."""
+    model = boosted()
+    mapper = model._bin_mapper
+    mapper.bin_thresholds_[column] = limits
+    mapper.n_bins_non_missing_[column] = len(limits) + (column != 0)  # column 0 holds categories
+    vars(mapper).update({name: value for name, value in attributes.items() if name != "max_bins"})
+    return changed(model, max_bins=attributes.get("max_bins", model.max_bins))
 
 
 def precomputed() -> SVC:
@@ -194,6 +205,12 @@ FORGED: dict[str, tuple[Callable[[], Any], str]] = {
     "boosted set": (lambda: forge_boosted("bitset_idx", 10**6, node=1), "set that does not exist"),
     "boosted categories": (lambda: forge_categories(boosted()), "categories of a column"),
     "boosted bits": (lambda: forge_bits(boosted()), "no sets of bits"),
+    "boosted thresholds": (lambda: forge_bins(1, np.arange(400.0)), "more thresholds than bins"),
+    "boosted bins": (lambda: forge_bins(1, np.zeros(3), n_bins=7), "another number of bins"),
+    "boosted fewer bins": (lambda: forge_bins(1, np.arange(9.0), max_bins=3, n_bins=4), "bin for missing"),
+    "boosted missing": (lambda: forge_bins(1, np.zeros(3), missing_values_bin_idx_=99), "bin for missing"),
+    "boosted counts": (lambda: forge_bins(1, np.zeros(3), n_bins_non_missing_=np.full(5, 9)), "number of thresholds"),
+    "boosted category": (lambda: forge_bins(0, np.array([0.0, 900.0])), "no place in a set of bits"),
     **{f"{algorithm} {name}": (lambda algorithm=algorithm, place=place, part=part: forge_neighbours(algorithm, place, part), said)
        for algorithm in ("kd_tree", "ball_tree")
        for name, place, part, said in (
