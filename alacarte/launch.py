@@ -230,8 +230,11 @@ def explain(error: Exception, config_name: str) -> str:
     message = f"{error}\n{error.__cause__ or ''}"
     if (found := re.search(r"full_key: (\S+)", str(error))) and error.__cause__:  # from making an object
         cause = " ".join(str(error.__cause__).split())
-        if missing := re.search(r"Error (?:loading|locating target) '([\w.]+)\.(\w+)'", f"{cause} {error}"):
-            return f"{found[1]}._target_={missing[1]}.{missing[2]} does not exist: {missing[1]} has no {missing[2]}"
+        # a package that a module imports can be missing too: then the cause names the package
+        if missing := re.search(r"Error loading '(([\w.]+)\.(\w+))': .*No module named '([\w.]+)'", cause):
+            target, module, name, unknown = missing.groups()
+            if f"{target}.".startswith(f"{unknown}."):
+                return f"{found[1]}._target_={target} does not exist: {module} has no {name}"
         called = re.search(r"in call to target '([^']+)'", str(error))
         return f"{found[1]}: {f'{called[1]}: ' if called else ''}{cause}"
     if found := re.search(r"Could not find '([^'/]+(?:/[^'/]+)*)/([^'/]*)'", message):
