@@ -18,7 +18,7 @@ from alacarte.evaluation.audit import subset
 from alacarte.evaluation.gate import check_gate
 from alacarte.evaluation.metrics import score_parts
 from alacarte.feedback import Store
-from alacarte.feedback.locks import Lease, claim, give_back, lock, use
+from alacarte.feedback.locks import Lock, claim, give_back, lock, use
 from alacarte.feedback.queries import Labelled
 from alacarte.processes import Forks
 from alacarte.retraining import recovery
@@ -34,22 +34,24 @@ def main(cfg: DictConfig, forks: Forks) -> None:
     if not name or not cfg.feedback.url:
         raise UserError(f"registered_model_name={name} feedback.url={cfg.feedback.url}: retrain needs both")
     registry.require_champion(name)
-    with lock(Store(cfg.feedback.url), name) as lease:
-        if isinstance(lease, str):
-            print(f"retrain: nothing to do, {lease} retrains {name} now")
+    with lock(Store(cfg.feedback.url), name) as model_lock:
+        if model_lock is None:
+            print(f"retrain: nothing to do, another process retrains {name} now")
             return
-        waiting = recovery.recover(lease, name)  # the run of a version of an earlier call, which has no verdict yet
-        run_id, notes = (waiting, []) if waiting else retrain(cfg, lease)
+        waiting = recovery.recover(
+            model_lock, name
+        )  # the run of a version of an earlier call, which has no verdict yet
+        run_id, notes = (waiting, []) if waiting else retrain(cfg, model_lock)
         if run_id:
             evaluate_cfg = launch.part_of(cfg, "evaluate", run_id=run_id, model_uri=None)
             forks.run_step("evaluate", evaluate_cfg, mlflow.get_run(run_id))
     print(*(f"retrain: {note}" for note in notes), *([f"run_id={run_id}"] if run_id else []), sep="\n")
 
 
-def retrain(cfg: DictConfig, lease: Lease) -> tuple[str | None, list[str]]:
+def retrain(cfg: DictConfig, model_lock: Lock) -> tuple[str | None, list[str]]:
     """Choose the labels and train with them: the run id, None where too few labels are new, and notes for the user."""
     name, settings = cfg.registered_model_name, launch.plain(cfg.retrain)
-    labelled = lease.store.labelled(name, "accepted", "used")
+    labelled = model_lock.store.labelled(name, "accepted", "used")
     if not has_new(labelled):
         return None, [f"nothing to do, {name} has no new label to learn from"]
     champion = load_champion(name, launch.plain(cfg.data) if cfg.get("data") else None)
@@ -58,16 +60,16 @@ def retrain(cfg: DictConfig, lease: Lease) -> tuple[str | None, list[str]]:
     if len(choice.new) < settings["min_labels"]:
         count = f"{len(choice.new)} new labels of retrain.min_labels={settings['min_labels']}"
         return None, [f"nothing to do, {count}; left out: {choice.why_left_out}", *notes]
-    return train(cfg, lease, champion, labelled, choice), notes
+    return train(cfg, model_lock, champion, labelled, choice), notes
 
 
-def train(cfg: DictConfig, lease: Lease, champion: Champion, labelled: Labelled, choice: Choice) -> str:
+def train(cfg: DictConfig, model_lock: Lock, champion: Champion, labelled: Labelled, choice: Choice) -> str:
     """Train, register the version and mark its labels as used; the run id."""
     settings, learner, dataset, number = launch.plain(cfg.retrain), champion.learner, champion.dataset, champion.number
     ids = labelled.about["feedback_id"].to_numpy()
     with tracking.start_run("retrain", cfg) as run:
         run_id = run.info.run_id
-        claimed = claim(lease, ids[choice.new].tolist(), run_id)
+        claimed = claim(model_lock, ids[choice.new].tolist(), run_id)
         new = choice.new[np.isin(ids[choice.new], claimed)]  # a label may just have been rejected
         taken = subset(labelled, np.concatenate([choice.replayed, new]))
         amounts = {key: settings[key] for key in ("max_replay_rows", "label_weight")}
@@ -85,12 +87,12 @@ def train(cfg: DictConfig, lease: Lease, champion: Champion, labelled: Labelled,
         metrics |= {"samples_seen": update.samples_seen, "epochs": update.epochs, "new_labels": len(new)}
         mlflow.log_metrics(metrics, model_id=info.model_id)
         if cfg.gate.dry_run:
-            give_back(lease, run_id)
+            give_back(model_lock, run_id)
             return run_id
         registry.check_champion(champion.name, number)
         tags = {registry.RUN_TAG: run_id, "parent_version": number, "new_labels": len(new)}
         version = registry.number_of(registry.register(champion.name, info.model_uri, tags))
-        use(lease, run_id, version)
+        use(model_lock, run_id, version)
         mlflow.set_tag("model_version", version)
         return run_id
 

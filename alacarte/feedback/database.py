@@ -18,17 +18,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from alacarte.errors import StoreError, UserError
 
-try:
-    import psycopg
-except ModuleNotFoundError:  # alacarte[postgres] is not installed; sqlite3 has exceptions of the same names
-    import sqlite3 as psycopg  # type: ignore[no-redef]
-
 SCHEMA_VERSION = 3  # 1 and 2 were never released
-FORMS = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
-ROW_BYTES = 300  # of a prediction, beside inputs and outputs
-AT_ONCE = 256  # predictions in one INSERT, a power of 2
-MISTAKES = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.IntegrityError,
-            psycopg.DataError)  # fmt: skip
+ALLOWED_URLS = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+INSERT_ROWS = 256  # predictions in one INSERT, a power of 2
+MAX_CONNECTIONS = 40  # beside the five that stay open
 
 logger = logging.getLogger(__name__)
 
@@ -89,13 +82,6 @@ feedback = Table(
     Index("feedback_in_state", "state", "id"),
     sqlite_autoincrement=True,  # an id is never given twice: trainings record them
 )
-leases = Table(
-    "leases",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("holder", Text, nullable=False),
-    Column("until", Double, nullable=False),  # Unix seconds, by the clock of the database
-)
 # Floating point numbers do not shrink; PostgreSQL would try.
 sa.event.listen(
     predictions,
@@ -103,70 +89,73 @@ sa.event.listen(
     sa.DDL("ALTER TABLE predictions ALTER COLUMN inputs SET STORAGE EXTERNAL").execute_if(dialect="postgresql"),
 )
 
-THREADS = 40  # of a server that may ask at once
-
 
 class Database:
-    """A database by its URL. UserError for one that cannot be opened; one that only does not answer yet is warned about.
+    """A database by its URL. UserError if it cannot be opened; a warning if it only does not answer yet.
 
-    `timeout`: seconds that a transaction waits for others, and for a connection.
+    `timeout`: seconds that a transaction waits for other transactions, and for a connection.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
         try:
             parsed = sa.make_url(url)
         except (ArgumentError, ValueError):
-            raise UserError(f"feedback.url is not the URL of a database: {FORMS}") from None
-        self.shown = parsed.set(query={}).render_as_string(hide_password=True)  # options may hold a password too
-        self.timeout = timeout
+            raise UserError(f"feedback.url is not the URL of a database: {ALLOWED_URLS}") from None
+        self.timeout, self._preparing, self._is_ready = timeout, threading.Lock(), False
         self.is_sqlite = parsed.drivername in ("sqlite", "sqlite+pysqlite")
-        self._lock, self._ready = threading.Lock(), False
-        self._file: tuple[int, int] | None = None  # device and inode
-        if self.is_sqlite:
-            self._path, self.engine = self._open_file(parsed)
-        elif parsed.drivername in ("postgresql", "postgresql+psycopg"):
-            if psycopg is sqlite3:
-                raise UserError(f"feedback.url={self.shown}: psycopg is missing: pip install 'alacarte[postgres]'")
-            limits = {"connect_timeout": max(2, int(timeout)), "options": f"-c lock_timeout={int(timeout * 1000)}"}
-            self.engine = sa.create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_timeout=timeout,
-                max_overflow=THREADS, hide_parameters=True,
-                connect_args={key: value for key, value in limits.items() if key not in parsed.query},
-            )  # fmt: skip
-        else:
-            raise UserError(f"feedback.url={self.shown}: SQLite and PostgreSQL are supported: {FORMS}")
+        key = f"feedback.url={parsed.set(query={}).render_as_string(hide_password=True)}"  # options may hold a password too
         try:
+            if self.is_sqlite:
+                self.engine = self._open_file(parsed)
+            elif parsed.drivername in ("postgresql", "postgresql+psycopg"):
+                self.engine = self._open_server(parsed.set(drivername="postgresql+psycopg"))
+            else:
+                raise UserError("SQLite and PostgreSQL are supported")
             with self.read():
                 pass
+        except UserError as error:
+            raise UserError(f"{key}: {error}: {ALLOWED_URLS}") from None
+        except ModuleNotFoundError:
+            raise UserError(f"{key}: psycopg is missing: pip install 'alacarte[postgres]'") from None
+        except DBAPIError as error:  # an option that the driver does not know
+            raise UserError(f"{key}: {str(error.orig).splitlines()[0]}: {ALLOWED_URLS}") from None
         except StoreError as error:
-            if not _is_away(error.__cause__):
-                raise UserError(f"feedback.url={self.shown}: {error}: {FORMS}") from None
-            logger.warning("feedback.url=%s: %s; it is tried again with each use", self.shown, error)
-        except sa.exc.DBAPIError as error:  # an option that the driver does not know
-            raise UserError(f"feedback.url={self.shown}: {str(error.orig).splitlines()[0]}: {FORMS}") from None
+            if not _may_answer_later(error.__cause__):
+                raise UserError(f"{key}: {error}: {ALLOWED_URLS}") from None
+            logger.warning("%s: %s; it is tried again with each use", key, error)
 
-    def _open_file(self, url: sa.URL) -> tuple[Path, sa.Engine]:
+    def _open_file(self, url: sa.URL) -> sa.Engine:
         if url.database in (None, "", ":memory:") or url.query:
-            raise UserError(f"feedback.url={self.shown}: a store is a file, without options: write sqlite:///FILE")
-        path = Path(str(url.database)).absolute()
+            raise UserError("a store is a file, without options")
+        self.path = Path(str(url.database)).absolute()
+        self._file: tuple[int, int] | None = None  # device and inode
         try:
-            # Others must not read it. From here on it is never made again: a file that vanished is an error, not an empty
-            # store. SQLite gives the files -wal and -shm the mode of this one.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            # Only the owner may read it; SQLite gives the files -wal and -shm the same mode. The file is created here and
+            # never again: a file that vanished is an error, not an empty store.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
-            raise UserError(f"feedback.url={self.shown}: {error.strerror}: name a file that can be written") from None
+            raise UserError(f"{error.strerror}: name a file that can be written") from None
+        url = sa.URL.create("sqlite", database=f"file:{quote(str(self.path))}", query={"mode": "rw", "uri": "true"})
+        engine = self._create_engine(url, {"timeout": self.timeout, "isolation_level": None, "cached_statements": 256})
+        sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=ON"))
+        return engine
 
-        def connect() -> sqlite3.Connection:
-            connection = sqlite3.connect(
-                f"file:{quote(str(path))}?mode=rw", uri=True, timeout=self.timeout, isolation_level=None,
-                check_same_thread=False, cached_statements=256,
-            )  # fmt: skip
-            connection.execute("PRAGMA foreign_keys=ON")
-            connection.execute("PRAGMA journal_size_limit=67108864")
-            return connection
+    def _open_server(self, url: sa.URL) -> sa.Engine:
+        from psycopg import RawCursor, RawServerCursor  # the other cursors parse the text of a statement each time
 
-        pool = {"poolclass": sa.QueuePool, "pool_timeout": self.timeout, "max_overflow": THREADS}
-        return path, sa.create_engine("sqlite://", creator=connect, hide_parameters=True, **pool)
+        # With keepalives the server notices within minutes that a machine is gone which holds a lock.
+        settings = f"-c lock_timeout={int(self.timeout * 1000)} -c tcp_keepalives_idle=15 -c tcp_keepalives_interval=15"
+        options = {"connect_timeout": max(2, int(self.timeout)), "options": settings}
+        options = {key: value for key, value in options.items() if key not in url.query} | {"cursor_factory": RawCursor}
+        engine = self._create_engine(url, options, paramstyle="numeric_dollar", pool_pre_ping=True)
+        sa.event.listen(
+            engine, "connect", lambda connection, _: setattr(connection, "server_cursor_factory", RawServerCursor)
+        )
+        return engine
+
+    def _create_engine(self, url: sa.URL, options: dict[str, Any], **more: Any) -> sa.Engine:
+        pool = {"pool_timeout": self.timeout, "max_overflow": MAX_CONNECTIONS}
+        return sa.create_engine(url, connect_args=options, hide_parameters=True, **pool, **more)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -174,7 +163,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One view of the data."""
-        with self._errors(), self._connect() as connection:
+        with self.errors(), self._connect() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN")
             else:
@@ -183,99 +172,92 @@ class Database:
 
     @contextmanager
     def write(self, *, durable: bool) -> Iterator[sa.Connection]:
-        """One transaction. `durable`: a file too is on disk before this returns, should the machine lose its power then."""
-        with self._errors(), self._connect() as connection:
-            transaction = connection.begin()
+        """One transaction. `durable`: SQLite has it on disk before this returns, in case the machine loses its power."""
+        with self.errors(), self._connect() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
-            self._look()
-            transaction.commit()
+            self._check_file()
+            connection.commit()
 
-    def append(self, schema_rows: Sequence[tuple], prediction_rows: Sequence[tuple]) -> None:
-        """Store all of them or none; what is there already stays as it is."""
-        with self.write(durable=False) as connection:
-            self._insert(connection, input_schemas, schema_rows)
-            start, size = 0, AT_ONCE  # few statements: each hands the interpreter to the server's thread and back
-            while start < len(prediction_rows):
-                while size > len(prediction_rows) - start:
-                    size //= 2
-                self._insert(connection, predictions, prediction_rows[start : start + size])
-                start += size
+    def append(self, table: Table, rows: Sequence[tuple], connection: sa.Connection) -> None:
+        """Insert rows with values in the order of the table's columns. A row that is stored already stays as it is.
 
-    def _insert(self, connection: sa.Connection, table: Table, rows: Sequence[tuple]) -> None:
-        """All rows in one statement, leaving out those that are there; values in the order of the table's columns."""
-        values = tuple(value for row in rows for value in row)
-        text = _insert_text(table.name, tuple(column.name for column in table.columns), len(rows), self.is_sqlite)
-        if self.is_sqlite:
-            connection.exec_driver_sql(text, values)
-        else:  # the other cursor reads through the text for each row
-            psycopg.RawCursor(connection.connection.driver_connection).execute(text, values)  # type: ignore[arg-type]
+        Each statement releases the interpreter lock. With one statement for each row, the thread of the server takes the
+        lock each time, and 10,000 rows take seconds. SQLAlchemy's insert with many VALUES takes three times the CPU time.
+        """
+        start, size = 0, INSERT_ROWS
+        while start < len(rows):
+            while size > len(rows) - start:
+                size //= 2  # few different statements, so that they stay prepared
+            text = _insert_text(table.name, tuple(table.columns.keys()), size, "?" if self.is_sqlite else "${}")
+            connection.exec_driver_sql(text, tuple(value for row in rows[start : start + size] for value in row))
+            start += size
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise StoreError for a database that does not work. An error in the values to store is raised as it is."""
+        try:
+            yield
+        except (SQLAlchemyError, OSError) as error:
+            if _is_about_values(error):
+                raise
+            self._is_ready = False
+            cause = getattr(error, "orig", None) or error
+            raise StoreError(" ".join(str(cause).split())) from cause
 
     @contextmanager
     def _connect(self) -> Iterator[sa.Connection]:
-        self._look()
-        if not self._ready:
-            if not self._lock.acquire(timeout=self.timeout):
+        self._check_file()
+        if not self._is_ready:
+            if not self._preparing.acquire(timeout=self.timeout):
                 raise StoreError("it does not answer")
             try:
                 self._prepare()
             finally:
-                self._lock.release()
+                self._preparing.release()
         with self.engine.connect() as connection:
             yield connection
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (SQLAlchemyError, sqlite3.Error, psycopg.Error, OSError) as error:
-            cause = error.orig if isinstance(error, DBAPIError) else error
-            if _is_mistake(cause):
-                raise
-            self._ready = False
-            raise StoreError(" ".join(str(cause).split())) from (cause or error)
-
-    def _look(self) -> None:
-        """A process that has a deleted or replaced file open would keep writing to it: look at the path each time."""
+    def _check_file(self) -> None:
+        """A process that has a deleted or replaced file open would keep writing to it. So look at the path each time."""
         if not self.is_sqlite:
             return
-        status = self._path.stat()
-        if self._file != (status.st_dev, status.st_ino):
-            if self._file:
-                self.engine.dispose()
-            self._ready, before, self._file = False, self._file, (status.st_dev, status.st_ino)
-            if before:
-                raise StoreError("its file was replaced just now")
-
-    # --- the tables ---
+        status = self.path.stat()
+        before, self._file = self._file, (status.st_dev, status.st_ino)
+        if before and before != self._file:
+            self._is_ready = False
+            self.engine.dispose()
+            raise StoreError("its file was replaced just now")
 
     def _prepare(self) -> None:
-        """Make the tables where there are none; any number of processes may do so at once."""
+        """Create the tables if there are none. Any number of processes may do so at the same time."""
         end = time.monotonic() + self.timeout
-        while not self._ready:
+        while not self._is_ready:
             try:
                 with self.engine.connect() as connection:
-                    if not sa.inspect(connection).has_table("schema_version"):
-                        if sa.inspect(connection).has_table("alembic_version"):
-                            raise StoreError("it is another program's database, such as MLflow's own")
-                        self._create(connection)
+                    self._create(connection)
                     version = connection.execute(sa.select(schema_version.c.version)).scalar_one()
-                if version != SCHEMA_VERSION:
-                    raise StoreError(
-                        f"its tables are of version {version}, this code knows {SCHEMA_VERSION}: name a new one"
-                    )
-                self._ready = True
             except DBAPIError as error:
                 if not _is_busy(error.orig) or time.monotonic() > end:
                     raise
-                time.sleep(0.02)  # to turn a file to WAL SQLite does not wait for others by itself
+                time.sleep(0.02)  # SQLite does not wait for others by itself while it changes the file to WAL
+                continue
+            if version != SCHEMA_VERSION:
+                raise StoreError(
+                    f"its tables are of version {version}, this code knows {SCHEMA_VERSION}: name a new one"
+                )
+            self._is_ready = True
 
     def _create(self, connection: sa.Connection) -> None:
+        """One process creates the tables, others wait."""
+        if sa.inspect(connection).has_table("schema_version"):
+            return
+        if sa.inspect(connection).has_table("alembic_version"):
+            raise StoreError("it is another program's database, such as MLflow's own")
         if self.is_sqlite:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        # One process makes the tables, others wait.
         lock = "BEGIN IMMEDIATE" if self.is_sqlite else "SELECT pg_advisory_xact_lock(7238041950)"
         connection.exec_driver_sql(lock)
         if not sa.inspect(connection).has_table("schema_version"):
@@ -283,68 +265,32 @@ class Database:
             connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
         connection.commit()
 
-    def now(self, connection: sa.Connection) -> float:
-        """Unix seconds by the one clock that all who share this database see."""
-        if self.is_sqlite:
-            return time.time()
-        return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
 
-    def excess(self, connection: sa.Connection, name: str, limit: float) -> float:
-        """Bytes by which the rows of a registered model are above `limit`, 0 below it.
-
-        Room that deleted rows left does not count: SQLite and PostgreSQL keep it for new rows.
-        """
-        if self.is_sqlite:
-            pages, free, page = (
-                connection.exec_driver_sql(f"PRAGMA {pragma}").scalar_one()
-                for pragma in ("page_count", "freelist_count", "page_size")
-            )
-            return max(0.0, (pages - free) * page * self._share(connection, name) - limit)
-        relations = "pg_total_relation_size('predictions') + pg_total_relation_size('feedback')"
-        if connection.exec_driver_sql(f"SELECT {relations}").scalar_one() <= limit:
-            return 0.0  # else count: a relation keeps its size when rows are deleted
-        row = f"pg_column_size(p.inputs) + pg_column_size(p.outputs) + {ROW_BYTES}"
-        label = f"coalesce(pg_column_size(f.comment), 0) + {ROW_BYTES}"
-        total = sa.text(
-            f"SELECT (SELECT coalesce(sum({row}), 0) FROM predictions p WHERE p.registered_model_name = :name) + "
-            f"(SELECT coalesce(sum({label}), 0) FROM feedback f JOIN predictions p ON p.id = f.prediction_id "
-            "WHERE p.registered_model_name = :name)"
-        )
-        return max(0.0, float(connection.execute(total, {"name": name}).scalar_one()) - limit)
-
-    def _share(self, connection: sa.Connection, name: str) -> float:
-        """The share of a model among the predictions of all models."""
-        model = predictions.c.registered_model_name
-        ends = sa.select(*(sa.select(end(model)).scalar_subquery() for end in (sa.func.min, sa.func.max)))
-        if set(connection.execute(ends).one()) == {name}:  # the usual case, known from the index
-            return 1.0
-        size = sa.func.length(predictions.c.inputs) + sa.func.length(predictions.c.outputs) + ROW_BYTES
-        sizes = dict(connection.execute(sa.select(model, sa.func.sum(size)).group_by(model)).tuples().all())
-        return sizes.get(name, 0) / max(1, sum(sizes.values()))
+@lru_cache(32)
+def _insert_text(table: str, columns: tuple[str, ...], n_rows: int, mark: str) -> str:
+    marks = [mark.format(i + 1) for i in range(n_rows * len(columns))]
+    rows = [f"({', '.join(marks[i : i + len(columns)])})" for i in range(0, len(marks), len(columns))]
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join(rows)} ON CONFLICT DO NOTHING"
 
 
-def _is_mistake(error: Any) -> bool:
-    """Whether what was to be written is wrong, and not the store."""
-    if isinstance(error, psycopg.ProgrammingError | psycopg.IntegrityError):
-        return error.sqlstate is None or error.sqlstate.startswith("23")
-    return isinstance(error, MISTAKES)
+def _is_about_values(error: Exception) -> bool:
+    """Whether the values to store are wrong, and not the database. Only errors of a PostgreSQL server have a `sqlstate`."""
+    if isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
+        return True
+    return isinstance(error, sa.exc.InterfaceError | sa.exc.ProgrammingError) and not getattr(
+        error.orig, "sqlstate", None
+    )
 
 
-def _is_busy(error: Any) -> bool:
+def _is_busy(error: BaseException | None) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _is_away(error: Any) -> bool:
-    """Whether waiting may help: a lock, or a server that is down. What a server refuses, it refuses again."""
+def _may_answer_later(error: Any) -> bool:
+    """Whether waiting may help: a lock, or a server that is down. A server that refuses will refuse again."""
     if not hasattr(error, "sqlstate"):
         return _is_busy(error)
-    if error.sqlstate is None:  # not connected; the text is all there is
-        return not any(word in str(error) for word in ("authentication", "does not exist", "pg_hba", "permission"))
-    return error.sqlstate[:2] in ("08", "53", "55", "57")
-
-
-@lru_cache(32)
-def _insert_text(table: str, columns: tuple[str, ...], n_rows: int, is_sqlite: bool) -> str:
-    marks = ["?" if is_sqlite else f"${i + 1}" for i in range(n_rows * len(columns))]
-    rows = [f"({', '.join(marks[i : i + len(columns)])})" for i in range(0, len(marks), len(columns))]
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join(rows)} ON CONFLICT DO NOTHING"
+    if error.sqlstate:
+        return error.sqlstate[:2] in ("08", "53", "55", "57")
+    refusals = ("authentication", "does not exist", "pg_hba", "permission")  # not connected: only the text tells
+    return not any(word in str(error) for word in refusals)

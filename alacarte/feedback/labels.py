@@ -5,53 +5,58 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-SHOWN = 20  # classes that a message names
+LISTED_CLASSES = 20  # in a message
 NO_CLASS = "the label is not one of the classes"
 
 
-def check_label(given: Any, classes: Sequence | None, predicted: Any) -> tuple[Any, str | None]:
-    """The label in the type of the classes, and None; or `given` and what is wrong with it.
+def check_label(label: Any, classes: Sequence | None, predicted: Any) -> tuple[Any, str | None]:
+    """The label in the type of the classes, and None; or the label as it is, and the problem.
 
-    Text that spells exactly one class is that class ("3", 3 and 3.0 where 3 is one, and 3 where "3" is one); true and
-    false are never 1 and 0. Without classes a label is of the prediction's type, and a number may be spelled as text.
+    Text that spells exactly one class is that class ("3", 3 and 3.0 if 3 is a class, and 3 if "3" is a class); true and
+    false are never 1 and 0. Without classes a label has the type of the prediction, and a number may be spelled as text.
     """
-    if isinstance(given, float) and not math.isfinite(given):
-        return given, "the label is not a finite number"
-    if classes is not None:
-        spelled = spellings(given)
-        found = [one for one in classes if spelled & spellings(one)]
-        if len(found) == 1:
-            return found[0], None
-        return given, f"{NO_CLASS}: {_shown(classes)}"
-    if _is_number(predicted):
-        return _number(given)
-    if type(given) is type(predicted) and isinstance(given, str | bool):
-        return given, None
-    kind = {str: "text", bool: "true or false"}.get(type(predicted))
-    return given, f"the label has the wrong type: {kind} is due" if kind else "such predictions take no label"
+    if isinstance(label, float) and not math.isfinite(label):
+        return label, "the label is not a finite number"
+    if classes is None:
+        return convert(label, predicted)
+    spelled = spellings(label)
+    matches = [name for name in classes if spelled & spellings(name)]
+    return (matches[0], None) if len(matches) == 1 else (label, f"{NO_CLASS}: {_list(classes)}")
 
 
-def new_class(given: Any, predicted: Any) -> tuple[Any, str | None]:
-    """A label of a class that the model does not know, in the type of its predictions, and None; or what is wrong with it."""
-    if isinstance(predicted, bool):
-        return given, "the label has the wrong type: true or false is due"
+def convert(label: Any, predicted: Any) -> tuple[Any, str | None]:
+    """The label in the type of the prediction, and None; or the label as it is, and the problem."""
     if not _is_number(predicted):
-        fits = isinstance(given, str) and isinstance(predicted, str) and given.strip()
-        return given, None if fits else "the label has the wrong type: text is due"
-    number, wrong = _number(given)
-    if wrong or isinstance(predicted, float):
-        return number, wrong
-    return (
-        (int(number), None) if number.is_integer() else (given, "the label has the wrong type: a whole number is due")
-    )
+        if type(label) is type(predicted) and isinstance(label, str | bool) and label != "":
+            return label, None
+        expected = {str: "text", bool: "true or false"}.get(type(predicted))
+        return (
+            label,
+            f"the label has the wrong type: expected {expected}" if expected else "such predictions take no label",
+        )
+    number = label
+    if isinstance(label, str):
+        try:
+            number = json.loads(label, parse_constant=str)
+        except ValueError:
+            number = None
+    if not _is_number(number):
+        return label, "the label has the wrong type: expected a number"
+    try:
+        number = float(number)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        return label, "the label is not a finite number"
+    return (int(number) if isinstance(predicted, int) and number.is_integer() else number), None
 
 
 def decide(
     labels: Sequence, chosen: Sequence, accept: bool, predicted: Any
 ) -> tuple[dict[int, dict[str, Any]], str | None]:
-    """What a review changes, id -> values, and None; or nothing, and the reason why it cannot.
+    """The changes of a review, id -> values, and None; or no changes, and the obstacle.
 
-    `labels`: all rows of `feedback` for one prediction; `chosen`: those that are meant.
+    `labels`: all rows of `feedback` for one prediction; `chosen`: the labels that the review is about.
     """
     waiting = [label for label in chosen if label.state == "new"]
     unused = [label for label in chosen if label.state != "used"]
@@ -63,8 +68,8 @@ def decide(
     new_classes = {}
     for label in unused:
         if label not in checked and (label.reason or "").startswith(NO_CLASS):
-            value, wrong = new_class(json.loads(label.label), predicted)
-            if not wrong:
+            value, _ = convert(json.loads(label.label), predicted)
+            if type(value) is type(predicted) and not isinstance(value, bool) and str(value).strip():
                 new_classes[label.id] = value
     candidates = waiting or checked or [label for label in unused if label.id in new_classes]
     if not candidates:
@@ -82,7 +87,7 @@ def decide(
 
 
 def same(label: Any, predicted: Any) -> bool:
-    """Whether a checked label says what the model said."""
+    """Whether a checked label is equal to the prediction."""
     if _is_number(label) and _is_number(predicted):
         return label == predicted
     return type(label) is type(predicted) and label == predicted
@@ -102,26 +107,11 @@ def dumps(value: Any) -> str:
     return json.dumps(str(value) if isinstance(value, float) and not math.isfinite(value) else value)
 
 
-def _number(given: Any) -> tuple[Any, str | None]:
-    number = given
-    if isinstance(given, str):
-        try:
-            number = json.loads(given, parse_constant=str)
-        except ValueError:
-            number = None
-    if not _is_number(number):
-        return given, "the label has the wrong type: a number is due"
-    try:
-        number = float(number)
-    except OverflowError:
-        number = math.inf
-    return (number, None) if math.isfinite(number) else (given, "the label is not a finite number")
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _shown(classes: Sequence) -> str:
-    names = [json.dumps(one, default=str, ensure_ascii=False) for one in classes[:SHOWN]]
-    return ", ".join(names) + (f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else "")
+def _list(classes: Sequence) -> str:
+    names = [json.dumps(name, default=str, ensure_ascii=False) for name in classes[:LISTED_CLASSES]]
+    more = len(classes) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")

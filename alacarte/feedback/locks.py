@@ -1,150 +1,114 @@
-"""A lock that expires, and claims on labels, so that no two trainings use the same label.
+"""One retraining of a model at a time, and claims on labels, so that no two trainings use the same label.
 
 A registry and a database share no transaction. So a training first claims its labels under its run id, then registers its
 version, then marks the labels as used. If it is killed in between, its claims remain and name its run. The next process that
 gets the lock asks the registry: if that run has a version, the labels become used, otherwise they are released.
 """
 
-import os
-import secrets
-import socket
-import threading
+import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
+import filelock
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
-from alacarte.errors import StoreError, UserError
-from alacarte.feedback.database import feedback, leases, predictions
+from alacarte.errors import UserError
+from alacarte.feedback.database import feedback, predictions
 from alacarte.feedback.store import Store
 
-AT_ONCE = 500  # labels in one statement
+CLAIM_LABELS = 500  # in one statement
 
 
-class Lease:
-    """The lock on one registered model among all processes that share a store, renewed until it is released."""
+class Lock:
+    """The lock on one registered model among all processes that share a store. It ends with the process that has it.
 
-    def __init__(self, store: Store, name: str, seconds: float) -> None:
-        self.store, self.name, self.seconds = store, name, seconds
-        self.holder = f"{socket.gethostname()} {_machine()} {os.getpid()} {secrets.token_hex(4)}"
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+    For SQLite it is a lock on a file beside the database, for PostgreSQL an advisory lock of a connection that stays open.
+    """
 
-    def acquire(self) -> str | None:
-        """Take the lock and return None, or say which process has it."""
-        database = self.store.database
-        with database.write(durable=True) as connection:
-            now = database.now(connection)
-            with suppress(sa.exc.IntegrityError), connection.begin_nested():
-                connection.execute(leases.insert().values(name=self.name, holder="", until=0))
-            row = connection.execute(sa.select(leases).where(leases.c.name == self.name).with_for_update()).one()
-            if row.until > now and not _is_dead(row.holder):
-                host, _, pid, _ = row.holder.split(" ")
-                return f"process {pid} on {host}"
-            values = {"holder": self.holder, "until": now + self.seconds}
-            connection.execute(sa.update(leases).where(leases.c.name == self.name).values(values))
-        self._thread.start()
-        return None
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name, self._database = store, name, store.database
+        digest = hashlib.sha256(name.encode()).digest()
+        if self._database.is_sqlite:
+            path = self._database.path
+            self._file = filelock.FileLock(f"{path}.{digest.hex()[:16]}.lock", mode=path.stat().st_mode & 0o777)
+        else:
+            self._query = sa.select(sa.func.pg_try_advisory_lock(int.from_bytes(digest[:8], signed=True)))
+            with self._database.errors():
+                session = self._database.engine.connect()
+            self._session = session.execution_options(isolation_level="AUTOCOMMIT")
+
+    def acquire(self) -> bool:
+        """Whether this process has the lock now. A process that has it gets it again."""
+        if self._database.is_sqlite:
+            try:
+                return bool(self._file.acquire(timeout=0))
+            except filelock.Timeout:
+                return False
+        with self._database.errors():
+            try:
+                return self._session.execute(self._query).scalar_one()
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+            self._session.rollback()  # the server was restarted: the next statement opens another session
+            return self._session.execute(self._query).scalar_one()
 
     def release(self) -> None:
-        self._ended.set()
-        self._thread.join()
-        with suppress(StoreError):
-            self._set_until(0)
-
-    def check(self, connection: sa.Connection) -> None:
-        """UserError where the lock was lost, for example because the machine slept."""
-        query = sa.select(leases.c.until).where(self._is_mine()).with_for_update()
-        if connection.execute(query).one_or_none() is None:
-            raise UserError(f"{self.name}: another process took the lock, this one stood still too long: run it again")
-
-    def _is_mine(self) -> sa.ColumnElement[bool]:
-        return (leases.c.name == self.name) & (leases.c.holder == self.holder)
-
-    def _renew(self) -> None:
-        while not self._ended.wait(self.seconds / 4):
-            with suppress(StoreError):
-                self._set_until(self.seconds)
-
-    def _set_until(self, seconds: float) -> None:
-        database = self.store.database
-        with database.write(durable=False) as connection:
-            until = database.now(connection) + seconds
-            connection.execute(sa.update(leases).where(self._is_mine()).values(until=until))
+        if self._database.is_sqlite:
+            self._file.release(force=True)
+        else:
+            self._session.invalidate()  # closes the session, which would keep the lock in the pool
+            self._session.close()
 
 
 @contextmanager
-def lock(store: Store, name: str, seconds: float = 60) -> Iterator[Lease | str]:
-    """The lock on registered model `name` while the block runs, or, where another process has it, which one."""
-    lease = Lease(store, name, seconds)
-    other = lease.acquire()
-    if other:
-        yield other
-        return
+def lock(store: Store, name: str) -> Iterator[Lock | None]:
+    """The lock on a registered model while the block runs, or None if another process has it."""
+    model_lock = Lock(store, name)
     try:
-        yield lease
+        yield model_lock if model_lock.acquire() else None
     finally:
-        lease.release()
+        model_lock.release()
 
 
-def claim(lease: Lease, ids: Sequence[int], run_id: str) -> list[int]:
+def claim(model_lock: Lock, ids: Sequence[int], run_id: str) -> list[int]:
     """Claim accepted labels of the locked model for a run; the ids of those that no other run has claimed."""
-    free = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_(None) & _of_model(lease.name)
+    free = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_(None) & _is_of_model(model_lock.name)
     claimed: list[int] = []
-    with lease.store.database.write(durable=True) as connection:
-        lease.check(connection)
-        for start in range(0, len(ids), AT_ONCE):
-            some = feedback.c.id.in_(list(map(int, ids[start : start + AT_ONCE]))) & free
-            part = list(connection.scalars(sa.select(feedback.c.id).where(some).with_for_update()))
-            connection.execute(sa.update(feedback).where(feedback.c.id.in_(part)).values(used_run_id=run_id))
-            claimed += part
+    with model_lock.store.database.write(durable=True) as connection:
+        for start in range(0, len(ids), CLAIM_LABELS):
+            chunk = feedback.c.id.in_(list(map(int, ids[start : start + CLAIM_LABELS])))
+            change = sa.update(feedback).where(chunk & free).values(used_run_id=run_id).returning(feedback.c.id)
+            claimed += connection.scalars(change)
     return claimed
 
 
 def claims(store: Store, name: str) -> list[str]:
     """The runs that claimed labels of a registered model and neither used nor released them."""
-    claimed = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_not(None) & _of_model(name)
+    claimed = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_not(None) & _is_of_model(name)
     with store.database.read() as connection:
         return list(connection.scalars(sa.select(feedback.c.used_run_id).distinct().where(claimed)))
 
 
-def give_back(lease: Lease, run_id: str) -> None:
-    """No run has claimed the labels of this run any more."""
-    _change_claims(lease, run_id, {"used_run_id": None})
+def give_back(model_lock: Lock, run_id: str) -> None:
+    """Release the claims of a run."""
+    _change_claims(model_lock, run_id, {"used_run_id": None})
 
 
-def use(lease: Lease, run_id: str, version: str) -> None:
-    """The labels that a run claimed are used by its version."""
-    _change_claims(lease, run_id, {"state": "used", "used_version": version})
+def use(model_lock: Lock, run_id: str, version: str) -> None:
+    """Mark the labels that a run claimed as used by its version."""
+    _change_claims(model_lock, run_id, {"state": "used", "used_version": version})
 
 
-def _change_claims(lease: Lease, run_id: str, values: dict[str, str | None]) -> None:
-    claimed = (feedback.c.used_run_id == run_id) & (feedback.c.state == "accepted") & _of_model(lease.name)
-    with lease.store.database.write(durable=True) as connection:
-        lease.check(connection)
-        connection.execute(sa.update(feedback).where(claimed).values(values))
+def _change_claims(model_lock: Lock, run_id: str, values: dict[str, str | None]) -> None:
+    claimed = (feedback.c.used_run_id == run_id) & (feedback.c.state == "accepted") & _is_of_model(model_lock.name)
+    with model_lock.store.database.write(durable=True) as connection:
+        changed = connection.execute(sa.update(feedback).where(claimed).values(values))
+        if not model_lock.acquire() or not changed.rowcount:
+            raise UserError(f"{model_lock.name}: another process took the lock: run it again")
 
 
-def _of_model(name: str) -> sa.ColumnElement[bool]:
+def _is_of_model(name: str) -> sa.ColumnElement[bool]:
     """Whether a label belongs to a prediction of a registered model."""
     return sa.exists().where(predictions.c.id == feedback.c.prediction_id, predictions.c.registered_model_name == name)
-
-
-def _machine() -> str:
-    """Names the one set of process ids that this process sees; "?" where that cannot be told."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return "?"
-
-
-def _is_dead(holder: str) -> bool:
-    """Whether the holder was a process of this machine that has ended, so that no other waits for its lock to expire."""
-    if not holder:
-        return True
-    _, machine, pid, _ = holder.split(" ")
-    if machine == "?" or machine != _machine():
-        return False
-    return not Path(f"/proc/{pid}").exists()

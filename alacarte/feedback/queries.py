@@ -1,27 +1,24 @@
-"""Rows of the store as DataFrames for trainings and monitoring, read in chunks, so that little memory is needed."""
+"""Rows of the store as DataFrames, for retraining and monitoring."""
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
-import msgspec
 import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
 from alacarte.feedback.database import feedback, input_schemas, predictions
-from alacarte.feedback.records import prediction_id
+from alacarte.feedback.records import StoredRequest, prediction_id
 
-CHUNK = 5_000  # predictions
-GIVEN = (
-    "source", "annotator", "state", "used_run_id", "used_version", "is_correction", "audit", "audit_share", "sample",
-)  # fmt: skip
-ABOUT_LABEL = ["label", "label_state", "is_correction"]
-
-decode = msgspec.json.Decoder().decode
+CHUNK = 500  # requests that are in memory at the same time
+LABEL_COLUMNS = [feedback.c[name] for name in ("source", "annotator", "state", "used_run_id", "used_version",
+                                               "is_correction", "audit")]  # fmt: skip
+REQUEST_COLUMNS = [predictions.c[name] for name in ("audit_share", "sample", "model_version")]
+WINDOW_COLUMNS = ["prediction_id", "time", "model_version", "prediction", "confidence", "latency_ms", "audit",
+                  "audit_share", "sample", "label", "label_state", "is_correction"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Labelled:
     """n labels with what they belong to; the three share their index.
 
     `about`: feedback_id, prediction_id, time (of the label, UTC), source, annotator, state, used_run_id, used_version,
-    is_correction, audit, audit_share, sample, prediction, model_version.
+    is_correction, audit, audit_share, sample, model_version, prediction.
     """
 
     inputs: pd.DataFrame  # (n, d) as the model's signature names them; redacted columns are missing values
@@ -42,187 +39,110 @@ class Window:
     """n predicted rows; the two share their index.
 
     `about`: prediction_id, time (UTC), model_version, prediction, confidence, latency_ms (of the request), audit,
-    audit_share, sample; label, label_state and is_correction of what people say, missing where nobody did.
+    audit_share, sample; label, label_state and is_correction, which are missing in a row without a label.
     """
 
-    inputs: pd.DataFrame  # (n, d); where models of one name had different columns, all of them
+    inputs: pd.DataFrame  # (n, d); all columns, if models of one name had different columns
     about: pd.DataFrame  # (n, 12)
-
-
-def inputs_of_row(prediction: Mapping[Any, Any], place: int) -> dict[str, Any]:
-    """Column -> value of one stored row, None where it is missing. `prediction` has format, inputs and columns."""
-    columns = json.loads(prediction["columns"])
-    if prediction["format"] == "f8":
-        values = _numbers([prediction["inputs"]], len(columns))[place]
-        return {name: None if np.isnan(value) else float(value) for name, value in zip(columns, values, strict=True)}
-    return dict(zip(columns, decode(prediction["inputs"])[place], strict=True))
 
 
 def labelled(connection: sa.Connection, name: str, states: Sequence[str]) -> Labelled:
     """See Store.labelled."""
-    fields = [
-        feedback.c.id.label("feedback_id"), feedback.c.prediction_id.label("request"), feedback.c.row, feedback.c.time,
-        feedback.c.source, feedback.c.annotator, feedback.c.state, feedback.c.used_run_id, feedback.c.used_version,
-        feedback.c.is_correction, feedback.c.audit, feedback.c.label, predictions.c.audit_share, predictions.c.sample,
-        predictions.c.model_version, predictions.c.n_rows, predictions.c.input_schema,
-    ]  # fmt: skip
-    query = sa.select(*fields).join_from(feedback, predictions).order_by(feedback.c.id)
-    mine = (predictions.c.registered_model_name == name) & feedback.c.state.in_(states)
-    labels = connection.execute(query.where(mine)).all()
-    rows_of = defaultdict(list)  # request -> [(position among the labels, row)]
-    for position, label in enumerate(labels):
-        rows_of[label.request].append((position, label.row))
-    columns_of = _columns_of(connection, {label.input_schema for label in labels})
-    table, predicted, requests = _Table(), [None] * len(labels), list(rows_of)
-    for start in range(0, len(requests), CHUNK // 10):
-        chunk = sa.select(predictions).where(predictions.c.id.in_(requests[start : start + CHUNK // 10]))
-        for stored in connection.execute(chunk):
-            positions, rows = zip(*rows_of[stored.id], strict=True)
-            if stored.stored_rows:
-                place_of = {row: place for place, row in enumerate(decode(stored.stored_rows))}
-                rows = tuple(place_of[row] for row in rows)
-            names, answers = columns_of[stored.input_schema], decode(stored.outputs)
-            table.add(names, stored.format, positions, _take(stored.format, stored.inputs, len(names), rows))
-            for position, row in zip(positions, rows, strict=True):
-                predicted[position] = answers[row]
-    about = pd.DataFrame(
-        {
-            "feedback_id": [label.feedback_id for label in labels],
-            "prediction_id": [prediction_id(label.request, label.row, label.n_rows) for label in labels],
-            "time": pd.to_datetime([label.time for label in labels], unit="s", utc=True),
-            **{key: [getattr(label, key) for label in labels] for key in GIVEN},
-            "prediction": pd.Series(predicted, dtype=None if labels else object),
-            "model_version": [label.model_version for label in labels],
-        }
-    )
-    values = pd.Series([json.loads(label.label) for label in labels], name="label", dtype=None if labels else object)
-    return Labelled(table.frame(), values, about)
+    query = sa.select(
+        feedback.c.id.label("feedback_id"), feedback.c.prediction_id.label("request"), feedback.c.row, predictions.c.n_rows,
+        feedback.c.time, feedback.c.label, *LABEL_COLUMNS, *REQUEST_COLUMNS,
+    ).join_from(feedback, predictions)  # fmt: skip
+    is_chosen = (predictions.c.registered_model_name == name) & feedback.c.state.in_(states)
+    result = connection.execute(query.where(is_chosen).order_by(feedback.c.id))
+    about = pd.DataFrame(result.all(), columns=list(result.keys()))
+    positions = defaultdict(list)  # of the labels of each request
+    for position, request in enumerate(about["request"]):
+        positions[request].append(position)
+    inputs, predicted, requests = _Inputs(connection), [None] * len(about), list(positions)
+    for start in range(0, len(requests), CHUNK):
+        chunk = predictions.c.id.in_(requests[start : start + CHUNK])
+        for stored in connection.execute(sa.select(predictions).where(chunk)):
+            request = StoredRequest(stored)
+            places = [request.place_of[row] for row in about["row"].iloc[positions[stored.id]]]
+            inputs.add(request, places, positions[stored.id])
+            for position, place in zip(positions[stored.id], places, strict=True):
+                predicted[position] = request.outputs[place]
+    labels = _column([json.loads(label) for label in about.pop("label")]).rename("label")
+    ids = map(prediction_id, about.pop("request"), about.pop("row"), about.pop("n_rows"))
+    about.insert(1, "prediction_id", list(ids))
+    about["time"] = pd.to_datetime(about["time"], unit="s", utc=True)
+    return Labelled(inputs.table(), labels, about.assign(prediction=_column(predicted)))
 
 
-def window(connection: sa.Connection, name: str, since: str, until: str) -> Window:
+def window(connection: sa.Connection, name: str, since: str, until: str, max_rows: float) -> Window:
     """See Store.window; `since` and `until` are ids."""
-    inside = (predictions.c.registered_model_name == name) & (predictions.c.id >= since) & (predictions.c.id < until)
-    keys = sa.select(predictions.c.input_schema).where(inside).distinct()
-    columns_of = _columns_of(connection, set(connection.scalars(keys)))
-    fields = (
-        "id", "n_rows", "time", "model_version", "latency_ms", "audit_share", "sample", "input_schema", "format", "inputs",
-        "outputs", "confidence", "audit", "n_stored", "stored_rows",
-    )  # fmt: skip
-    query = sa.select(*[predictions.c[field] for field in fields]).where(inside).order_by(predictions.c.id)
-    streamed = connection.execution_options(yield_per=CHUNK).execute(query)
-    table, abouts, start = _Table(), [], 0
-    for chunk in streamed.partitions():
-        columns = dict(zip(fields, zip(*chunk, strict=True), strict=True))
-        counts = np.array(columns["n_stored"])
-        ends = np.cumsum(counts)
-        for (schema, form), which in _groups(columns["input_schema"], columns["format"]):
-            positions = np.concatenate([np.arange(ends[i] - counts[i], ends[i]) for i in which]) + start
-            blobs = [columns["inputs"][i] for i in which]
-            table.add(columns_of[schema], form, positions, _rows(form, blobs, len(columns_of[schema])))
-        abouts.append(_about(columns, counts))
-        start += int(counts.sum())
-    about = (
-        pd.concat(abouts, ignore_index=True) if abouts else _about({field: () for field in fields}, np.array([], int))
-    )
-    return Window(table.frame(), about.merge(_labels(connection, inside), "left", "prediction_id"))
+    is_inside = (predictions.c.registered_model_name == name) & (predictions.c.id >= since) & (predictions.c.id < until)
+    label_of = _labels(connection, is_inside)
+    inputs = _Inputs(connection)
+    rows: list[tuple] = []
+    query = sa.select(predictions).where(is_inside).order_by(predictions.c.id.desc())
+    with connection.execute(query, execution_options={"yield_per": CHUNK}) as result:
+        for stored in result:
+            if len(rows) >= max_rows:
+                break
+            request = StoredRequest(stored)
+            n, confidence = len(request.rows), request.confidence()
+            inputs.add(request, range(n), range(-len(rows) - n, -len(rows)))  # the newest request comes first
+            for place, row in reversed(list(enumerate(request.rows))):
+                identifier = prediction_id(stored.id, row, stored.n_rows)
+                rows.append((
+                    identifier, stored.time, stored.model_version, request.outputs[place], confidence[place],
+                    stored.latency_ms, row in request.audit, stored.audit_share, stored.sample,
+                    *label_of.get(identifier, (None, None, None)),
+                ))  # fmt: skip
+    columns = zip(*reversed(rows), strict=True) if rows else [()] * len(WINDOW_COLUMNS)
+    about = pd.DataFrame({key: _column(values) for key, values in zip(WINDOW_COLUMNS, columns, strict=True)})
+    about["time"] = pd.to_datetime(about["time"], unit="s", utc=True)
+    about = about.astype({"confidence": float, "audit": bool, "label": object, "is_correction": object})
+    return Window(inputs.table(), about)
 
 
-def _about(columns: Mapping[str, Sequence], counts: np.ndarray) -> pd.DataFrame:
-    """One row a predicted row, from lists of n requests."""
-    ids: list[str] = []
-    audit: list[bool] = []
-    for request, n_rows, stored, drawn in zip(
-        columns["id"], columns["n_rows"], columns["stored_rows"], columns["audit"], strict=True
-    ):
-        rows = decode(stored) if stored else range(n_rows)
-        ids += [prediction_id(request, row, n_rows) for row in rows]
-        drawn_rows = set(decode(drawn)) if drawn else ()
-        audit += [row in drawn_rows for row in rows]
-    confidence = [
-        [None] * n if text is None else decode(text) for text, n in zip(columns["confidence"], counts, strict=True)
-    ]
-    predicted = list(chain.from_iterable(decode(f"[{','.join(columns['outputs'])}]")))
-    return pd.DataFrame(
-        {
-            "prediction_id": pd.Series(ids, dtype="str"),
-            "time": pd.to_datetime(np.repeat(np.array(columns["time"], float), counts), unit="s", utc=True),
-            "model_version": pd.Series(np.repeat(np.array(columns["model_version"], object), counts), dtype="str"),
-            "prediction": pd.Series(predicted, dtype=None if predicted else object),
-            "confidence": np.array(list(chain.from_iterable(confidence)), float),
-            "latency_ms": np.repeat(np.array(columns["latency_ms"], float), counts),
-            "audit": np.array(audit, bool),
-            "audit_share": np.repeat(np.array(columns["audit_share"], float), counts),
-            "sample": np.repeat(np.array(columns["sample"], float), counts),
-        }
-    )
-
-
-def _labels(connection: sa.Connection, inside: sa.ColumnElement[bool]) -> pd.DataFrame:
-    """One label for each row that has one which is not rejected: rather accepted than used than new."""
+def _labels(connection: sa.Connection, is_inside: sa.ColumnElement[bool]) -> dict[str, tuple[Any, str, bool]]:
+    """Prediction id -> label, state and is_correction. Of several labels, accepted comes before used, used before new."""
     order = {"new": 0, "used": 1, "accepted": 2}
-    fields = (
-        predictions.c.id,
-        predictions.c.n_rows,
-        feedback.c.row,
-        feedback.c.label,
-        feedback.c.state,
-        feedback.c.is_correction,
-    )
-    query = sa.select(*fields).join_from(feedback, predictions).where(inside, feedback.c.state.in_(order))
-    found = sorted(connection.execute(query.order_by(feedback.c.id)).all(), key=lambda one: order[one.state])
-    best = {(one.id if one.n_rows == 1 else f"{one.id}.{one.row}"): one for one in found}
-    values = [(key, json.loads(one.label), one.state, one.is_correction) for key, one in best.items()]
-    frame = pd.DataFrame(values, columns=["prediction_id", *ABOUT_LABEL])
-    return frame.astype({"prediction_id": "str", **dict.fromkeys(ABOUT_LABEL, object)})
+    rank = sa.case(order, value=feedback.c.state)
+    query = sa.select(feedback, predictions.c.n_rows).join_from(feedback, predictions)
+    query = query.where(is_inside, feedback.c.state.in_(order)).order_by(rank, feedback.c.id)
+    return {
+        prediction_id(label.prediction_id, label.row, label.n_rows):
+            (json.loads(label.label), label.state, label.is_correction)
+        for label in connection.execute(query)
+    }  # fmt: skip
 
 
-class _Table:
-    """Rows of one table that come in pieces, with the positions where they belong."""
+class _Inputs:
+    """A table of inputs, collected request by request. Requests of different models may have different columns."""
 
-    def __init__(self) -> None:
-        self._pieces: dict[tuple[tuple[str, ...], str], list[tuple[Any, Any]]] = defaultdict(list)
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self._pieces: dict[tuple[str, str], list[tuple[Any, Sequence[int]]]] = defaultdict(list)
 
-    def add(self, columns: tuple[str, ...], form: str, positions: Any, rows: Any) -> None:
-        self._pieces[columns, form].append((positions, rows))
+    def add(self, request: StoredRequest, places: Sequence[int], positions: Sequence[int]) -> None:
+        """Add the rows at these places of the request, at these positions of the table."""
+        key = request.stored.input_schema, request.stored.format
+        self._pieces[key].append((request.inputs(places), positions))
 
-    def frame(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
+        keys = {schema for schema, _ in self._pieces}
+        query = sa.select(input_schemas.c.id, input_schemas.c.columns).where(input_schemas.c.id.in_(keys))
+        columns_of = {key: json.loads(columns) for key, columns in self._connection.execute(query)}
         frames = []
-        for (columns, form), pieces in self._pieces.items():
-            index = np.concatenate([positions for positions, _ in pieces])
-            if form == "f8":
-                rows: Any = np.concatenate([rows for _, rows in pieces])
-            else:
-                rows = list(chain.from_iterable(rows for _, rows in pieces))
-            pieces.clear()
-            frames.append(pd.DataFrame(rows, index=index, columns=list(columns)))
-        if not frames:
-            return pd.DataFrame()
-        whole = frames[0] if len(frames) == 1 else pd.concat(frames)
-        return whole.sort_index().reset_index(drop=True)
+        for (schema, _), pieces in self._pieces.items():
+            rows = np.concatenate if isinstance(pieces[0][0], np.ndarray) else _chain
+            index = np.concatenate([positions for _, positions in pieces])
+            frames.append(pd.DataFrame(rows([values for values, _ in pieces]), index=index, columns=columns_of[schema]))
+        return pd.concat(frames).sort_index().reset_index(drop=True) if frames else pd.DataFrame()
 
 
-def _columns_of(connection: sa.Connection, keys: set[str]) -> dict[str, tuple[str, ...]]:
-    found = connection.execute(
-        sa.select(input_schemas.c.id, input_schemas.c.columns).where(input_schemas.c.id.in_(keys))
-    )
-    return {key: tuple(json.loads(columns)) for key, columns in found}
+def _chain(lists: Sequence[list]) -> list:
+    return [row for rows in lists for row in rows]
 
 
-def _groups(*keys: Sequence) -> Iterator[tuple[tuple, list[int]]]:
-    found = defaultdict(list)
-    for i, key in enumerate(zip(*keys, strict=True)):
-        found[key].append(i)
-    yield from found.items()
-
-
-def _rows(form: str, blobs: Sequence[bytes], width: int) -> Any:
-    return _numbers(blobs, width) if form == "f8" else list(chain.from_iterable(map(decode, blobs)))
-
-
-def _take(form: str, blob: bytes, width: int, rows: Sequence[int]) -> Any:
-    whole = _rows(form, [blob], width)
-    return whole[list(rows)] if form == "f8" else [whole[row] for row in rows]
-
-
-def _numbers(blobs: Sequence[bytes], width: int) -> np.ndarray:
-    return np.frombuffer(b"".join(blobs), "<f8").reshape(-1, width)
+def _column(values: Sequence) -> pd.Series:
+    """Values of any type: pandas infers the type, also text."""
+    return pd.Series(list(values), dtype=None if len(values) else object)

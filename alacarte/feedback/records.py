@@ -4,11 +4,13 @@ import getpass
 import json
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 encode = msgspec.json.Encoder().encode
 PREDICTION_ID = re.compile(r"([0-9a-f]{26})(?:\.(0|[1-9][0-9]{0,8}))?", re.ASCII)
@@ -48,12 +50,44 @@ class Feedback(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a Feedback: the state of the label, or "unknown" when there is nothing to attach it to."""
+    """The state in which a label is stored, or "unknown" if its prediction is not stored."""
 
     prediction_id: str
     state: str  # new, accepted, rejected, used, unknown
     message: str
     is_wrong: bool = False  # the label is none of the classes, or of another type
+
+
+class StoredRequest:
+    """One row of `predictions`, decoded once. A place is the position of a row among the rows that are still stored."""
+
+    def __init__(self, stored: Any) -> None:
+        self.stored = stored
+        self.rows: Sequence[int] = json.loads(stored.stored_rows) if stored.stored_rows else range(stored.n_rows)
+        self.place_of = {row: place for place, row in enumerate(self.rows)}
+        self.outputs: list = json.loads(stored.outputs)
+        self.audit = frozenset(json.loads(stored.audit or "[]"))
+
+    def place(self, row: int | None) -> int | None:
+        """None if the row is not stored. `row` comes from an id: None if the request has one row."""
+        return None if (row is None) != (self.stored.n_rows == 1) else self.place_of.get(row or 0)
+
+    def confidence(self) -> list:
+        return json.loads(self.stored.confidence) if self.stored.confidence else [None] * len(self.rows)
+
+    def inputs(self, places: Sequence[int]) -> Any:
+        """The inputs at these places: an array (n, d) of numbers, or n lists of d values."""
+        if self.stored.format == "f8":
+            return np.frombuffer(self.stored.inputs, "<f8").reshape(len(self.rows), -1)[list(places)]
+        values = json.loads(self.stored.inputs)
+        return [values[place] for place in places]
+
+    def inputs_at(self, place: int, columns: Sequence[str]) -> dict[str, Any]:
+        """Column -> value of one row, None if it is missing."""
+        values = self.inputs([place])[0]
+        if self.stored.format == "f8":
+            values = [None if np.isnan(value) else float(value) for value in values]
+        return dict(zip(columns, values, strict=True))
 
 
 def request_id(time_ns: int, random_bits: int) -> str:
@@ -66,28 +100,9 @@ def prediction_id(request: str, row: int, n_rows: int) -> str:
 
 
 def parse(prediction_id: str) -> tuple[str, int | None]:
-    """The request, "" where the text is no id, and the row, None where the id names none."""
+    """The request, "" if the text is no id, and the row, None if the id names none."""
     match = PREDICTION_ID.fullmatch(prediction_id)
     return (match[1], None if match[2] is None else int(match[2])) if match else ("", None)
-
-
-class Rows:
-    """The stored rows of one row of `predictions`, read once: places, outputs and the audit draw."""
-
-    def __init__(self, n_rows: int, stored_rows: str | None, outputs: str, audit: str | None = None) -> None:
-        self.n_rows = n_rows
-        rows = json.loads(stored_rows) if stored_rows else range(n_rows)
-        self.place_of = {row: place for place, row in enumerate(rows)}  # row of the request -> place in what is stored
-        self.outputs: list = json.loads(outputs)
-        self.audit = frozenset(json.loads(audit or "[]"))
-
-    @classmethod
-    def of(cls, stored: Any) -> "Rows":
-        return cls(stored.n_rows, stored.stored_rows, stored.outputs, stored.audit)
-
-    def place(self, row: int | None) -> int | None:
-        """None where the row is not stored. `row` comes from an id: None where the request has one row."""
-        return None if (row is None) != (self.n_rows == 1) else self.place_of.get(row or 0)
 
 
 def as_json(value: Any) -> str:
@@ -105,7 +120,7 @@ def local_annotator() -> str:
 
 
 def clean(text: str | None) -> str | None:
-    """Without what a database's text cannot hold."""
+    """The text without characters that a database cannot hold."""
     return None if text is None else text.replace("\0", "").encode("utf-8", "replace").decode()
 
 

@@ -5,19 +5,19 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from alacarte import registry, tracking
-from alacarte.feedback.locks import Lease, claims, give_back, use
+from alacarte.feedback.locks import Lock, claims, give_back, use
 from alacarte.registry import RUN_TAG
 
 
-def recover(lease: Lease, name: str) -> str | None:
+def recover(model_lock: Lock, name: str) -> str | None:
     """Settle claims and close runs that nobody works on; the run id of a version that still waits for its verdict."""
-    for run_id in claims(lease.store, name):
+    for run_id in claims(model_lock.store, name):
         version = version_of(name, run_id)
         if version is None:
-            give_back(lease, run_id)
+            give_back(model_lock, run_id)
         else:
             registry.register(name, str(version.source))  # it may have been stopped before the alias
-            use(lease, run_id, registry.number_of(version))
+            use(model_lock, run_id, registry.number_of(version))
     for run in _running(f"tags.step = 'retrain' and tags.registered_model_name = '{name}'"):
         tracking.fail(run)
     waiting = registry.by_alias(name, registry.CHALLENGER)

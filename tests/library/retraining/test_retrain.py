@@ -14,7 +14,7 @@ from reports import report
 
 from alacarte.evaluation.audit import for_gate
 from alacarte.feedback import Store
-from alacarte.feedback.locks import Lease, lock
+from alacarte.feedback.locks import Lock, lock
 from project.data import load_digits
 
 DIGITS = list(range(10))
@@ -165,8 +165,8 @@ def test_a_champion_that_moved_meanwhile_stays(case: Case):
 
 def test_one_retraining_at_a_time(case: Case):
     case.report(100, seed=1)
-    with lock(case.store, case.name) as lease:
-        assert isinstance(lease, Lease)
+    with lock(case.store, case.name) as model_lock:
+        assert isinstance(model_lock, Lock)
         done = case.run()
         assert "nothing to do" in done.stdout and "retrains" in done.stdout and not case.runs("retrain")
 
