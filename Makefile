@@ -38,7 +38,7 @@ $(VENV)/run.done: requirements.txt | $(VENV)/bin/python
 	python -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/test.done: requirements-dev.txt requirements.txt | $(VENV)/bin/python
+$(VENV)/test.done: requirements-dev.txt requirements-extra.txt requirements.txt | $(VENV)/bin/python
 	python -m pip install --quiet -r requirements-dev.txt
 	touch $@ $(VENV)/run.done
 

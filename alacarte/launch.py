@@ -229,6 +229,11 @@ def explain(error: Exception, config_name: str) -> str:
     """One line for what Hydra or OmegaConf refused, with the nearest valid names."""
     message = f"{error}\n{error.__cause__ or ''}"
     if (found := re.search(r"full_key: (\S+)", str(error))) and error.__cause__:  # from making an object
+        reason: BaseException | None = error.__cause__
+        while reason and not isinstance(reason, UserError):  # such as a package that is not installed
+            reason = reason.__cause__
+        if reason:
+            return f"{found[1]}: {reason}"
         cause = " ".join(str(error.__cause__).split())
         # a package that a module imports can be missing too: then the cause names the package
         if missing := re.search(r"Error loading '(([\w.]+)\.(\w+))': .*No module named '([\w.]+)'", cause):

@@ -23,6 +23,7 @@ from zipfile import ZipFile
 from alacarte.errors import UserError
 from alacarte.folders import ROOT, TEMPLATE
 from alacarte.formats.classes import CLASSES, FUNCTIONS, LOSSES
+from alacarte.formats.extras import import_extra
 from alacarte.formats.objects import check_object
 
 SCALARS = [
@@ -54,9 +55,12 @@ NODES: dict[str, frozenset[tuple[str, str]]] = {
     "TypeNode": frozenset(
         [("builtins", name) for name in ("bool", "int", "float", "str", "list", "tuple", "set", "dict")]
         + [("numpy", name) for name in (*SCALARS, "asarray")]  # skops writes a function in C as a type
+        + [("collections", "OrderedDict")]
     ),
     "JsonNode": frozenset({("builtins", "str")}),
     "DictNode": frozenset({("builtins", "dict"), ("collections", "OrderedDict"), ("sklearn.utils._bunch", "Bunch")}),
+    "DefaultDictNode": frozenset({("collections", "defaultdict")}),  # a Booster's scores
+    "BytearrayNode": frozenset({("builtins", "bytearray")}),  # a Booster's trees
     "ListNode": frozenset({("builtins", "list")}),
     "TupleNode": frozenset({("builtins", "tuple"), ("sklearn.impute._iterative", "_ImputerTriplet")}),
     "SetNode": frozenset({("builtins", "set")}),
@@ -208,7 +212,9 @@ def _ufuncs() -> frozenset[str]:
 def _check_home(path: object, module: str, name: str) -> None:
     """Refuse a class that another version of scikit-learn only imports into the module that the list names."""
     try:
-        cls = getattr(importlib.import_module(module), name)
+        cls = getattr(import_extra(module), name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (ImportError, AttributeError):
         cls = None
     if not isinstance(cls, type) or (cls.__module__, cls.__qualname__) != (module, name):

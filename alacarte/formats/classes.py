@@ -1,8 +1,9 @@
 """The names that a skops file may contain, one list per kind of node. Everything that is not named here is refused.
 
 CLASSES are the estimators of scikit-learn 1.9.1 (`sklearn.utils.all_estimators`) and the parts that they hold after
-fit. skops makes such an object without its constructor and sets its attributes; alacarte/formats/objects.py then checks
-the attributes. FUNCTIONS may be called with any argument: a function that reads, writes, imports or evaluates does not
+fit, and those of LightGBM 4.7 and XGBoost 3.2, whose Booster reads its trees in compiled code. skops makes such an object
+without its constructor and sets its attributes; alacarte/formats/objects.py then checks the attributes.
+FUNCTIONS may be called with any argument: a function that reads, writes, imports or evaluates does not
 belong on this list (numpy.load and pandas.read_pickle are functions too). LOSSES are called with the arguments in the file.
 Left out on purpose: sklearn.callback, sklearn.datasets, sklearn.externals, sklearn.utils._testing; and distance metrics
 that call a function or whose matrix can be read out of bounds (PyFunc, Mahalanobis, SEuclidean).
@@ -20,6 +21,8 @@ def _names(text: str) -> frozenset[tuple[str, str]]:
 
 
 CLASSES = _names("""\
+lightgbm.basic: Booster
+lightgbm.sklearn: LGBMClassifier LGBMRegressor
 scipy.interpolate._bsplines: BSpline
 sklearn._loss.link: HalfLogitLink IdentityLink Interval LogLink LogitLink MultinomialLogit
 sklearn._loss.loss: AbsoluteError ExponentialLoss HalfBinomialLoss HalfBinomialLossArrayAPI HalfGammaLoss HalfMultinomialLoss
@@ -152,6 +155,8 @@ sklearn.semi_supervised._self_training: SelfTrainingClassifier
 sklearn.svm._classes: LinearSVC LinearSVR NuSVC NuSVR OneClassSVM SVC SVR
 sklearn.tree._classes: DecisionTreeClassifier DecisionTreeRegressor ExtraTreeClassifier ExtraTreeRegressor
 sklearn.utils._metadata_requests: MetadataRequest MethodMetadataRequest
+xgboost.core: Booster
+xgboost.sklearn: XGBClassifier XGBRegressor
 """)
 
 FUNCTIONS = _names("""\

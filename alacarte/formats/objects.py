@@ -7,6 +7,7 @@ leads back keeps a core busy for ever. The arrays of trees, neighbours and suppo
 can be tried in a child process only.
 """
 
+import ctypes
 import inspect
 import math
 import re
@@ -21,15 +22,14 @@ from alacarte.formats.classes import CLASSES
 
 INTEGER, NUMBER = (int, np.integer), (int, float, np.number, np.bool_)
 SEEDS = (int, str, np.integer, np.random.RandomState)  # a word such as "deprecated" is refused by scikit-learn
-FOREIGN = (
-    r"^__|^_skl_|^_listener|callback(?!$)|(?<!^)callback"  # names that only callbacks of scikit-learn set, and dunders
-)
+FOREIGN = r"^__|^_skl_|^_listener|callback(?!s?$)|(?<!^)callback"  # names that only callbacks of scikit-learn set, and dunders
 PRE_DISPATCH = r"all|\d+|(\d+ ?\* ?)?n_jobs"
 
 # Attributes that scikit-learn or joblib act on, and the values that are harmless.
 ATTRIBUTES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "memory": ("null", lambda value: value is None),
     "callback": ("null", lambda value: value is None),
+    "callbacks": ("null", lambda value: value is None),
     "verbose": ("a number", lambda value: isinstance(value, NUMBER)),
     "scoring": ("null or names", lambda value: all(leaf is None or isinstance(leaf, str) for leaf in _leaves(value))),
     "n_jobs": ("null or a whole number", lambda value: value is None or isinstance(value, INTEGER)),
@@ -224,6 +224,44 @@ def _check_labels_of_neighbours(model: Any) -> None:
         _require(sound, f"{name}: a neighbour has a class that does not exist")
 
 
+# In the names of LightGBM's settings for files and other machines.
+NOT_A_SETTING = {
+    "config",
+    "file",
+    "filename",
+    "fs",
+    "machine",
+    "machines",
+    "mlist",
+    "nodes",
+    "port",
+    "splits",
+    "workers",
+}
+
+
+def _check_booster(booster: Any) -> None:
+    """LightGBM or XGBoost has read the trees. Only a trial in a child process finds trees that crash it."""
+    handle = vars(booster).get("_handle", vars(booster).get("handle"))
+    _require(isinstance(handle, ctypes.c_void_p) and bool(handle), "Booster: it holds no trees")
+    _check_settings(vars(booster).get("params", {}))
+
+
+def _check_boosted_model(model: Any) -> None:
+    """LightGBM joins its settings to one text, so that a text with a space could contain settings that open files."""
+    _check_settings({name: value for name, value in vars(model).items() if isinstance(value, str)})
+    for name in ("_other_params", "kwargs"):
+        _check_settings(vars(model).get(name, {}))
+
+
+def _check_settings(settings: dict) -> None:
+    for name, value in settings.items():
+        _require(not NOT_A_SETTING & set(name.split("_")), f"Booster: a setting {name!r}")
+        for leaf in _leaves(value):
+            plain = leaf is None or isinstance(leaf, NUMBER) or re.fullmatch(r"[\w:.-]*", str(leaf))
+            _require(bool(plain), f"Booster: {name} is neither a number nor a word")
+
+
 STRUCTURES: dict[str, Callable[[Any], None]] = {
     "Tree": _check_tree,
     "TreePredictor": _check_tree_predictor,
@@ -233,6 +271,8 @@ STRUCTURES: dict[str, Callable[[Any], None]] = {
     "RandomState": _check_state,
     "Generator": _check_generator,
     **dict.fromkeys(("KNeighborsClassifier", "RadiusNeighborsClassifier"), _check_labels_of_neighbours),
+    "Booster": _check_booster,
+    **{f"{kind}{task}": _check_boosted_model for kind in ("LGBM", "XGB") for task in ("Classifier", "Regressor")},
     **dict.fromkeys(("SVC", "NuSVC", "SVR", "NuSVR", "OneClassSVM"), _check_support_vectors),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
 OnEpoch = Callable[[int, dict[str, float]], object]
+PACKAGES = ("alacarte.learners.", "project.")  # where the learners are that a saved model may name
+DEFAULT_LEARNER = "alacarte.learners.sklearn"  # of models that others logged
 INITS = ("warm", "shrink_perturb", "scratch")  # how a retraining begins
 ONWARD = 3.0  # times its learning rate a model is trained on at first; less leaves it where it is, more shakes out what it knows
 
@@ -100,6 +103,23 @@ class Learner(Protocol):
         """Log the model folder as a LoggedModel of the active run."""
 
 
+LEARNERS: dict[str, type[Learner]] = {}  # by module
+
+
+def register(flavor: str) -> Callable[[type], type]:
+    """Class decorator: the one learner of a module, and the name of its framework.
+
+    A saved model names the module, and `load` imports it from this checkout. `flavor` is the name in MLmodel.
+    """
+
+    def add(cls: type) -> type:
+        cls.flavor = flavor  # type: ignore[attr-defined]
+        LEARNERS[cls.__module__] = cls
+        return cls
+
+    return add
+
+
 def load(path: str | Path) -> Learner:
     """The learner in a local MLflow model folder. UserError, before anything is made, for a folder that is not safe.
 
@@ -108,16 +128,28 @@ def load(path: str | Path) -> Learner:
     """
     from alacarte.formats.probe import load_safely
 
-    if Path(path, "data/network").is_dir():
-        import torch  # noqa: F401  # before the child, which then has it too
-    kind, model, _ = load_safely(path)
-    if kind == "torch":
-        from alacarte.learners.torch import TorchLearner
+    cls = _learner_class(Path(path))  # imports the framework before the child process is made, which then has it too
+    _, model, _ = load_safely(path)
+    return cls.of(model)
 
-        return TorchLearner.of(model)
-    from alacarte.learners.sklearn import SklearnLearner
 
-    return SklearnLearner.of(model)
+def _learner_class(folder: Path) -> type[Any]:
+    """The learner that a model names, otherwise that of scikit-learn. `load_safely` refuses what cannot be read here."""
+    from alacarte.formats.load import read_description
+
+    try:
+        module = (read_description(folder).metadata or {}).get("learner", DEFAULT_LEARNER)
+    except Exception:
+        module = DEFAULT_LEARNER
+    if not str(module).startswith(PACKAGES) or "__" in module:
+        raise UserError(f"{folder}: names the learner {module}; allowed are modules of this checkout")
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{folder}: needs the module {error.name}, which is not in this checkout") from error
+    if module not in LEARNERS:
+        raise UserError(f"{folder}: {module} registers no learner; see docs/models.md")
+    return LEARNERS[module]
 
 
 def answers(path: str | Path, X: pd.DataFrame, y: pd.Series, task: str) -> np.ndarray:
@@ -160,7 +192,7 @@ def check_changed(before: np.ndarray, learner: Learner, X: pd.DataFrame) -> None
 
 def with_answers(learner: Learner, example: pd.DataFrame, metadata: dict[str, Any]) -> dict[str, Any]:
     """The metadata of a saved model: what the caller says of it, and its answers on the input example, for whoever loads it."""
-    return {**metadata, "example_predictions": learner.predict(example).tolist()}
+    return {**metadata, "learner": type(learner).__module__, "example_predictions": learner.predict(example).tolist()}
 
 
 def log_model(learner: Learner, name: str, *, example: pd.DataFrame, metadata: dict[str, Any]) -> ModelInfo:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, clone, is_classifier, is_regressor
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.ensemble import VotingClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
@@ -30,22 +30,22 @@ from alacarte.features import (
     unfitted,
     widen,
 )
-from alacarte.learners import OnEpoch, Update, check_changed, log_model, onward_rate, outputs, with_answers
+from alacarte.learners import OnEpoch, Update, check_changed, log_model, outputs, register, with_answers
+from alacarte.learners.further import BOOSTED, add_trees, descend, reason_for_scratch
 
 if TYPE_CHECKING:
     from mlflow.models import Model
     from mlflow.models.model import ModelInfo
 
-BOOSTED = HistGradientBoostingClassifier, HistGradientBoostingRegressor
-MIN_L2 = 10  # with less, boosting on confident mistakes breaks what the earlier trees had learned
 
-
+@register("sklearn")
 class SklearnLearner:
     """`estimator` for any task that it can do, or `classifier` and `regressor`, of which fit takes the one for its task.
 
     `settings` are numbers that a config file names once and both estimators read. They are not used here.
     """
 
+    has_trees = False  # the scale of the training data is in every threshold of a tree
     packages: tuple[str, ...] = ()  # that a model needs beside scikit-learn, pinned in its requirements
 
     def __init__(
@@ -120,10 +120,11 @@ class SklearnLearner:
         _keep_epochs(stepped)
         epochs, before = max(1, int(share * self.epochs)), outputs(self, X)
         with rows_fit(X), threads_for(X):
-            # The scale of the training data is in every threshold of a tree, so it cannot change for trees.
-            if is_tabular(transformer) and not isinstance(stepped, BOOSTED):
+            if is_tabular(transformer) and not self.has_trees and not isinstance(stepped, BOOSTED):
                 widen(transformer, X)
             inputs, targets = transform(transformer, X), labels(y)
+            if isinstance(estimator, VotingClassifier):
+                targets = estimator.le_.transform(targets)
             if isinstance(estimator, TransformedTargetRegressor):
                 targets = estimator.transformer_.transform(targets.reshape(-1, 1)).ravel()
             weights = _weights(stepped, weight)
@@ -134,7 +135,7 @@ class SklearnLearner:
 
     def reason_for_scratch(self, stepped: Any, y: pd.Series) -> str | None:
         """Why an estimator cannot be trained further with the labels y, as a sentence. None: it can."""
-        return _reason_for_scratch(stepped, y)
+        return reason_for_scratch(stepped, self.classes, y)
 
     def train_further(
         self,
@@ -148,8 +149,8 @@ class SklearnLearner:
     ) -> int:
         """Train a fitted estimator further for at most `epochs` epochs. Return the number of epochs."""
         if isinstance(stepped, BOOSTED):
-            return _boost(stepped, inputs, targets, epochs, sample_weight)
-        _descend(stepped, inputs, targets, epochs, seed, on_epoch, sample_weight)
+            return add_trees(stepped, inputs, targets, epochs, sample_weight)
+        descend(stepped, inputs, targets, epochs, seed, on_epoch, sample_weight)
         return epochs
 
     def _start_over(self, X: pd.DataFrame, y: pd.Series, seed: int, weight: np.ndarray | None) -> None:
@@ -249,7 +250,9 @@ def _for_task(estimator: BaseEstimator | None, task: str) -> BaseEstimator:
 
 
 def _stepped(estimator: Any) -> Any:
-    """The estimator that is trained further: inside a TransformedTargetRegressor, its regressor."""
+    """The estimator that is trained further: the one inside a TransformedTargetRegressor or a VotingClassifier of one."""
+    if isinstance(estimator, VotingClassifier) and len(estimator.estimators) == 1:
+        return estimator.estimators_[0]
     return estimator.regressor_ if isinstance(estimator, TransformedTargetRegressor) else estimator
 
 
@@ -261,7 +264,8 @@ def _weights(estimator: Any, weight: np.ndarray | None) -> dict[str, np.ndarray]
     while isinstance(estimator, Pipeline):
         prefix, estimator = f"{prefix}{estimator.steps[-1][0]}__", estimator[-1]
     inner = estimator.regressor if isinstance(estimator, TransformedTargetRegressor) else estimator
-    if not has_fit_parameter(inner, "sample_weight"):
+    # VotingClassifier takes it as one of its **fit_params
+    if not has_fit_parameter(inner, "sample_weight") and not isinstance(inner, VotingClassifier):
         raise UserError(
             f"data.weight: {type(inner).__name__} takes no sample_weight: choose another model, or add data.weight=null"
         )
@@ -270,95 +274,11 @@ def _weights(estimator: Any, weight: np.ndarray | None) -> dict[str, np.ndarray]
 
 def _epochs(stepped: Any) -> int:
     epochs = getattr(stepped, "scratch_epochs_", None) or getattr(stepped, "n_iter_", None)
+    if epochs is None and hasattr(stepped, "get_num_boosting_rounds"):  # XGBoost
+        epochs = stepped.get_num_boosting_rounds()
     return int(np.max(epochs)) if epochs is not None else 1
 
 
 def _keep_epochs(stepped: Any) -> None:
     """Store how long a training from scratch is, because further training changes n_iter_."""
     stepped.scratch_epochs_ = _epochs(stepped)
-
-
-def _reason_for_scratch(stepped: Any, y: pd.Series) -> str | None:
-    name = type(stepped).__name__
-    if isinstance(stepped, BOOSTED):
-        if stepped.l2_regularization < MIN_L2:
-            return f"{name} starts from scratch: it can be trained further from model.l2_regularization={MIN_L2} up"
-        return lacking_class(stepped, y)
-    if not hasattr(stepped, "partial_fit") or not hasattr(stepped, "n_iter_"):
-        return f"{name} starts from scratch: it cannot be trained further"
-    if getattr(stepped, "early_stopping", False) or getattr(stepped, "class_weight", None) == "balanced":
-        return f"{name} starts from scratch: with early_stopping or class_weight=balanced it cannot be trained further"
-    return None
-
-
-def lacking_class(stepped: Any, y: pd.Series) -> str | None:
-    """Why boosting starts from scratch: fit assumes that the rows have all classes, otherwise it mixes up their trees."""
-    lacking = set(stepped.classes_.tolist()) - set(y.tolist()) if is_classifier(stepped) else None
-    name = type(stepped).__name__
-    return f"{name} starts from scratch: the rows lack its class {min(lacking)!r}" if lacking else None
-
-
-def _boost(stepped: Any, inputs: Any, targets: np.ndarray, iterations: int, weight: np.ndarray | None) -> int:
-    """Add at most `iterations` iterations of trees to the ensemble. Return the number of iterations added."""
-    bins, before = stepped._bin_mapper, stepped.n_iter_
-    settings = {"warm_start": stepped.warm_start, "max_iter": stepped.max_iter}
-
-    def bin_as_before(X: np.ndarray, sample_weight: object, is_training_data: bool) -> np.ndarray:
-        stepped._bin_mapper = bins
-        binned = bins.transform(X)
-        return binned if is_training_data else np.ascontiguousarray(binned)
-
-    # scikit-learn (1.9) makes new bins from the new rows and reads the earlier trees with these bins. The new trees would
-    # then correct answers that the model does not give.
-    stepped._bin_data = bin_as_before
-    try:
-        stepped.set_params(warm_start=True, max_iter=before + iterations).fit(inputs, targets, weight)
-    finally:
-        del stepped._bin_data
-        stepped.set_params(**settings)  # the settings of a training from scratch
-    return stepped.n_iter_ - before
-
-
-def _descend(
-    stepped: Any,
-    inputs: Any,
-    targets: np.ndarray,
-    epochs: int,
-    seed: int,
-    on_epoch: OnEpoch | None,
-    weight: np.ndarray | None,
-) -> None:
-    rng, average = np.random.default_rng(seed), getattr(stepped, "average", False)
-    if average:  # average the new steps only: an average with the old steps would hardly move
-        stepped.average = int(stepped.t_)
-        stepped._average_coef[:], stepped._average_intercept[:] = 0, 0
-    setting = _constant_rate(stepped)
-    rate = getattr(stepped, setting) if setting else 0.0
-    stepped.__dict__.pop("_optimizer", None)  # of a network: it holds the rate and the momentum of the last training
-    try:
-        for epoch in range(epochs):
-            if setting:
-                _set_rate(stepped, setting, rate * onward_rate(epoch, epochs))
-            order = rng.permutation(len(targets))  # partial_fit itself shuffles in the same way each time
-            rows = inputs.iloc[order] if isinstance(inputs, pd.DataFrame) else inputs[order]
-            stepped.partial_fit(rows, targets[order], **({} if weight is None else {"sample_weight": weight[order]}))
-            if on_epoch and hasattr(stepped, "loss_"):
-                on_epoch(epoch, {"train_loss": float(stepped.loss_)})
-    finally:
-        if setting:
-            _set_rate(stepped, setting, rate)
-        if average:
-            stepped.average = average
-
-
-def _constant_rate(stepped: Any) -> str | None:
-    """The setting that is the learning rate of each step. None: the steps follow a schedule of their own."""
-    if hasattr(stepped, "learning_rate_init"):
-        return "learning_rate_init" if stepped.solver == "adam" or stepped.learning_rate == "constant" else None
-    return "eta0" if getattr(stepped, "learning_rate", None) == "constant" else None
-
-
-def _set_rate(stepped: Any, setting: str, rate: float) -> None:
-    setattr(stepped, setting, rate)
-    if (optimizer := getattr(stepped, "_optimizer", None)) is not None:  # it has read the setting when it was made
-        optimizer.learning_rate_init = optimizer.learning_rate = rate

@@ -35,7 +35,7 @@ from alacarte.features import (
     widen,
 )
 from alacarte.formats import torch_network, torch_pyfunc
-from alacarte.learners import OnEpoch, Update, check_changed, log_model, onward_rate, outputs, with_answers
+from alacarte.learners import OnEpoch, Update, check_changed, log_model, onward_rate, outputs, register, with_answers
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -51,6 +51,7 @@ KNOBS: dict[str, tuple[Any, int]] = {
 }
 
 
+@register("pytorch")
 class TorchLearner:
     """Trains `network(n_inputs=..., n_outputs=...)`, a functools.partial of an nn.Module class with its other arguments.
 

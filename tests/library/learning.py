@@ -20,6 +20,8 @@ FAMILIES = {
     "sklearn": [],
     "torch_mlp": ["model.network.hidden=[16]", "model.max_epochs=20", "model.device=cpu"],
 }
+# Those of other packages, with tests of their own.
+BOOSTERS = {"lightgbm": ["model.n_estimators=10"], "xgboost": ["model.n_estimators=10"]}
 ANY = {
     "classification": "sklearn.ensemble.ExtraTreesClassifier",
     "regression": "sklearn.ensemble.ExtraTreesRegressor",
@@ -29,7 +31,7 @@ ANY = {
 def learner(family: str, task: str = "classification", *overrides: str) -> Any:
     more = [f"model.estimator._target_={ANY[task]}"] if family == "sklearn" else []
     with initialize_config_dir(str(CONF), version_base=None):
-        config = compose("train", [f"model={family}", *FAMILIES[family], *more, *overrides])
+        config = compose("train", [f"model={family}", *(FAMILIES | BOOSTERS)[family], *more, *overrides])
     return instantiate(config.model)
 
 

@@ -9,6 +9,8 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from alacarte.formats.extras import EXTRAS
+
 
 def pins(file: str) -> dict[str, str]:
     lines = [line.split("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
@@ -22,7 +24,7 @@ def pins(file: str) -> dict[str, str]:
 
 
 def test_every_pin_is_exact_and_installed():
-    wanted = pins("requirements.txt") | pins("requirements-dev.txt")
+    wanted = pins("requirements.txt") | pins("requirements-extra.txt") | pins("requirements-dev.txt")
     assert wanted["mlflow"] == "3.17.2"
     assert wanted["torch"] == "2.13.0"
     assert {name: version(name).split("+")[0] for name in wanted} == wanted
@@ -35,13 +37,19 @@ def ranges() -> list[Requirement]:
 
 
 def test_every_pin_is_inside_its_range_and_every_range_has_a_pin():
-    exact = {canonicalize_name(name): number for name, number in pins("requirements.txt").items()}
+    pinned = pins("requirements.txt") | pins("requirements-extra.txt")
+    exact = {canonicalize_name(name): number for name, number in pinned.items()}
     allowed = {canonicalize_name(requirement.name): requirement.specifier for requirement in ranges()}
     assert len(allowed) == len(ranges()), "a package has two ranges"
     assert set(allowed) == set(exact)
     for name, number in exact.items():
         assert allowed[name].contains(number), f"{name}: {number} is outside {allowed[name]}"
         assert not allowed[name].contains("0.0.1"), f"{name} has no lower bound"
+
+
+def test_an_installation_command_in_a_message_names_the_range():
+    listed = {str(requirement) for requirement in ranges()}
+    assert {str(Requirement(package)) for package in EXTRAS.values()} <= listed
 
 
 def test_what_builds_the_wheel_is_pinned():
