@@ -97,7 +97,7 @@ def with_epochs(model: Any, epochs: int) -> Any:
     """A copy whose trainings from scratch have no more than so many epochs."""
     made = copy.deepcopy(model)
     if hasattr(made, "knobs"):
-        made.knobs["max_epochs"] = epochs
+        made.settings["max_epochs"] = epochs
     else:
         made.model[-1].max_iter = epochs
     return made

@@ -23,7 +23,7 @@ from zipfile import ZipFile
 from alacarte.errors import UserError
 from alacarte.folders import ROOT, TEMPLATE
 from alacarte.formats.classes import CLASSES, FUNCTIONS, LOSSES
-from alacarte.formats.extras import import_extra
+from alacarte.formats.frameworks import import_extra
 from alacarte.formats.objects import check_object
 
 SCALARS = [

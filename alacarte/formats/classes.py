@@ -183,3 +183,19 @@ sklearn._loss._loss: CyAbsoluteError CyExponentialLoss CyHalfBinomialLoss CyHalf
     CyHalfPoissonLoss CyHalfSquaredError CyHalfTweedieLoss CyHalfTweedieLossIdentity CyHuberLoss CyPinballLoss
 sklearn.linear_model._sgd_fast: EpsilonInsensitive Hinge ModifiedHuber SquaredEpsilonInsensitive SquaredHinge
 """)
+
+# What a .keras file may name.
+KERAS = _names("""\
+keras: DTypePolicy Sequential
+keras.constraints: MaxNorm NonNeg UnitNorm
+keras.initializers: Constant GlorotNormal GlorotUniform HeNormal HeUniform LecunNormal LecunUniform Ones Orthogonal
+    RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros
+keras.layers: Activation Add AlphaDropout Average AveragePooling1D AveragePooling2D BatchNormalization Concatenate Conv1D
+    Conv2D Dense DepthwiseConv1D DepthwiseConv2D Dropout ELU Flatten GaussianDropout GaussianNoise
+    GlobalAveragePooling1D GlobalAveragePooling2D GlobalMaxPooling1D GlobalMaxPooling2D GroupNormalization InputLayer
+    LayerNormalization LeakyReLU MaxPooling1D MaxPooling2D Maximum Minimum Multiply PReLU Permute ReLU RepeatVector
+    Rescaling Reshape SeparableConv1D SeparableConv2D Softmax SpatialDropout1D SpatialDropout2D Subtract
+    UnitNormalization ZeroPadding1D ZeroPadding2D
+keras.regularizers: L1 L1L2 L2
+keras.src.models.functional: Functional
+""")

@@ -11,9 +11,13 @@ from mlflow.pyfunc import PyFuncModel
 
 from alacarte import formats
 from alacarte.errors import UserError
+from alacarte.formats.frameworks import import_extra, registered_learner
 
 # What MLflow's sklearn flavor may be told to call, where it gives one answer a row.
 PREDICT = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba")
+
+# The loaders of the networks of torch and Keras, and of the models of your own frameworks.
+OURS, OWN = "network_pyfunc", "alacarte.learners.network"
 
 # Bytes of a file in JSON or YAML that describes a model: larger ones would fill the memory before they can be checked.
 MAX_METADATA = 2**26
@@ -21,10 +25,12 @@ MAX_VALUES = 10**6  # of the metadata and flavors in MLmodel
 
 
 def load(folder: Path, trust_code: bool = False) -> tuple[str, Any, PyFuncModel]:
-    """("sklearn", estimator, model), ("torch", TorchNetwork, model), or with trust_code ("code", None, model).
+    """("sklearn", estimator, model), ("torch", TorchNetwork, model), ("keras", KerasNetwork, model), ("own", learner, model)
+    or, with trust_code, ("code", None, model).
 
     "sklearn" is made from skops by alacarte.formats.check, "torch" from net.json and weights by the classes of this
-    checkout: neither imports anything that the folder brings. "code" is every other model, which runs code from its
+    checkout, "keras" from a .keras file with listed layers, "own" by a learner that a module of `project` registers: none
+    of them imports anything that the folder brings. "code" is every other model, which runs code from its
     folder. Raises UserError for everything else.
     """
     try:
@@ -71,19 +77,30 @@ def _load(folder: Path, trust_code: bool) -> tuple[str, Any, PyFuncModel]:
         except UserError:
             if not (with_code and trust_code):
                 raise
-    if loader == "torch_pyfunc" and not torch.get("code") and flavor.get("data") == "data/network":
+    if loader in (OURS, OWN) and not torch.get("code") and flavor.get("data") == "data/network":
         _check_pickles(folder)
-        from alacarte.formats.torch_network import TorchNetwork
-
-        network = TorchNetwork(folder / "data/network")
-        return "torch", network, _wrap(folder, meta, network, "predict")
+        kind, network = _load_network(folder / "data/network", meta, loader)
+        return kind, network, _wrap(folder, meta, network, "predict")
     if not trust_code:
         kind = "a torch program (pt2), which runs code when it is opened" if loader == "mlflow.pytorch" else loader
         raise UserError(
             f"{folder}: loads through {kind}{' with code of its own' if with_code else ''}; allowed are skops and"
-            " model=torch_mlp; serve.trust_code=true runs such models in the server"
+            " the networks of this project; serve.trust_code=true runs such models in the server"
         )
     return "code", None, mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
+
+
+def _load_network(data: Path, meta: Model, loader: str) -> tuple[str, Any]:
+    if loader == OWN:
+        return "own", registered_learner((meta.metadata or {}).get("learner")).load(data)
+    if (data / "model.keras").is_file():
+        from alacarte.formats.keras_network import KerasNetwork
+
+        return "keras", KerasNetwork(data)
+    import_extra("torch")
+    from alacarte.formats.torch_network import TorchNetwork
+
+    return "torch", TorchNetwork(data)
 
 
 def _wrap(folder: Path, meta: Model, implementation: Any, predict_fn: str) -> PyFuncModel:

@@ -165,6 +165,8 @@ def _isolate() -> None:
     threadpool_limits(1)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    if "lightgbm" in sys.modules:  # it starts as many threads as the n_jobs of a model says
+        sys.modules["lightgbm"].basic._LIB.LGBM_SetMaxThreads(1)
 
 
 def _limit(seconds: int, megabytes: int | None) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,14 +14,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from alacarte.errors import UserError
+from alacarte.formats.frameworks import register, registered_learner
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.models import Model
     from mlflow.models.model import ModelInfo
 
+__all__ = ["INITS", "Learner", "OnEpoch", "Update", "load", "register"]
+
 OnEpoch = Callable[[int, dict[str, float]], object]
-PACKAGES = ("alacarte.learners.", "project.")  # where the learners are that a saved model may name
 DEFAULT_LEARNER = "alacarte.learners.sklearn"  # of models that others logged
 INITS = ("warm", "shrink_perturb", "scratch")  # how a retraining begins
 ONWARD = 3.0  # times its learning rate a model is trained on at first; less leaves it where it is, more shakes out what it knows
@@ -39,10 +40,13 @@ class Update:
 
 
 class Learner(Protocol):
-    task: str
-    """ "classification" or "regression", from fit."""
-    classes: list | None
-    """The labels in the order of predict_proba's columns, as plain str, int or bool; None for regression."""
+    @property
+    def task(self) -> str:
+        """ "classification" or "regression", from fit."""
+
+    @property
+    def classes(self) -> list | None:
+        """The labels in the order of predict_proba's columns, as plain str, int or bool. None for regression."""
 
     @property
     def epochs(self) -> int:
@@ -103,23 +107,6 @@ class Learner(Protocol):
         """Log the model folder as a LoggedModel of the active run."""
 
 
-LEARNERS: dict[str, type[Learner]] = {}  # by module
-
-
-def register(flavor: str) -> Callable[[type], type]:
-    """Class decorator: the one learner of a module, and the name of its framework.
-
-    A saved model names the module, and `load` imports it from this checkout. `flavor` is the name in MLmodel.
-    """
-
-    def add(cls: type) -> type:
-        cls.flavor = flavor  # type: ignore[attr-defined]
-        LEARNERS[cls.__module__] = cls
-        return cls
-
-    return add
-
-
 def load(path: str | Path) -> Learner:
     """The learner in a local MLflow model folder. UserError, before anything is made, for a folder that is not safe.
 
@@ -133,7 +120,7 @@ def load(path: str | Path) -> Learner:
     return cls.of(model)
 
 
-def _learner_class(folder: Path) -> type[Any]:
+def _learner_class(folder: Path) -> Any:
     """The learner that a model names, otherwise that of scikit-learn. `load_safely` refuses what cannot be read here."""
     from alacarte.formats.load import read_description
 
@@ -141,15 +128,7 @@ def _learner_class(folder: Path) -> type[Any]:
         module = (read_description(folder).metadata or {}).get("learner", DEFAULT_LEARNER)
     except Exception:
         module = DEFAULT_LEARNER
-    if not str(module).startswith(PACKAGES) or "__" in module:
-        raise UserError(f"{folder}: names the learner {module}; allowed are modules of this checkout")
-    try:
-        import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{folder}: needs the module {error.name}, which is not in this checkout") from error
-    if module not in LEARNERS:
-        raise UserError(f"{folder}: {module} registers no learner; see docs/models.md")
-    return LEARNERS[module]
+    return registered_learner(module)
 
 
 def answers(path: str | Path, X: pd.DataFrame, y: pd.Series, task: str) -> np.ndarray:

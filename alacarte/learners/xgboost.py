@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.base import clone
 from sklearn.ensemble import VotingClassifier
 
-from alacarte.formats.extras import import_extra
+from alacarte.formats.frameworks import import_extra
 from alacarte.learners import OnEpoch, register
 from alacarte.learners.further import reason_against_more_trees
 from alacarte.learners.sklearn import SklearnLearner

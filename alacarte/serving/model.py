@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,13 +237,9 @@ class _WithProbabilities:
 
 def _task(kind: str, model: Any, meta: Model) -> tuple[str | None, list | None, _WithProbabilities | None]:
     """The task, the classes, and the model with its probabilities; None for each that the model does not have."""
-    if kind == "torch":
+    if kind in ("torch", "keras", "own"):
         task, classes = model.net["task"], model.net["classes"]
-        return (
-            task,
-            classes,
-            _WithProbabilities(model.predict, partial(_torch_probabilities, model)) if classes else None,
-        )
+        return task, classes, _WithProbabilities(model.predict, model.predict_proba) if classes else None
     if kind != "sklearn" or meta.flavors["python_function"].get("predict_fn", "predict") != "predict":
         return None, None, None
     if not is_classifier(model):
@@ -255,11 +250,3 @@ def _task(kind: str, model: Any, meta: Model) -> tuple[str | None, list | None, 
     with_probabilities = hasattr(model, "predict_proba")
     both = _WithProbabilities(model.predict, model.predict_proba) if with_probabilities else None
     return "classification", classes.tolist(), both
-
-
-def _torch_probabilities(predictor: Any, data: pd.DataFrame) -> np.ndarray:
-    import torch
-
-    numbers = torch.from_numpy(predictor.preprocess.transform(data).astype("float32"))
-    with torch.inference_mode():
-        return predictor.network(numbers).double().softmax(dim=1).numpy()

@@ -22,6 +22,8 @@ FAMILIES = {
 }
 # Those of other packages, with tests of their own.
 BOOSTERS = {"lightgbm": ["model.n_estimators=10"], "xgboost": ["model.n_estimators=10"]}
+SMALL = ["model.network.hidden=[16]", "model.max_epochs=20"]
+NETWORKS = {"keras_mlp": SMALL, "torch_cnn": ["model.network.channels=4", "model.max_epochs=6", "model.device=cpu"]}
 ANY = {
     "classification": "sklearn.ensemble.ExtraTreesClassifier",
     "regression": "sklearn.ensemble.ExtraTreesRegressor",
@@ -31,7 +33,7 @@ ANY = {
 def learner(family: str, task: str = "classification", *overrides: str) -> Any:
     more = [f"model.estimator._target_={ANY[task]}"] if family == "sklearn" else []
     with initialize_config_dir(str(CONF), version_base=None):
-        config = compose("train", [f"model={family}", *(FAMILIES | BOOSTERS)[family], *more, *overrides])
+        config = compose("train", [f"model={family}", *(FAMILIES | BOOSTERS | NETWORKS)[family], *more, *overrides])
     return instantiate(config.model)
 
 

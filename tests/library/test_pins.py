@@ -9,7 +9,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from alacarte.formats.extras import EXTRAS
+from alacarte.formats.frameworks import EXTRAS
 
 
 def pins(file: str) -> dict[str, str]:

@@ -227,7 +227,7 @@ def test_a_forged_program_is_never_opened(ours_in_torch: Path, tmp_path: Path) -
 
 
 def test_the_code_in_the_folder_is_not_run(ours_in_torch: Path) -> None:
-    (ours_in_torch / "code/torch_pyfunc.py").write_text("raise SystemExit('code of the folder')")
+    (ours_in_torch / "code/network_pyfunc.py").write_text("raise SystemExit('code of the folder')")
     for loader in LOADERS:
         loader(ours_in_torch)
 
@@ -284,8 +284,8 @@ def test_a_class_that_is_no_network_of_the_checkout_is_refused(target: str, ours
         ({"n_outputs": 2}, "n_outputs=2 is not the number of classes"),
         ({"task": "regression"}, "do not fit task=regression"),
         ({"classes": [["a"], ["b"], ["c"]]}, "Expected `.*`, got `array`"),
-        ({"learner__lr": "fast"}, "Expected `float`, got `str`"),
-        ({"learner__device": "cuda"}, "unknown field `device`"),
+        ({"settings__lr": "fast"}, "model.lr=fast: allowed are numbers"),
+        ({"settings__device": "cuda"}, "model.device: the settings are"),
         ({"network": []}, "Expected `object`, got `array`"),
     ],
 )

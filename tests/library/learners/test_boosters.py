@@ -72,6 +72,16 @@ def test_the_settings_of_a_booster():
             learner(family, "classification", f"model.{setting}").fit(X, y, X, y, task="classification", seed=0)
 
 
+@pytest.mark.parametrize("family", BOOSTERS)
+def test_a_child_tries_a_booster_after_its_parent_has_used_threads(family: str, tmp_path: Path, monkeypatch):
+    """A fork does not copy the threads of OpenMP. A call that waits for them never returns."""
+    monkeypatch.setattr(probe, "SECONDS", 30)
+    X, y = table("numeric", "classification", rows=5000)
+    made = learner(family, "classification", "model.n_jobs=2")
+    made.fit(X, y, X, y, task="classification", seed=0)
+    assert len(saved(made, tmp_path / "model", X).predict(X)) == 5000
+
+
 # --- forged files ---
 
 

@@ -66,7 +66,7 @@ def test_what_is_saved_answers_the_same_everywhere(family: str, kind: str, task:
 
         numbers = torch.from_numpy(made.preprocess.transform(X).astype("float32"))
         native = mlflow.pytorch.load_model(str(folder))(numbers)
-        assert np.allclose(native.detach().numpy(), made._outputs(numbers).numpy(), atol=1e-5)
+        assert np.allclose(native.detach().numpy(), made.outputs(numbers.numpy()), atol=1e-5)
     else:
         assert equal(mlflow.sklearn.load_model(str(folder)).predict(X), expected)
     again.save(tmp_path / "again", example=X.head(5), metadata={})

@@ -153,7 +153,7 @@ def test_what_was_saved_without_its_epochs_goes_on(tmp_path: Path) -> None:
     made = again(fitted("torch_mlp", "numeric", "classification"), tmp_path / "torch", X)
     del made.net["epochs"]
     made = again(made, tmp_path / "old", X)
-    assert made.update(X, y, X, y, init="warm", **HOW).epochs <= made.knobs["max_epochs"] / 4
+    assert made.update(X, y, X, y, init="warm", **HOW).epochs <= made.settings["max_epochs"] / 4
     model = make_pipeline(StandardScaler(), SGDClassifier(loss="log_loss", random_state=0)).fit(X, y)
     formats.save_skops(model, tmp_path / "model.skops")
     made = SklearnLearner.of(formats.load_skops(tmp_path / "model.skops"))
@@ -287,10 +287,10 @@ def test_a_network_is_trained_on_at_a_falling_rate_to_its_last_weights(monkeypat
         return loss
 
     monkeypatch.setattr(type(made), "_epoch", watch)
-    before = dict(made.knobs)
+    before = dict(made.settings)
     wrong = y.sample(frac=1, random_state=0)  # a validation part that only gets worse with what is learned
     epochs = made.update(X, y, X, pd.Series(wrong.to_numpy()), init="warm", **{**HOW, "share": 1.0}).epochs
     assert epochs == made.epochs == len(seen)
     assert seen == pytest.approx([before["lr"] * learners.onward_rate(epoch, epochs) for epoch in range(epochs)])
     assert all((one == two).all() for one, two in zip(made.network.parameters(), ends[-1], strict=True))
-    assert made.knobs == before
+    assert made.settings == before

@@ -1,0 +1,154 @@
+"""Keras on torch: trained, trained further, saved as .keras and loaded; forged files are refused before Keras reads them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+
+import h5py
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from learning import fitted, learner, table
+
+from alacarte import learners
+from alacarte.errors import UserError
+from alacarte.formats import probe
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_network_of_keras_is_saved_loaded_and_trained_further(task: str, tmp_path: Path):
+    (X, y), (more, truth) = table("mixed", task), table("mixed", task, seed=1)
+    made = fitted("keras_mlp", "mixed", task)
+    made.save(tmp_path / "model", example=X.head(5), metadata={})
+    expected = made.predict(X)
+    model = learners.load(tmp_path / "model")
+    served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    native = mlflow.keras.load_model(str(tmp_path / "model"))
+    assert np.allclose(native(made.numbers(X)).detach().numpy(), made.outputs(made.numbers(X)), atol=1e-5)
+    if task == "classification":
+        assert model.predict(X).tolist() == served.predict(X).tolist() == expected.tolist()
+        assert np.allclose(model.predict_proba(X), made.predict_proba(X)) and (expected == y).mean() > 0.6
+    else:
+        assert np.allclose(model.predict(X), expected) and np.allclose(served.predict(X), expected, rtol=1e-4)
+    rows, labels = pd.concat([X, more], ignore_index=True), pd.concat([y, truth], ignore_index=True)
+    seen: list[dict] = []
+    for init, epochs in (("warm", 5), ("shrink_perturb", 5), ("scratch", model.epochs)):
+        update = model.update(
+            rows, labels, X, y, init=init, share=5.1 / model.epochs, shrink=0.8, seed=0,
+            on_epoch=lambda epoch, metrics: seen.append(metrics),
+        )  # fmt: skip
+        assert (update.init, update.note) == (init, None)
+        assert init == "scratch" or update.epochs == epochs
+    assert set(seen[0]) == {"train_loss", "val_loss", "val_accuracy" if task == "classification" else "val_r2"}
+    assert model.classes == made.classes
+
+
+def test_what_is_wrong_with_a_network_is_one_line():
+    X, y = table("numeric", "classification")
+
+    def fit(*overrides: str) -> None:
+        made = learner("keras_mlp", "classification", *overrides)
+        made.fit(X, y, X, y, task="classification", seed=0)
+
+    with pytest.raises(UserError, match=r"model\.network\._target_=os\.getcwd: allowed are functions"):
+        fit("model.network._target_=os.getcwd", "~model.network.hidden", "~model.network.dropout")
+    with pytest.raises(UserError, match=r"model\.network\._target_=project\.networks\.MLP: allowed are functions"):
+        fit("model.network._target_=project.networks.MLP")
+    with pytest.raises(UserError, match=r"model\.patience=0: allowed are whole numbers from 1"):
+        fit("model.patience=0")
+    with pytest.raises(UserError, match=r"model\.network: project\.networks\.keras_mlp: "):
+        fit("model.network.hidden=abc")
+
+
+# --- forged files ---
+
+
+def rewrite(file: Path, edit: Callable[[dict], None], compression: int = ZIP_STORED, **more: bytes) -> None:
+    """Write a .keras file again with a config that `edit` changed."""
+    with ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(entries["config.json"])
+    edit(config)
+    with ZipFile(file, "w", compression) as archive:
+        for name, content in {**entries, "config.json": json.dumps(config).encode(), **more}.items():
+            archive.writestr(name, content)
+
+
+def nothing(config: dict) -> None:
+    pass
+
+
+def layer(**values: Any) -> Callable[[dict], None]:
+    """A change of the first dense layer."""
+
+    def edit(config: dict) -> None:
+        next(part for part in config["config"]["layers"] if part["class_name"] == "Dense").update(values)
+
+    return edit
+
+
+def in_config(**values: Any) -> Callable[[dict], None]:
+    def edit(config: dict) -> None:
+        next(part for part in config["config"]["layers"] if part["class_name"] == "Dense")["config"].update(values)
+
+    return edit
+
+
+CALL = {"class_name": "function", "config": "system", "module": "os", "registered_name": "system"}
+LAMBDA = {"class_name": "__lambda__", "config": {"code": "4wAAAA==", "defaults": None, "closure": None}}
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (layer(class_name="Lambda"), r"keras\.layers\.Lambda"),
+        (layer(class_name="TorchModuleWrapper"), r"keras\.layers\.TorchModuleWrapper"),
+        (layer(module="keras.src.utils.file_utils", class_name="get_file"), r"file_utils\.get_file"),
+        (layer(module="project.networks", class_name="MLP"), r"project\.networks\.MLP"),
+        (layer(module=None), r"None\.Dense"),
+        (layer(registered_name="Package>Dense"), r"keras\.layers\.Dense"),
+        (in_config(activation=CALL), r"os\.function"),
+        (in_config(activation=LAMBDA), "__lambda__"),
+        (in_config(kernel_initializer={**CALL, "module": "builtins", "config": "eval"}), r"builtins\.function"),
+        (lambda config: config.update(compile_config={"loss": CALL}), r"os\.function"),
+        (in_config(units=10**11), "needed more than|cannot be loaded"),
+        (in_config(units=17), "cannot be loaded"),
+    ],
+)
+def test_a_forged_config_is_refused(edit: Callable, reason: str, tmp_path: Path):
+    X, _ = table("numeric", "classification")
+    fitted("keras_mlp", "numeric", "classification").save(tmp_path / "model", example=X.head(5), metadata={})
+    rewrite(tmp_path / "model/data/network/model.keras", edit)
+    with pytest.raises(UserError, match=reason):
+        probe.load_safely(tmp_path / "model")
+
+
+def test_a_forged_file_is_refused(tmp_path: Path):
+    X, _ = table("numeric", "classification")
+    file = tmp_path / "model/data/network/model.keras"
+    fitted("keras_mlp", "numeric", "classification").save(tmp_path / "model", example=X.head(5), metadata={})
+    original = file.read_bytes()
+
+    def refused(reason: str) -> None:
+        with pytest.raises(UserError, match=reason):
+            probe.load_safely(tmp_path / "model")
+        file.write_bytes(original)
+
+    rewrite(file, nothing)
+    probe.load_safely(tmp_path / "model")
+    rewrite(file, nothing, ZIP_DEFLATED)
+    refused("not compressed")
+    rewrite(file, nothing, **{"assets/layers/vocabulary.txt": b"a"})
+    refused("it contains")
+    file.write_bytes(b"\x80\x04")
+    refused(r"not a \.keras file")
+    with h5py.File(tmp_path / "weights.h5", "w") as weights:
+        weights["layers"] = h5py.ExternalLink("/etc/passwd", "/")
+    rewrite(file, nothing, **{"model.weights.h5": (tmp_path / "weights.h5").read_bytes()})
+    refused("cannot be loaded")
+    net = tmp_path / "model/data/network/net.json"
+    net.write_text(net.read_text().replace('"n_inputs": 4', '"n_inputs": 5'))
+    refused("net.json says")
