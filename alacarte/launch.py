@@ -229,7 +229,7 @@ def explain(error: Exception, config_name: str) -> str:
     """One line for what Hydra or OmegaConf refused, with the nearest valid names."""
     message = f"{error}\n{error.__cause__ or ''}"
     if (found := re.search(r"full_key: (\S+)", str(error))) and error.__cause__:  # from making an object
-        reason: BaseException | None = error.__cause__
+        reason = error.__cause__.__cause__
         while reason and not isinstance(reason, UserError):  # such as a package that is not installed
             reason = reason.__cause__
         if reason:

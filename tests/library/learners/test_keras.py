@@ -53,8 +53,8 @@ def test_what_is_wrong_with_a_network_is_one_line():
         made = learner("keras_mlp", "classification", *overrides)
         made.fit(X, y, X, y, task="classification", seed=0)
 
-    with pytest.raises(UserError, match=r"model\.network\._target_=os\.getcwd: allowed are functions"):
-        fit("model.network._target_=os.getcwd", "~model.network.hidden", "~model.network.dropout")
+    with pytest.raises(UserError, match=r"model\.network\._target_=project\.data\.load_digits: allowed are functions"):
+        fit("model.network._target_=project.data.load_digits", "~model.network.hidden", "~model.network.dropout")
     with pytest.raises(UserError, match=r"model\.network\._target_=project\.networks\.MLP: allowed are functions"):
         fit("model.network._target_=project.networks.MLP")
     with pytest.raises(UserError, match=r"model\.patience=0: allowed are whole numbers from 1"):
