@@ -34,7 +34,9 @@ class DigitsCNN(nn.Module):
         super().__init__()
         self.side, self.smoothing = math.isqrt(n_inputs), smoothing
         if self.side**2 != n_inputs or self.side < 4:
-            raise ValueError(f"it needs a square image of at least 16 numbers, and the features give {n_inputs} numbers")
+            raise ValueError(
+                f"it needs a square image of at least 16 numbers, and the features give {n_inputs} numbers"
+            )
         self.layers = nn.Sequential(
             *(nn.Conv2d(1, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.GELU()),
             *(nn.Conv2d(channels, 2 * channels, 3, padding=1), nn.BatchNorm2d(2 * channels), nn.GELU()),
