@@ -1,9 +1,9 @@
 """A model server that follows the registry and collects feedback.
 
-server.py          from settings to a listening process
-app.py routes.py   the HTTP routes; state.py holds what they share, connections.py limits slow clients
-requests.py        the bytes of a request as rows; reference.py and matrix.py belong to it
-model.py           one loaded version; fastpath/ answers the same as MLflow, faster
-follower.py        which version serves: the registry's alias, cache.py, webhooks.py
-prediction_log.py  predictions on their way to the store of alacarte/feedback
+server.py settings.py  from settings to a listening process; connections.py limits slow and malformed clients
+app.py routes.py       the HTTP routes; state.py holds the parts that they share; auth.py and limits.py check requests
+requests.py rows.py    the body of a request as rows
+model.py batching.py   one loaded version, and concurrent requests to it; fastpath/ answers the same as MLflow, faster
+follower.py            which version serves: the alias in the registry, cache.py, webhooks.py
+prediction_log.py      stores predictions in the store of alacarte/feedback
 """

@@ -1,21 +1,27 @@
-"""Limits on the table of a request before pandas makes it: a short body can ask for a table of any size.
+"""Limits on requests: the bytes of their bodies, the labels per minute, and the size of their tables.
 
-JSON and CSV leave out cells, which pandas fills in, and Parquet compresses and repeats. The time and memory of pandas also
-grow with the number of columns, whether or not the model takes them.
+A table is checked before pandas makes it, because a short body can ask for a table of any size. JSON and CSV can leave out
+cells, which pandas fills in. Parquet compresses and repeats. The time and memory of pandas also grow with the number of
+columns, whether or not the model takes them.
 """
 
 import csv
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO, StringIO
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from mlflow.pyfunc import scoring_server
+from starlette.types import Receive
 
 from alacarte.serving.rows import InputSchema, RequestError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LARGE_BODY = 1_000_000  # bytes; a larger body is parsed outside the event loop, and is refused when there are too many
+ALL_BODIES = 256_000_000  # bytes of all bodies that are read or answered at the same time
 
 # Characters that one column of a request may take in memory: numpy gives every text the length of the longest.
 CHARACTERS = 100_000_000
@@ -29,6 +35,70 @@ CODECS = ("UNCOMPRESSED", "SNAPPY")
 FIXED = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE")  # types of Parquet, of at most 12 bytes a value
 
 csv.field_size_limit(CHARACTERS)  # Python refuses a text of more than 131,072 characters otherwise
+
+
+class Bodies:
+    """Reads the bodies of requests, and limits the bytes of all bodies together."""
+
+    def __init__(self, max_body: int) -> None:
+        self._held, self._limit = 0, max(ALL_BODIES, 2 * max_body)
+
+    async def read(self, headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
+        """The body of a request. The caller must release it.
+
+        Raises RequestError 413 for more than `limit` bytes, 408 for a body that does not arrive completely, and 503 for a
+        large body if there are too many.
+        """
+        too_large = RequestError(413, f"a body may have {limit} bytes; send less at a time")
+        length = headers.get("content-length", "0")
+        if len(length) > 15 or int(length) > limit:
+            raise too_large
+        pieces, size, more = [], 0, True
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise RequestError(408, "the body did not arrive completely")
+                piece, more = message["body"], message["more_body"]
+                pieces.append(piece)
+                size += len(piece)
+                self._held += len(piece)
+                if size > limit:
+                    raise too_large
+                if size > LARGE_BODY and self._held > self._limit:
+                    raise RequestError(503, f"too many large bodies; try again, or send at most {LARGE_BODY} bytes")
+        except BaseException:
+            self._held -= size
+            raise
+        return b"".join(pieces)
+
+    def release(self, body: bytes) -> None:
+        self._held -= len(body)
+
+
+class LabelRate:
+    """At most `per_minute` labels for each key, as a bucket that fills evenly."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute, self._clock = per_minute, clock
+        self._buckets: dict[str, tuple[float, float]] = {}  # key -> (labels left, time)
+
+    def check(self, key: str, count: int = 1) -> float:
+        """The labels that are left. RequestError 429 if these are fewer than `count`."""
+        left, updated = self._buckets.get(key, (float(self._per_minute), self._clock()))
+        left = min(self._per_minute, left + (self._clock() - updated) * self._per_minute / 60)
+        if count > left:
+            seconds = (count - left) * 60 / self._per_minute
+            advice = "send fewer at a time" if count > self._per_minute else f"wait {seconds:.0f} s"
+            raise RequestError(429, f"at most {self._per_minute} labels a minute are taken: {advice}; none was stored")
+        return left
+
+    def take(self, key: str, count: int) -> None:
+        """Use up `count` labels. RequestError 429 if these are more than are left; then none is used up."""
+        left, now = self.check(key, count), self._clock()
+        if len(self._buckets) > 10_000:  # a bucket is full again after a minute
+            self._buckets = {k: bucket for k, bucket in self._buckets.items() if now - bucket[1] < 60}
+        self._buckets[key] = (left - count, now)
 
 
 def check_rows(n: int, max_rows: int) -> None:

@@ -1,17 +1,20 @@
-"""Every route but `/invocations`: health, status, feedback, events, and the pages. FastAPI, so that /docs describes them."""
+"""Every route but `/invocations`: health, status, feedback, events, and the pages. FastAPI, so that /docs describes them.
 
-import math
+The order of checks is always the same: the token, the rate, the size of the body, the body.
+"""
+
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from mlflow.version import VERSION
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -19,61 +22,33 @@ from starlette.exceptions import HTTPException
 from alacarte.errors import UserError
 from alacarte.feedback import Feedback, Outcome, Store, StoreError
 from alacarte.serving import webhooks
-from alacarte.serving.auth import ANYBODY
 from alacarte.serving.inputs import describe
+from alacarte.serving.openapi import TABLE, describe_routes, json_body
 from alacarte.serving.rows import RequestError
 from alacarte.serving.state import AppState
 
-Handler = Callable[..., Any]
-
 PAGE = Path(__file__).with_name("page.html").read_text()
-
 # Nothing on the page comes from elsewhere, and nothing on it can send anywhere else.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
+LABELS_BYTES = 1_000_000  # of a body: 1,000 labels with a source and a comment each
+SMALL_BYTES = 100_000  # of a body with a review or an event
 LABEL_CHARACTERS = 1000
-ROWS = {"type": "array", "items": {"type": "array", "items": {}}}
-INVOCATIONS = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "description": "One of the four, as `mlflow models serve` takes them.",
-                    "properties": {
-                        "dataframe_split": {
-                            "type": "object",
-                            "required": ["data"],
-                            "properties": {"columns": {"type": "array", "items": {"type": "string"}}, "data": ROWS},
-                        },
-                        "dataframe_records": {"type": "array", "items": {"type": "object"}},
-                        "instances": {"type": "array", "items": {}},
-                        "inputs": {},
-                        "params": {"type": "object"},
-                    },
-                }
-            },
-            "text/csv": {"schema": {"type": "string"}},
-        },
-    }
-}
 
 
-def _check_label(given: Any) -> Any:
-    """One message for what is none of the kinds below, instead of one for each of them."""
-    if isinstance(given, bool | int | float) or (isinstance(given, str) and len(given) <= LABEL_CHARACTERS):
-        return given
-    due = f"text of at most {LABEL_CHARACTERS} characters, a number, true or false is due"
-    raise PydanticCustomError("label", due)
+def _check_label(value: Any) -> Any:
+    if isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= LABEL_CHARACTERS):
+        return value
+    expected = f"expected text of at most {LABEL_CHARACTERS} characters, a number, true or false"
+    raise PydanticCustomError("label", expected)
 
 
-AnyLabel = StrictBool | StrictInt | StrictFloat | Annotated[StrictStr, Field(max_length=LABEL_CHARACTERS)]
-Label = Annotated[AnyLabel, BeforeValidator(_check_label)]
+AnyLabel = bool | int | float | str
+Label = Annotated[AnyLabel, PlainValidator(_check_label, json_schema_input_type=AnyLabel)]
 
 
-class Given(BaseModel):
-    """What a person says of one prediction: the right label, which may be the predicted one."""
+class LabelBody(BaseModel):
+    """The right label of one prediction, in the opinion of a person. It may be the predicted label."""
 
     model_config = ConfigDict(extra="forbid")
     prediction_id: str = Field(max_length=100)
@@ -82,11 +57,8 @@ class Given(BaseModel):
     comment: str | None = Field(None, max_length=2000)
 
 
-Labels = Annotated[list[Given], Field(fail_fast=True)]  # a list of millions of mistakes costs as much as one mistake
-
-
-class Review(BaseModel):
-    """What an administrator decides about labels that wait."""
+class ReviewBody(BaseModel):
+    """The decision of an administrator about labels that wait."""
 
     model_config = ConfigDict(extra="forbid")
     accept: bool
@@ -94,192 +66,189 @@ class Review(BaseModel):
     label: Label | None = Field(None, description="which one; needed to accept one of several")
 
 
+ONE_LABEL, REVIEW = TypeAdapter(LabelBody), TypeAdapter(ReviewBody)
+# A list of many mistakes costs as much as one mistake.
+LABELS: TypeAdapter[list[LabelBody]] = TypeAdapter(Annotated[list[LabelBody], Field(fail_fast=True)])
+LABELS_SCHEMA = {"anyOf": [ONE_LABEL.json_schema(), {"type": "array", "items": ONE_LABEL.json_schema()}]}
+
+
+def _parse(adapter: TypeAdapter, body: bytes) -> Any:
+    try:
+        return adapter.validate_json(body)
+    except ValidationError as error:
+        raise RequestError(422, _explain(dict(error.errors(include_url=False, include_input=False)[0]))) from None
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """The first error of pydantic in one line, without any text of the client: an unknown key is such a text."""
+    path = error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]
+    return f"{'.'.join(map(str, path)) or 'body'}: {error['msg']}, see /docs"
+
+
 def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
     """All routes. `/invocations` is among them for /docs only; app.py answers it."""
-    settings, follower, access = state.settings, state.follower, state.access
+    settings, access, name = state.settings, state.access, state.settings.registered_model_name
     api = FastAPIOffline(
         title="MLOps à la carte", redoc_url=None, lifespan=lifespan,
-        description=f"Serves the champion of {settings.registered_model_name} and takes feedback on its predictions.",
+        dependencies=[Depends(HTTPBearer(auto_error=False))],  # the button Authorize of /docs; `access` checks the token
+        description=f"Serves the champion of {name} and takes feedback on its predictions.",
     )  # fmt: skip
-    rate = state.label_rate
 
-    def store() -> Store:
-        if state.store is None:
+    api.openapi = lambda: describe_routes(api, state)  # type: ignore[method-assign]
+
+    def open_store() -> Store:
+        """The store, which knows every prediction that was answered before."""
+        if state.store is None or state.prediction_log is None:
             raise RequestError(404, "this server stores no predictions: feedback.url=null")
+        state.prediction_log.flush()
         return state.store
 
-    def get(path: str, tag: str) -> Callable[[Handler], Handler]:
-        """A route that answers GET, and HEAD too, which some monitors send. /docs shows GET alone: an id names one method."""
-
-        def add(handler: Handler) -> Handler:
-            api.add_api_route(path, handler, methods=["GET"], tags=[tag])
-            api.add_api_route(path, handler, methods=["HEAD"], include_in_schema=False)
-            return handler
-
-        return add
+    async def read_body(request: Request, limit: int) -> bytes:
+        body = await state.bodies.read(request.headers, request.receive, min(limit, settings.max_body))
+        state.bodies.release(body)  # too small to count among the large bodies that are answered
+        return body
 
     # --- errors: one line each, the client's input never in it ---
 
     @api.exception_handler(RequestError)
-    async def refused(_: Request, error: RequestError) -> JSONResponse:
-        return JSONResponse(state.refusal(error), error.status)
+    async def answer_refusal(request: Request, error: RequestError) -> JSONResponse:
+        body = state.refusal(error)
+        if request.url.path.startswith("/v2"):  # as the Open Inference Protocol prescribes
+            body = {"error": body["message"]}
+        return JSONResponse(body, error.status)
 
     @api.exception_handler(HTTPException)
-    async def not_here(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(
-            {"error_code": "BAD_REQUEST", "message": str(error.detail)}, error.status_code, error.headers
-        )
+    async def answer_unknown_route(request: Request, error: HTTPException) -> JSONResponse:
+        answer = await answer_refusal(request, RequestError(error.status_code, str(error.detail)))
+        answer.headers.update(error.headers or {})
+        return answer
 
     @api.exception_handler(RequestValidationError)
-    async def not_as_described(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = max(error.errors(), key=lambda one: len(one["loc"]))  # of one label or a list of them, what was meant
-        # A key that is not known is the client's own text.
-        known = first["loc"][:-1] if first["type"] == "extra_forbidden" else first["loc"]
-        named = (part for part in known if isinstance(part, int) or str(part).isidentifier())
-        where = ".".join(str(part) for part in named if part != Given.__name__)
-        return JSONResponse(state.refusal(RequestError(422, f"{where}: {first['msg']}, see /docs")), 422)
+    async def answer_invalid_query(request: Request, error: RequestValidationError) -> JSONResponse:
+        return await answer_refusal(request, RequestError(422, _explain(error.errors()[0])))
 
     @api.exception_handler(StoreError)
-    async def store_is_away(request: Request, error: StoreError) -> JSONResponse:
-        what = "the feedback store does not work" if request.method == "GET" else "nothing was stored"
-        return JSONResponse(state.refusal(RequestError(503, f"{what}: {error}; try again")), 503)
+    async def answer_store_error(request: Request, error: StoreError) -> JSONResponse:
+        effect = "the feedback store does not work" if request.method == "GET" else "nothing was stored"
+        return await answer_refusal(request, RequestError(503, f"{effect}: {error}; try again"))
 
     # --- health and status ---
 
-    @get("/ping", "health")
-    @get("/health", "health")
-    @get("/readyz", "health")
+    @api.get("/ping", tags=["health"])
+    @api.get("/health", tags=["health"])
+    @api.get("/readyz", tags=["health"])
     async def readyz() -> Response:
         """200 when a model is loaded, else 503 with the reason."""
-        if follower.current is None:
-            raise RequestError(503, follower.reason())
+        state.current_model()
         return Response("\n", media_type="application/json")
 
-    @get("/livez", "health")
+    @api.get("/livez", tags=["health"])
     async def livez() -> Response:
         """200 while the process works; 503 when a prediction hangs and cannot be stopped, so that it is restarted."""
-        if state.batcher.stuck:
-            raise RequestError(503, "a prediction hangs and does not stop")
+        state.check_live()
         return Response("\n", media_type="application/json")
 
-    @get("/version", "health")
+    @api.get("/version", tags=["health"])
     async def version() -> Response:
         """MLflow's version, as `mlflow models serve` answers."""
         return Response(VERSION, media_type="application/json")
 
-    @get("/status", "health")
+    @api.get("/status", tags=["health"])
     async def status(request: Request) -> dict[str, Any]:
         """Which version serves, since when, how often it changed, and what failed last."""
-        access.check(request.headers, "predict", "feedback", "admin")
-        recorded = (
-            {"dropped": state.prediction_log.dropped, "store_healthy": state.prediction_log.healthy}
-            if state.prediction_log
-            else {}
-        )
-        return {**follower.status(), **recorded}
+        access.check(request.headers, request.client, "predict", "feedback", "admin")
+        log = state.prediction_log
+        stored = {"dropped": log.dropped, "store_healthy": log.healthy} if log else {}
+        return {**state.follower.status(), **stored}
 
-    @get("/metrics", "health")
+    @api.get("/metrics", tags=["health"])
     async def metrics(request: Request) -> Response:
         """For Prometheus."""
-        access.check(request.headers, "predict", "feedback", "admin")
-        told = follower.status()
-        number = str(told["model_version"] or "")
-        values = {
-            "ready": float(follower.current is not None),
-            "swaps": told["swaps"],
-            "failures": told["failures"],
-            "dropped": state.prediction_log.dropped if state.prediction_log else 0,
-            "model_version": float(number) if number.isdecimal() else math.nan,
-        }
-        return Response(state.metrics.text(values), media_type="text/plain; version=0.0.4")
+        access.check(request.headers, request.client, "predict", "feedback", "admin")
+        return Response(state.metrics_text(), media_type="text/plain; version=0.0.4")
 
     # --- the model ---
 
-    @api.post("/invocations", tags=["model"], openapi_extra=INVOCATIONS)
+    @api.post(
+        "/invocations", tags=["model"], openapi_extra=json_body(TABLE, **{"text/csv": {"schema": {"type": "string"}}})
+    )
     async def invocations(probabilities: bool = False) -> None:
         """Predict. The answer is `mlflow models serve`'s, with `model_version`, `prediction_ids` and `audit_ids`."""
-        raise AssertionError("app.py answers this one itself")
+        raise AssertionError("app.py answers this route")
 
-    @get("/model", "model")
+    @api.get("/model", tags=["model"])
     async def model(request: Request) -> dict[str, Any]:
         """The inputs and classes of the model that serves, as the page needs them."""
-        access.check(request.headers, "predict")
-        if follower.current is None:
-            raise RequestError(503, follower.reason())
+        access.check(request.headers, request.client, "predict")
+        current = state.current_model()
         return {
-            "registered_model_name": settings.registered_model_name,
-            "model_version": follower.current.version,
+            "registered_model_name": name,
+            "model_version": current.version,
             "feedback": state.store is not None,
-            **describe(follower.current.model),
+            **describe(current.model),
         }
 
     # --- feedback ---
 
-    name = settings.registered_model_name
-
-    @api.post("/feedback", tags=["feedback"])
-    async def give(request: Request, given: Annotated[Given | Labels, Body()]) -> JSONResponse:
+    @api.post("/feedback", tags=["feedback"], openapi_extra=json_body(LABELS_SCHEMA))
+    async def give_feedback(request: Request) -> JSONResponse:
         """Say of one prediction, or of many, what the right label is. A confirmation counts as much as a correction.
 
-        One label: 404 where the prediction is not stored, 422 where it is none of the classes. A list: 200 with a state
+        One label: 404 if the prediction is not stored, 422 if the label is none of the classes. A list: 200 with a state
         for each label.
         """
-        caller = access.check(request.headers, "feedback")
-        address = request.client.host if request.client else ""
-        annotator = f"address:{address}" if caller == ANYBODY else f"token:{caller.name or ''}"
-        items = given if isinstance(given, list) else [given]
-        if not 1 <= len(items) <= 1000:
+        caller = access.check(request.headers, request.client, "feedback")
+        state.label_rate.check(caller.rate_key)
+        body = await read_body(request, LABELS_BYTES)
+        is_list = body.lstrip()[:1] == b"["
+        labels = _parse(LABELS, body) if is_list else [_parse(ONE_LABEL, body)]
+        if not 1 <= len(labels) <= 1000:
             raise RequestError(400, "a request may have 1 to 1000 labels")
-        feedback_store = store()
-        rate.take(address if caller == ANYBODY else caller.key, len(items))
-        if follower.current is None:
-            raise RequestError(503, follower.reason())
-        classes = follower.current.model.classes
+        state.label_rate.take(caller.rate_key, len(labels))
+        classes = state.current_model().model.classes
 
         def add() -> list[Outcome]:
-            assert state.prediction_log
-            state.prediction_log.flush()  # so that a prediction answered just now is known
-            labels = [Feedback(**item.model_dump(), annotator=annotator) for item in items]
-            review = settings.feedback.review
-            return feedback_store.add_feedback(name, labels, classes=classes, review=review)
+            feedback = [Feedback(**label.model_dump(), annotator=caller.annotator) for label in labels]
+            return open_store().add_feedback(name, feedback, classes=classes, review=settings.feedback.review)
 
         outcomes = await run_in_threadpool(add)
-        first = outcomes[0]
-        status = 200  # of a list, whatever its labels are: each has its own state
-        if not isinstance(given, list) and (first.is_wrong or first.state == "unknown"):
-            status = 422 if first.is_wrong else 404
         results = [
             {key: getattr(outcome, key) for key in ("prediction_id", "state", "message")} for outcome in outcomes
         ]
-        refusal = {"error_code": "BAD_REQUEST", "message": first.message} if status != 200 else {}
-        return JSONResponse({**refusal, "results": results}, status)
+        first = outcomes[0]
+        if not is_list and (first.is_wrong or first.state == "unknown"):
+            error = RequestError(422 if first.is_wrong else 404, first.message)
+            return JSONResponse({**error.body(), "results": results}, error.status)
+        return JSONResponse({"results": results})
 
     @api.get("/feedback/{prediction_id}", tags=["feedback"])
-    async def look_up(request: Request, prediction_id: str) -> dict[str, Any]:
+    async def get_feedback(request: Request, prediction_id: str) -> dict[str, Any]:
         """The state and label of the feedback on one prediction."""
-        access.check(request.headers, "feedback")
-        if state.prediction_log:
-            await run_in_threadpool(state.prediction_log.flush)
-        stored = await run_in_threadpool(store().get_feedback, name, prediction_id)
+        access.check(request.headers, request.client, "feedback")
+        stored = await run_in_threadpool(lambda: open_store().get_feedback(name, prediction_id))
         if stored is None:
             raise RequestError(404, "no such prediction")
         return stored
 
     @api.get("/feedback", tags=["feedback"])
-    async def waiting(request: Request, state: str = "new", limit: int = 100) -> list[dict[str, Any]]:
+    async def list_feedback(request: Request, state: str = "new", limit: int = 100) -> list[dict[str, Any]]:
         """Feedback in one state, oldest first; for administrators."""
-        access.check(request.headers, "admin")
+        access.check(request.headers, request.client, "admin")
         if state not in ("new", "accepted", "rejected", "used") or not 1 <= limit <= 1000:
             raise RequestError(400, "state is new, accepted, rejected or used; limit is 1 to 1000")
-        return await run_in_threadpool(store().list_feedback, name, state, limit)
+        return await run_in_threadpool(lambda: open_store().list_feedback(name, state, limit))
 
-    @api.post("/feedback/{prediction_id}/review", tags=["feedback"])
-    async def review(request: Request, prediction_id: str, decision: Review) -> dict[str, Any]:
-        """Accept or reject a label that waits; for administrators. 409 with the reason where that cannot be."""
-        access.check(request.headers, "admin")
-        decided = (name, prediction_id, decision.accept, decision.reason, decision.label)
+    @api.post("/feedback/{prediction_id}/review", tags=["feedback"], openapi_extra=json_body(REVIEW.json_schema()))
+    async def review(request: Request, prediction_id: str) -> dict[str, Any]:
+        """Accept or reject a label that waits; for administrators. 409 with the reason if that is not possible."""
+        access.check(request.headers, request.client, "admin")
+        decision = _parse(REVIEW, await read_body(request, SMALL_BYTES))
+
+        def decide() -> dict[str, Any] | None:
+            return open_store().review(name, prediction_id, decision.accept, decision.reason, decision.label)
+
         try:
-            stored = await run_in_threadpool(store().review, *decided)
+            stored = await run_in_threadpool(decide)
         except UserError as error:
             raise RequestError(409, str(error)) from None
         if stored is None:
@@ -289,24 +258,22 @@ def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
     # --- the registry's events ---
 
     @api.post("/events", tags=["registry"])
-    async def hear(request: Request) -> dict[str, str]:
+    async def receive_event(request: Request) -> dict[str, str]:
         """MLflow's webhooks. An event is a hint: the alias is read again, whatever the event says."""
+        body = await read_body(request, SMALL_BYTES)
         if not settings.webhook_secret:
             raise RequestError(404, "this server takes no events: set SERVE_WEBHOOK_SECRET or serve.webhook=true")
-        try:
-            payload = webhooks.verify(request.headers, await request.body(), settings.webhook_secret, time.time())
-        except webhooks.EventError as error:
-            raise RequestError(error.status, error.message) from None
-        if payload is None:
+        event = webhooks.verify(request.headers, body, settings.webhook_secret, time.time())
+        if event is None:
             return {"status": "seen"}
-        if not webhooks.relevant(payload, settings.registered_model_name):
+        if not webhooks.is_relevant(event, name):
             return {"status": "ignored"}
-        follower.refresh()
+        state.follower.refresh()
         return {"status": "ok"}
 
     # --- for people ---
 
-    @api.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @api.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})
 

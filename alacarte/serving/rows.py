@@ -21,6 +21,11 @@ class RequestError(Exception):
         super().__init__(message)
         self.status, self.message = status, message
 
+    def body(self, message: str | None = None) -> dict[str, str]:
+        """The JSON of the answer, with another message if one is passed."""
+        code = "BAD_REQUEST" if self.status < 500 else "TIMEOUT" if self.status == 504 else "UNAVAILABLE"
+        return {"error_code": code, "message": message or self.message}
+
 
 @dataclass(frozen=True)
 class InputSchema:

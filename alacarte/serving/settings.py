@@ -17,25 +17,11 @@ SECRETS = {
     "webhook_secret": "SERVE_WEBHOOK_SECRET",
 }
 
-
-Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Whole = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-# Allowed values in words, for errors of pydantic by their type; `{...}` is what the error says beside.
-ALLOWED = {
-    "int_type": "allowed are whole numbers",
-    "float_type": "allowed are numbers",
-    "finite_number": "allowed are numbers above 0",
-    "greater_than": "allowed are numbers above {gt}",
-    "string_type": "a text is needed, such as the default in conf",
-    "string_too_short": "a text is needed, such as the default in conf",
-    "bool_type": "allowed are true and false",
-    "literal_error": "allowed are {expected}",
-    "list_type": "a list is needed, such as [name,birthday]",
-    "extra_forbidden": "there is no such key; conf/{group}/default.yaml names all",
-}
+Secret = Annotated[str | None, Field(repr=False)]
 
 
 class FeedbackSettings(BaseModel):
@@ -47,8 +33,8 @@ class FeedbackSettings(BaseModel):
     audit_share: Share
     sample: Share
     redact: Annotated[list[str], AfterValidator(tuple)]
-    keep_days: Above0
-    keep_gb: Above0
+    keep_days: PositiveFloat
+    keep_gb: PositiveFloat
 
 
 class Settings(BaseModel):
@@ -58,22 +44,22 @@ class Settings(BaseModel):
     registered_model_name: str
     host: Text
     port: Annotated[int, Field(ge=0, lt=65536)]
-    poll_seconds: Above0
+    poll_seconds: PositiveFloat
     webhook: bool
     webhook_url: str | None
     cache: Text
     trust_code: bool
-    timeout: Above0
-    max_body: Whole
-    max_rows: Whole
-    max_connections: Whole
-    idle_seconds: Above0
-    feedback_per_minute: Whole
+    timeout: PositiveFloat
+    max_body: PositiveInt
+    max_rows: PositiveInt
+    max_connections: PositiveInt
+    idle_seconds: PositiveFloat
+    feedback_per_minute: PositiveInt
     feedback: FeedbackSettings
-    predict_token: str | None = Field(None, repr=False)
-    feedback_token: str | None = Field(None, repr=False)
-    admin_token: str | None = Field(None, repr=False)
-    webhook_secret: str | None = Field(None, repr=False)
+    predict_token: Secret = None
+    feedback_token: Secret = None
+    admin_token: Secret = None
+    webhook_secret: Secret = None
 
     @property
     def on_loopback(self) -> bool:
@@ -92,45 +78,46 @@ class Settings(BaseModel):
             settings = cls(**serve, feedback=feedback, **from_environment)  # type: ignore[arg-type]
         except ValidationError as error:
             raise UserError(_one_line(error)) from None
-        settings._check_together()
+        settings._check_address()
+        settings._check_secrets()
         return settings
 
-    def _check_together(self) -> None:
+    def _check_address(self) -> None:
         missing = [variable for key, variable in SECRETS.items() if key.endswith("_token") and not getattr(self, key)]
         if not self.on_loopback and missing:
             raise UserError(
                 f"serve.host={self.host} is open to others: set {', '.join(missing)}, or serve.host=127.0.0.1"
             )
-        variables: dict[str, str] = {}  # secret -> the variable that it is in
-        for variable, secret in [
-            *((SECRETS["feedback_token"], token) for _, token in named_tokens(self.feedback_token)),
-            *((variable, getattr(self, key)) for key, variable in SECRETS.items() if key != "feedback_token"),
-        ]:
+        if self.webhook and not self.webhook_url and self.host in ("0.0.0.0", "::"):
+            raise UserError(
+                f"serve.webhook_url=null: with serve.host={self.host} it must be the address at which the registry reaches "
+                "this server, such as serve.webhook_url=http://this-machine:8080/events"
+            )
+
+    def _check_secrets(self) -> None:
+        tokens = [token for _, token in named_tokens(self.feedback_token)]
+        values = [(SECRETS["feedback_token"], token) for token in tokens]
+        values += [(name, getattr(self, key)) for key, name in SECRETS.items() if key != "feedback_token"]
+        variables: dict[str, str] = {}  # secret -> the variable that contains it
+        for variable, secret in values:
             if secret and variables.setdefault(secret, variable) != variable:
                 raise UserError(
                     f"{variables[secret]} and {variable} are equal: give each right a value of its own, such as the output of "
                     "openssl rand -hex 32"
                 )
-        if self.webhook and not self.webhook_url and self.host in ("0.0.0.0", "::"):
-            raise UserError(
-                f"serve.webhook_url=null: name where the registry reaches this server, as serve.host={self.host} is no address"
-            )
 
 
 def _one_line(error: ValidationError) -> str:
-    """The first error as `serve.port=70000: allowed are ...`."""
+    """The first error as `serve.port=70000: must be less than 65536; ...`."""
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"] if isinstance(part, str)]
     group = "feedback" if path[0] == "feedback" else "serve"
-    key = f"{group}.{path[-1]}"
-    allowed = ALLOWED.get(first["type"], first["msg"]).format(**first.get("ctx", {}), group=group)
-    if key == "serve.port":
-        allowed = "allowed are 0 (any free one) to 65535"
-    elif path[-1] in ("audit_share", "sample"):
-        allowed = "allowed is a share from 0 to 1"
+    advice = f"conf/{group}/default.yaml explains each key"
+    if first["type"] == "extra_forbidden":
+        return f"{group}.{path[-1]}: there is no such key; {advice}"
     if first["type"] == "missing":
-        return f"{key} is missing: conf/{group}/default.yaml has it"
-    return f"{key}={first['input']}: {allowed}"
+        return f"{group}.{path[-1]}: the key is missing; {advice}"
+    return f"{group}.{path[-1]}={first['input']}: {first['msg'].replace('Input should', 'must')}; {advice}"
 
 
 def named_tokens(text: str | None) -> list[tuple[str | None, str]]:
@@ -139,8 +126,8 @@ def named_tokens(text: str | None) -> list[tuple[str | None, str]]:
     UserError, which repeats no token, for a name or a token that is empty, or one token under two names.
     """
     pairs: list[tuple[str | None, str]] = []
-    for one in (text or "").split(",") if text else ():
-        name, colon, token = one.strip().rpartition(":")
+    for entry in text.split(",") if text else ():
+        name, colon, token = entry.strip().rpartition(":")
         if not token or (colon and not name):
             raise UserError(
                 "SERVE_FEEDBACK_TOKEN: a name or a token in it is empty: write TOKEN, or NAME:TOKEN,NAME:TOKEN"

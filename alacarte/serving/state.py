@@ -1,49 +1,92 @@
-"""The parts of a running server. app.py and routes.py use them to answer requests."""
+"""The parts of a running server, which app.py and routes.py use to answer requests, and its metrics for Prometheus."""
 
-from dataclasses import dataclass
+import math
+from functools import cache
+
+from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from alacarte.feedback import Store
-from alacarte.serving.auth import Access, Rate
+from alacarte.serving.auth import Access
 from alacarte.serving.batching import Batcher
-from alacarte.serving.follower import ModelFollower
-from alacarte.serving.metrics import Metrics
+from alacarte.serving.follower import LoadedModel, ModelFollower
+from alacarte.serving.limits import Bodies, LabelRate
 from alacarte.serving.model import ServedModel
 from alacarte.serving.prediction_log import PredictionLog
 from alacarte.serving.rows import RequestError
 from alacarte.serving.settings import Settings
 
 
-@dataclass
 class AppState:
-    """`store` and `prediction_log` are None where nothing is stored (feedback.url=null)."""
+    """`store` and `prediction_log` are None if nothing is stored (feedback.url=null). UserError for a wrong feedback.url."""
 
-    settings: Settings
-    store: Store | None
-    prediction_log: PredictionLog | None
-    follower: ModelFollower
-    batcher: Batcher
-    access: Access
-    label_rate: Rate
-    metrics: Metrics
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.feedback.url) if settings.feedback.url else None
+        self.prediction_log = PredictionLog(self.store, settings) if self.store else None
+        self.follower = ModelFollower(settings, lambda folder: ServedModel.load_tried(folder, settings.trust_code))
+        self.batcher = Batcher(settings.timeout, settings.max_rows)
+        self.access = Access(settings)
+        self.bodies = Bodies(settings.max_body)
+        self.label_rate = LabelRate(settings.feedback_per_minute)
+        self.metrics = Metrics(settings.registered_model_name)
 
-    @classmethod
-    def make(cls, settings: Settings) -> "AppState":
-        """UserError where the store's URL is none."""
-        store = Store(settings.feedback.url) if settings.feedback.url else None
-        return cls(
-            settings,
-            store,
-            PredictionLog(store, settings) if store else None,
-            ModelFollower(settings, lambda folder: ServedModel.load_tried(folder, settings.trust_code)),
-            Batcher(settings.timeout, settings.max_rows),
-            Access(settings),
-            Rate(settings.feedback_per_minute),
-            Metrics(settings.registered_model_name),
-        )
+    def current_model(self) -> LoadedModel:
+        """The version that serves. RequestError 503 if there is none."""
+        current = self.follower.current
+        if current is None:
+            raise RequestError(503, self.follower.reason())
+        return current
+
+    def check_live(self) -> None:
+        """RequestError 503 if only a restart of the process helps."""
+        if self.batcher.stuck:
+            raise RequestError(503, "a prediction hangs and does not stop")
 
     def refusal(self, error: RequestError) -> dict[str, str]:
-        """What a client is told: the reason on loopback, little elsewhere, where the schema is nobody's business."""
-        message = error.message
-        if not self.settings.on_loopback and error.status in (400, 422, 503):
-            message = "not ready" if error.status == 503 else "the request does not fit what this server takes"
-        return {"error_code": "BAD_REQUEST" if error.status < 500 else "UNAVAILABLE", "message": message}
+        """The body of an answer: the reason on loopback; little elsewhere, because messages can describe the model."""
+        if self.settings.on_loopback or error.status not in (400, 422, 503):
+            return error.body()
+        return error.body("not ready" if error.status == 503 else "the request does not fit what this server takes")
+
+    def metrics_text(self) -> bytes:
+        """All metrics in the text format of Prometheus."""
+        status = self.follower.status()
+        version = str(status["model_version"])
+        gauges = {
+            "ready": float(self.follower.current is not None),
+            "swaps": status["swaps"],
+            "failures": status["failures"],
+            "dropped": self.prediction_log.dropped if self.prediction_log else 0,
+            "model_version": float(version) if version.isdecimal() else math.nan,
+        }
+        for name, value in gauges.items():
+            self.metrics.gauges[name].set(value)
+        return generate_latest()
+
+
+class Metrics:
+    """Counters, which each request raises, and gauges, which are set when somebody reads them."""
+
+    def __init__(self, name: str) -> None:
+        labels = ["registered_model_name"]
+        requests = Counter("serve_requests", "Requests answered", [*labels, "path", "status"])
+        self._requests = cache(lambda path, status: requests.labels(name, path, str(status)))
+        self._latency = Histogram(
+            "serve_latency_seconds", "From the request read to the answer sent", labels,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        ).labels(name)  # fmt: skip
+        self.rows = Counter("serve_rows", "Rows predicted", labels).labels(name)
+        self.gauges = {
+            key: Gauge(f"serve_{key}", text, labels).labels(name)
+            for key, text in (
+                ("ready", "1 if a model is loaded, else 0"),
+                ("swaps", "Times that another version took over"),
+                ("failures", "Versions and reads of the registry that failed"),
+                ("dropped", "Predictions that could not be stored"),
+                ("model_version", "The version that serves"),
+            )
+        }
+
+    def count_request(self, path: str, status: int, seconds: float) -> None:
+        self._requests(path, status).inc()
+        self._latency.observe(seconds)

@@ -8,75 +8,67 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
+import os
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities.webhook import Webhook
 from mlflow.exceptions import MlflowException
 
 from alacarte.errors import UserError
 from alacarte.registry import CHALLENGER, CHAMPION
-from alacarte.serving.follower import shorten_mlflow_timeouts
+from alacarte.serving.rows import RequestError
+from alacarte.serving.settings import Settings
 
-MAX_AGE = 300  # seconds, either way, since two clocks may differ; MLflow repeats a delivery with its first timestamp
-REMEMBERED = 10_000  # delivery ids; of those forgotten, a replay only reads the alias once more
-
+MAX_AGE = 300  # seconds, in both directions, because two clocks may differ; MLflow repeats a delivery with its first timestamp
+REMEMBERED = 10_000  # ids of deliveries; a repetition of a forgotten delivery only reads the alias once more
 EVENTS: list[Literal["model_version_alias.created", "model_version_alias.deleted"]] = [
     "model_version_alias.created",
     "model_version_alias.deleted",
 ]
+# The server waits for these calls when it starts and ends, so they give up soon if the registry is silent.
+SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
-_seen: OrderedDict[str, None] = OrderedDict()
-_seen_lock = threading.Lock()
-
-
-class EventError(Exception):
-    """A delivery that is refused, with the HTTP status of the answer."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
+_seen: set[str] = set()
+logger = logging.getLogger(__name__)
 
 
 def verify(headers: Mapping[str, str], body: bytes, secret: str, now: float) -> dict[str, Any] | None:
-    """The payload of a delivery that is signed with `secret`; None for one that came before. `now`: seconds since 1970.
+    """The payload of a delivery that is signed with `secret`; None for a repetition. `now`: seconds since 1970.
 
-    Each process remembers for itself, so that a replay to another worker reads the alias once more and does nothing else.
-    Raises EventError 401 without the right signature; 400 for one too old, from the future, or whose body is no event.
+    Raises RequestError 401 without the right signature; 400 if it is too old, from the future, or no event.
     """
-    lower = {key.lower(): value for key, value in headers.items()}
     delivery, timestamp, signature = (
-        lower.get(f"x-mlflow-{part}", "") for part in ("delivery-id", "timestamp", "signature")
+        headers.get(f"x-mlflow-{part}", "") for part in ("delivery-id", "timestamp", "signature")
     )
     signed = f"{delivery}.{timestamp}.".encode(errors="replace") + body
-    right = b"v1," + base64.b64encode(hmac.digest(secret.encode(), signed, hashlib.sha256))
-    if not delivery or not hmac.compare_digest(signature.encode(errors="replace"), right):
-        raise EventError(401, "the event is not signed with this server's webhook secret")
+    expected = b"v1," + base64.b64encode(hmac.digest(secret.encode(), signed, hashlib.sha256))
+    if not delivery or not hmac.compare_digest(signature.encode(errors="replace"), expected):
+        raise RequestError(401, "the event is not signed with this server's webhook secret")
     if not re.fullmatch("[0-9]{1,12}", timestamp) or abs(now - int(timestamp)) > MAX_AGE:
-        raise EventError(400, f"the event is not from the last {MAX_AGE} s")
+        raise RequestError(400, f"the event is not from the last {MAX_AGE} s")
     try:
         payload = json.loads(body)
         well_formed = isinstance(payload["entity"], str) and isinstance(payload["data"], dict)
     except (ValueError, TypeError, KeyError, RecursionError):
         well_formed = False
     if not well_formed:
-        raise EventError(400, "the body is no event of MLflow's registry")
-    with _seen_lock:
-        if delivery in _seen:
-            return None
-        _seen[delivery] = None
-        if len(_seen) > REMEMBERED:
-            _seen.popitem(last=False)
+        raise RequestError(400, "the body is no event of MLflow's registry")
+    if delivery in _seen:
+        return None
+    if len(_seen) >= REMEMBERED:
+        _seen.clear()
+    _seen.add(delivery)
     return payload
 
 
-def relevant(payload: Mapping[str, Any], name: str) -> bool:
+def is_relevant(payload: Mapping[str, Any], name: str) -> bool:
     """Whether an event says that an alias which the server follows was set or deleted on the model `name`."""
     data = payload["data"]
     return (
@@ -86,43 +78,78 @@ def relevant(payload: Mapping[str, Any], name: str) -> bool:
     )
 
 
-def ensure_webhook(name: str, url: str, secret: str) -> str:
-    """The id of the one webhook that tells `url` of aliases, made, or taken over from a server that crashed.
+@contextmanager
+def registered(settings: Settings, url: str) -> Iterator[None]:
+    """A webhook that sends events to `url` or serve.webhook_url. It is deleted at the end.
 
-    `name` is the registered model. Raises UserError where the registry has no webhooks or refuses the address, and
-    MlflowException where it does not answer.
+    If the registry does not answer, there is no webhook, only a warning: the poll follows the registry anyway. UserError if
+    the registry has no webhooks or refuses the address.
     """
-    uri = mlflow.get_registry_uri()
-    if urlsplit(uri).scheme not in ("http", "https"):
-        raise UserError(
-            f"serve.webhook=true: only an mlflow server sends events, the registry is {urlsplit(uri).scheme or uri}; "
-            f"set MLFLOW_TRACKING_URI=http://..., or serve.webhook=false, which polls"
-        )
-    shorten_mlflow_timeouts()
-    client, title = MlflowClient(), f"alacarte-{re.sub('[^A-Za-z0-9]+', '-', name)[:50]}".strip("-")
+    webhook_id = None
     try:
-        ours = [webhook for webhook in _webhooks(client) if webhook.url == url]
-        for double in ours[:-1]:  # newest first: the oldest stays
-            remove_webhook(double.webhook_id)
-        if not ours:
-            return client.create_webhook(title, url, list(EVENTS), secret=secret).webhook_id
-        kept = ours[-1].webhook_id
-        client.update_webhook(kept, name=title, url=url, events=list(EVENTS), secret=secret, status="ACTIVE")
-        return kept
+        assert settings.webhook_secret
+        webhook_id = create(settings.registered_model_name, settings.webhook_url or url, settings.webhook_secret)
     except MlflowException as error:
-        message = str(error).splitlines()[0]
+        print(f"serve: no webhook, the poll follows the registry: {_first_line(error)}", file=sys.stderr)
+    try:
+        yield
+    finally:
+        try:
+            if webhook_id:
+                delete(webhook_id)
+        except MlflowException as error:
+            logger.warning("the webhook %s stays registered: %s", webhook_id, _first_line(error))
+
+
+@contextmanager
+def _short_timeouts() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in SHORT_TIMEOUTS}
+    os.environ.update(SHORT_TIMEOUTS)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@_short_timeouts()
+def create(name: str, url: str, secret: str) -> str:
+    """The id of a new webhook that tells `url` about the aliases of the model `name`. Replaces older webhooks for `url`.
+
+    Raises UserError if the registry has no webhooks or refuses the address, MlflowException if it does not answer.
+    """
+    scheme = urlsplit(mlflow.get_registry_uri()).scheme
+    if scheme not in ("http", "https"):
+        raise UserError(
+            f"serve.webhook=true: only an mlflow server sends events, the registry is {scheme or 'a folder'}; "
+            "set MLFLOW_TRACKING_URI=http://..., or serve.webhook=false, which polls"
+        )
+    client = MlflowClient()
+    try:
+        page = client.list_webhooks()
+        older = list(page)
+        while page.token:
+            page = client.list_webhooks(page_token=page.token)
+            older += page
+        for webhook in older:  # left by a server that crashed
+            if webhook.url == url:
+                delete(webhook.webhook_id)
+        title = f"alacarte-{re.sub('[^A-Za-z0-9]+', '-', name)[:50]}".strip("-")
+        return client.create_webhook(title, url, list(EVENTS), secret=secret).webhook_id
+    except MlflowException as error:
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise UserError(
-                f"serve.webhook_url={url} is refused: {message} For a server on this machine start mlflow with "
+                f"serve.webhook_url={url} is refused: {_first_line(error)} For a server on this machine start mlflow with "
                 "MLFLOW_WEBHOOK_ALLOWED_SCHEMES=http,https MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true"
             ) from None
         if error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
-            raise UserError(f"serve.webhook=true: this registry has no webhooks: {message}") from None
+            raise UserError(f"serve.webhook=true: this registry has no webhooks: {_first_line(error)}") from None
         raise
 
 
-def remove_webhook(webhook_id: str) -> None:
-    """Delete a webhook; one that is gone already is fine."""
+@_short_timeouts()
+def delete(webhook_id: str) -> None:
+    """Delete a webhook. It may be deleted already."""
     try:
         MlflowClient().delete_webhook(webhook_id)
     except MlflowException as error:
@@ -130,10 +157,5 @@ def remove_webhook(webhook_id: str) -> None:
             raise
 
 
-def _webhooks(client: MlflowClient) -> list[Webhook]:
-    page = client.list_webhooks()
-    found = list(page)
-    while page.token:
-        page = client.list_webhooks(page_token=page.token)
-        found += page
-    return found
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

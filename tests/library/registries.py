@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
 from conftest import environment, tracking, wait_for
+from cryptography.fernet import Fernet
 from hydra import compose, initialize_config_dir
 from learning import CONF
 from mlflow import MlflowClient
@@ -94,6 +95,15 @@ def own_registry(folder: Path, **env: str) -> Iterator[Registry]:
             yield made
     finally:
         made.stop()
+
+
+def webhook_registry(folder: Path) -> AbstractContextManager[Registry]:
+    """A registry that sends webhooks to this machine, and knows of a new webhook at once."""
+    return own_registry(
+        folder,
+        MLFLOW_WEBHOOK_ALLOWED_SCHEMES="http,https", MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS="true",
+        MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY=Fernet.generate_key().decode(), MLFLOW_WEBHOOK_CACHE_TTL="0",
+    )  # fmt: skip
 
 
 def load(folder: Path) -> ServedModel:

@@ -5,15 +5,12 @@ At full size: FULL_SIZE=1 make test-all ARGS=tests/library/serving/test_survival
 
 import json
 import os
-import resource
 import signal
 import socket
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
 from uuid import uuid4
@@ -23,11 +20,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Project, copy_project
-from cryptography.fernet import Fernet
 from mlflow import MlflowClient
 from mlflow.models import infer_signature
 from mlflow.webhooks.delivery import _generate_hmac_signature
-from registries import Registry, own_registry, register, until
+from registries import Registry, register, until, webhook_registry
 from servers import ROWS, Answered, KeptAlive, Served, figure, load, register_constant, serving, size
 from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
@@ -44,18 +40,12 @@ TABLE = pd.DataFrame({"a": [0.0, 1.0, 2.0], "b": [1.0, 0.0, 1.0]})
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The registry's."""
     return tmp_path_factory.mktemp("registry")
 
 
 @pytest.fixture(scope="module")
 def registry(folder: Path) -> Iterator[Registry]:
-    """One that sends webhooks to this machine, and knows of a new one at once."""
-    with own_registry(
-        folder,
-        MLFLOW_WEBHOOK_ALLOWED_SCHEMES="http,https", MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS="true",
-        MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY=Fernet.generate_key().decode(), MLFLOW_WEBHOOK_CACHE_TTL="0",
-    ) as made:  # fmt: skip
+    with webhook_registry(folder) as made:
         yield made
 
 
@@ -129,9 +119,7 @@ def test_flips_under_load_lose_and_mix_nothing(project: Project, told: Served):
             if flip % 3:  # else the next one comes while this is on its way
                 told.wait("/status", model_version=version)
     assert failures == [] and min(answers["1"], answers["2"]) > 0
-    figure(
-        f"{flips} flips at 32 connections: {answers.total()} requests, none failed or mixed, {dict(answers)} by version"
-    )
+    figure(f"{flips} flips at 32 connections: {answers.total()} requests, none failed or mixed, {dict(answers)}")
 
 
 def test_events_of_the_registry_are_followed(project: Project, told: Served):
@@ -285,70 +273,6 @@ def test_slow_clients_hold_up_nobody(polling: Served):
     figure(f"{len(idle)} idle connections and {len(silent) + len(halves)} that send half a request: others are served")
 
 
-# --- the database of feedback ---
-
-
-@contextmanager
-def locked(file: Path, served: Served) -> Iterator[None]:
-    with closing(sqlite3.connect(file, isolation_level=None, timeout=60)) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        yield
-        other.execute("ROLLBACK")
-
-
-@contextmanager
-def full(file: Path, served: Served) -> Iterator[None]:
-    """No file of the server grows beyond one page, which SQLite meets like a disk without room."""
-    before = resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, before)
-
-
-@contextmanager
-def gone(file: Path, served: Served) -> Iterator[None]:
-    file.rename(file.with_suffix(".away"))
-    yield
-    file.with_suffix(".away").rename(file)
-
-
-@pytest.mark.parametrize("trouble", [locked, full, gone])
-def test_the_database_is_in_trouble(project: Project, polling: Served, trouble):
-    file = project.root / "polling.db"
-    acknowledged = refused = 0
-
-    def say(ids: list[str]) -> int:
-        nonlocal acknowledged, refused
-        answer = polling.ask("/feedback", [{"prediction_id": one, "label": 1} for one in ids])
-        assert answer.status in (200, 503), answer
-        if answer.status == 503:
-            assert "\n" not in answer.body["message"] and answer.body["message"].startswith("nothing was stored")
-            refused += 1
-        else:
-            assert {one["state"] for one in answer.body["results"]} == {"accepted"}
-            acknowledged += len(ids)
-        return answer.status
-
-    def labels() -> int:
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)) as database:
-            return database.execute("SELECT count(*) FROM feedback").fetchone()[0]
-
-    assert say(predict(polling, 3)["prediction_ids"]) == 200
-    there = labels()
-    with load(polling, lambda one, number: bool(predict(one, 1 + number % 3)), size(4, 32)) as failures:
-        with trouble(file, polling):
-            kept = [predict(polling, 3)["prediction_ids"] for _ in range(size(3, 30))]
-            assert {say(ids) for ids in kept} == {503}
-        until(lambda: say(kept[0]) == 200)
-        assert {say(ids) for ids in kept[1:]} <= {200}
-    assert failures == [] and labels() == there + acknowledged - 3
-    until(lambda: polling.ask("/status").body["store_healthy"])
-    assert polling.ask("/status").body["dropped"] == 0
-    figure(
-        f"database {trouble.__name__}: predictions go on, {refused} times labels were refused with 503, none half-written"
-    )
-
-
 # --- a model that loops ---
 
 LOOPING = """
@@ -388,9 +312,7 @@ def test_a_predict_that_loops_is_stopped(project: Project):
             assert served.ask("/livez").status == served.ask("/status").status == served.ask("/model").status == 200
         assert looping.result().status == 504
         assert asked(0.0).body["predictions"] == [0.0] and served.ask("/livez").status == 200
-        several = [
-            others.submit(asked, seconds) for seconds in (60.0, 0.0, 60.0)
-        ]  # one after the other: none waits in vain
+        several = [others.submit(asked, seconds) for seconds in (60.0, 0.0, 60.0)]  # none waits in vain
         assert {one.result().status for one in several} <= {200, 504} and asked(0.0).status == 200
 
         assert asked(160.0).status == 504
@@ -420,9 +342,8 @@ def test_the_registry_is_down(project: Project, polling: Served, registry: Regis
             served.wait("/status", model_version="2", last_error=None)
             registry.stop()
     last = str(size(1, 2))
-    silent = socket.create_server(
-        ("127.0.0.1", int(registry.uri.rpartition(":")[2]))
-    )  # takes connections, says nothing
+    port = int(registry.uri.rpartition(":")[2])
+    silent = socket.create_server(("127.0.0.1", port))  # takes connections, says nothing
     with silent, serving(project, *POLLING, MLFLOW_HTTP_REQUEST_TIMEOUT="600") as served:
         told = served.wait("/status", model_version=last)
         assert "the registry has not answered" in told["last_error"]
