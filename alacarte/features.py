@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import BytesIO
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
+from alacarte import formats
 from alacarte.errors import UserError
 
 # numpy warns about each date with a time zone. It reads such dates as UTC, which is intended here.
@@ -97,6 +99,10 @@ class OwnFeatures:
         with rows_fit(X, self.function):
             inputs = self.transformer.fit_transform(X, labels(y))
         _check_inputs(inputs, X, self.transformer, self.function)
+        try:
+            formats.save_skops(self.transformer, BytesIO())  # before hours of training
+        except UserError as error:
+            raise UserError(f"{self.function}: the transformer cannot be saved: {error}") from error
         return self.transformer, inputs
 
 

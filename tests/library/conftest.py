@@ -34,6 +34,7 @@ NIGHTLY = {
         "test_notebook",
         "test_package",
         "test_demo",
+        "test_make_it_yours",
     ),
     *("test_jobs", "test_submit", "test_fuzz", "test_survival", "test_stopping", "test_page"),
     *("test_monitor", "test_poisoning", "test_retrain"),
