@@ -21,7 +21,7 @@ ALONE = {"--history": "history=true"}  # keys that mean yes when they come witho
 FREE_TEXT = {"description"}  # always taken as typed: nobody means a number or a list there
 # Texts by nature: digits are taken as typed (a run id may consist of digits alone), null stays null.
 TEXT = {"registered_model_name", "experiment_name", "reason", "save_to", "run_id", "model_uri", "input", "output",
-        "data.path", "data.target", "data.name", "feedback.url"}  # fmt: skip
+        "data.path", "data.target", "data.name", "data.key", "data.weight", "data.split.column", "feedback.url"}  # fmt: skip
 OPEN = ("model.estimator.",)  # any key may be added under these: the arguments of an estimator that no config names
 
 

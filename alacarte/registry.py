@@ -284,7 +284,8 @@ def locate(model_uri: str) -> Located:
     try:
         path = local if local.is_dir() else Path(mlflow.artifacts.download_artifacts(model_uri))
         model = read_description(path)
-        metadata = dict(model.metadata or {})
+        # the signature decides how a file is read for the model
+        metadata = {**(model.metadata or {}), "input_types": tables.input_types(model.signature)}
     except UserError:
         raise
     except Exception as error:  # a forged file fails in all ways

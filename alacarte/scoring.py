@@ -1,9 +1,12 @@
 """Answer a table that a user gives: read it, check it, and write it with the answers of the model."""
 
 import csv
+import itertools
 import os
 import re
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,10 @@ import fsspec
 import numpy as np
 import pandas as pd
 from fsspec.implementations.local import LocalFileSystem
-from mlflow.models import Model
 
 from alacarte.data import tables
-from alacarte.data.tables import absolute
+from alacarte.data.columns import names_of
+from alacarte.data.csv_reader import CellRules
 from alacarte.errors import UserError
 from alacarte.learners import Learner
 
@@ -22,7 +25,6 @@ SUFFIXES = (".csv", ".parquet", ".pq")
 # A spreadsheet runs text that begins so, also behind a tab or a line break and in full-width characters.
 FORMULA = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", re.ASCII)
-ADDED = ("prediction", "confidence", "model_version", "run_id")
 
 
 def check_output(source: str, output: str, spreadsheet_safe: bool = False) -> None:
@@ -44,50 +46,62 @@ def check_output(source: str, output: str, spreadsheet_safe: bool = False) -> No
 
 
 def _is_same(source: str, output: str) -> bool:
-    one, other = absolute(source), absolute(output)
+    one, other = tables.absolute(source), tables.absolute(output)
     try:
         return one == other or Path(one).samefile(other)
     except OSError:  # there is no such file, or it is a URL
         return False
 
 
-def read_input(source: str, separator: str | None) -> tuple[pd.DataFrame, str]:
-    """The rows of a CSV or Parquet file, and its digest. UserError for a file that cannot be read or has no rows."""
-    try:
-        frame = tables.read_table(source, separator)
+def open_input(source: str, separator: str | None) -> tuple[tables.CsvFile | tables.ParquetFile, pd.DataFrame, str]:
+    """The file, its rows as they are written, and its digest. UserError for a file that cannot be read or has no rows."""
+    with _named_input():
+        table = tables.open_table(source, separator)
+        rows = table.as_written()
         digest = tables.path_digest(str(source))
-    except UserError as error:
-        raise UserError(str(error).replace("data.path", "input").replace("data.separator", "separator")) from error
-    if frame.empty:
-        raise UserError(
-            f"input={source} has {len(frame.columns)} columns and {len(frame)} rows: give it rows to answer"
-        )
-    frame.columns = frame.columns.map(str)
-    return frame, digest
+    if rows.empty:
+        raise UserError(f"input={source} has {len(rows.columns)} columns and {len(rows)} rows: give it rows to answer")
+    return table, rows.set_axis(rows.columns.map(str), axis="columns"), digest
 
 
-def inputs_of(folder: Path) -> list[str] | None:
-    """The columns that a model takes, by its signature; None where it has none that names them."""
-    signature = Model.load(str(folder)).signature
-    names = signature.inputs.input_names() if signature and signature.inputs else []
-    return [str(name) for name in names] if names and all(name is not None for name in names) else None
+def read_inputs(
+    table: tables.CsvFile | tables.ParquetFile, types: Mapping[str, str], data: Mapping[str, Any]
+) -> pd.DataFrame:
+    """The input columns of a model, read in the types of its signature; all columns without a signature.
+
+    `data` is the data group that the model records. Its words for missing values and its decimal sign apply here, too.
+    """
+    with _named_input(f"input={table.path}: "):
+        missing = data.get("missing")
+        rules = CellRules(None if missing is None else names_of(missing), data.get("decimal")).for_model(types)
+        names = list(types) or None
+        columns = [] if names is None else table.columns
+        for name in names or []:
+            if name not in columns:
+                hint = tables.nearest(name, columns)
+                raise UserError(f"input={table.path} has no column {name!r}, which the model takes: {hint}")
+        frame = table.typed(rules, only=names)
+        return pd.DataFrame({str(name): _plain(column) for name, column in frame.items()})
 
 
-def answer(learner: Learner, names: list[str] | None, frame: pd.DataFrame, source: str) -> pd.DataFrame:
-    """(n,) prediction, and confidence where there are probabilities. UserError where a column is missing or unreadable."""
-    names = names or list(frame.columns)
-    for name in names:
-        if name not in frame:
-            raise UserError(f"input={source} has no column {name!r}, which the model takes: {_near(name, frame)}")
-    try:
-        X = pd.DataFrame({name: _plain(frame[name]) for name in names})
-        answers = {"prediction": learner.predict(X)}
-        proba = learner.predict_proba(X)
-    except UserError as error:
-        raise UserError(f"input={source}: {str(error).removeprefix('data: ')}") from error
+def answer(learner: Learner, inputs: pd.DataFrame, source: str) -> pd.DataFrame:
+    """(n,) prediction, and confidence where there are probabilities. UserError for values that the model does not take."""
+    with _named_input(f"input={source}: "):
+        answers = {"prediction": learner.predict(inputs)}
+        proba = learner.predict_proba(inputs)
     if proba is not None:
         answers["confidence"] = proba.max(axis=1)
-    return pd.DataFrame(answers, index=frame.index)
+    return pd.DataFrame(answers)
+
+
+@contextmanager
+def _named_input(start: str = "") -> Iterator[None]:
+    """Let errors about data name the keys of score."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).removeprefix("data: ").replace("data.path", "input").replace("data.separator", "separator")
+        raise UserError(text if text.startswith("input=") else start + text) from error
 
 
 def _plain(column: pd.Series) -> pd.Series:
@@ -95,15 +109,13 @@ def _plain(column: pd.Series) -> pd.Series:
     return plain.mask(np.isinf(plain)) if plain.dtype.kind == "f" else plain
 
 
-def _near(name: str, frame: pd.DataFrame) -> str:
-    return tables.nearest(name, frame.columns)
-
-
-def beside(frame: pd.DataFrame, answered: pd.DataFrame, source: str) -> pd.DataFrame:
-    """The input with the answers as its last columns. UserError where it has columns of these names."""
-    if taken := [name for name in ADDED if name in frame]:
-        raise UserError(f"input={source} has a column {taken[0]!r}, as the output would: rename it in the input")
-    return pd.concat([frame, answered], axis="columns")
+def beside(rows: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """The input with the answers as its last columns. An answer whose name is taken is called prediction_2, and so on."""
+    names = {}
+    for name in answers:
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        names[name] = name if name not in rows else next(other for other in numbered if other not in rows)
+    return pd.concat([rows, answers.rename(columns=names).set_axis(rows.index)], axis="columns")
 
 
 def write_output(frame: pd.DataFrame, output: str, *, spreadsheet_safe: bool = False) -> None:
@@ -158,11 +170,6 @@ def escape_formulas(frame: pd.DataFrame) -> pd.DataFrame:
     escaped = pd.concat(columns, axis="columns")
     escaped.columns = [escape(name) for name in frame.columns]
     return escaped
-
-
-def digest_of(output: str) -> str:
-    """SHA-256 of what was written."""
-    return tables.path_digest(str(output))
 
 
 def _place(path: str) -> tuple[fsspec.AbstractFileSystem, str]:

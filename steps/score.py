@@ -11,6 +11,7 @@ import mlflow
 from omegaconf import DictConfig
 
 from alacarte import launch, learners, registry, scoring, tracking
+from alacarte.data import tables
 from alacarte.data.dataset import table_as_mlflow
 
 
@@ -22,24 +23,23 @@ def main(cfg: DictConfig) -> None:
     model = registry.locate(uri)
     learner = learners.load(model.path)
 
-    frame, digest = scoring.read_input(cfg.input, cfg.separator)
-    answered = scoring.answer(learner, scoring.inputs_of(model.path), frame, cfg.input)
+    table, rows, digest = scoring.open_input(cfg.input, cfg.separator)
+    inputs = scoring.read_inputs(table, model.metadata["input_types"], model.metadata.get("data") or {})
     run_id = tracking.active_run().info.run_id
-    scoring.write_output(
-        scoring.beside(frame, answered.assign(model_version=number, run_id=run_id), cfg.input), cfg.output,
-        spreadsheet_safe=cfg.spreadsheet_safe,
-    )  # fmt: skip
+    answers = scoring.answer(learner, inputs, cfg.input).assign(model_version=number, run_id=run_id)
+    scoring.write_output(scoring.beside(rows, answers), cfg.output, spreadsheet_safe=cfg.spreadsheet_safe)
 
-    mlflow.log_input(table_as_mlflow(frame, cfg.input, digest), context="score")
+    mlflow.log_input(table_as_mlflow(inputs, cfg.input, digest), context="score")
     tracking.log_model_input(model.model_id)
-    mlflow.log_metric("rows", len(frame))
+    mlflow.log_metric("rows", len(rows))
     mlflow.set_tags(
         {
             "source_run_id": model.run_id or "none", "model_uri": uri, "model_version": number,
-            "input_digest": digest, "output": scoring.absolute(cfg.output), "output_digest": scoring.digest_of(cfg.output),
+            "input_digest": digest, "output": tables.absolute(str(cfg.output)),
+            "output_digest": tables.path_digest(str(cfg.output)),
         }
     )  # fmt: skip
-    print(f"score: {len(frame)} rows answered by {uri}, written to {cfg.output}")
+    print(f"score: {len(rows)} rows answered by {uri}, written to {cfg.output}")
     print(f"run_id={run_id}")
 
 

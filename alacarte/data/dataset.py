@@ -9,28 +9,24 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-import logging
 import pkgutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from alacarte.data import tables
-from alacarte.data.splits import PARTS, check_parts, checked_split, hash_rows, hash_split
+from alacarte.data.columns import check_columns, input_of, names_of, rows_with_target, target_of, weights_of
+from alacarte.data.csv_reader import CellRules
+from alacarte.data.splits import PARTS, SplitRule, check_parts, hash_rows, place_rare_classes
 from alacarte.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow.data.dataset_source import DatasetSource
     from mlflow.data.pandas_dataset import PandasDataset
-
-MOST_INTEGER_CLASSES = 20
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,18 +35,24 @@ class Dataset:
 
     X: pd.DataFrame  # (n, columns), each of a type that `tables.plain_column` gives
     y: pd.Series  # (n,), none missing: labels (str, int64 or bool), or float64
-    split: np.ndarray  # (n,): "train", "val" or "test"
+    split: np.ndarray  # (n,): "train", "val", "test", or "dropped" for the rows of a rare class
     task: str  # "classification" or "regression"
     name: str
     target: str
     source: str  # absolute path, URL, or the dotted name of what made the rows
-    digest: str  # 16 hex digits: of columns and their types, rows in their order, target and split
+    digest: str  # 16 hex digits: of columns and their types, rows in their order, target, split and weights
+    weights: np.ndarray | None = None  # (n,) float64
 
     def part(self, name: str) -> tuple[pd.DataFrame, pd.Series]:
         """Inputs and target of "train", "val" or "test"."""
         assert name in PARTS, name
         rows = self.split == name
         return self.X[rows], self.y[rows]
+
+    def weight(self, name: str) -> np.ndarray | None:
+        """The weight of each row of "train", "val" or "test"; None without data.weight."""
+        assert name in PARTS, name
+        return None if self.weights is None else self.weights[self.split == name]
 
     @property
     def is_trained_on(self) -> np.ndarray:
@@ -65,63 +67,52 @@ def load_data(
     target: str,
     task: str = "auto",
     key: str | None = None,
-    drop: Sequence[str] = (),
+    drop: str | Sequence[str] | None = (),
     split: Mapping[str, Any] | None = None,
+    rare_classes: str = "keep",
+    weight: str | None = None,
+    types: Mapping[str, str] | None = None,
     **loader_arguments: Any,
 ) -> Dataset:
-    """Call the loader `_target_` with `loader_arguments` and make its DataFrame a Dataset.
+    """Call the loader `_target_` with `loader_arguments` and make its DataFrame a Dataset. docs/data.md explains the keys.
 
     `task="auto"`: text, booleans and the category dtype mean classification; so do whole numbers (also stored as floats)
     with at most 20 distinct values that each come five times on average; all other numbers mean regression.
-    A row's part is decided by its inputs, never by its label, so that rows with equal inputs stay together; or by the
-    column `key` alone, which then is no input. `drop` lists columns to leave out.
-    `split` is {"val": fraction, "test": fraction, "seed": integer}, see `hash_split`. `name` defaults to the file's
-    stem, or to the loader's name. Rows without a target are left out, and infinite inputs count as missing; both warn.
+    `types` are the input types of a model (`tables.input_types`), which decide how columns are read.
 
     Raises UserError, in one line, for whatever in the arguments or in the rows leaves no model to learn.
     """
-    if split is None:
-        raise UserError(
-            "data.split is missing: add split: {val: 0.15, test: 0.2, seed: 0}, as conf/data/digits.yaml has it"
-        )
-    fractions = checked_split(split)
+    rule = SplitRule.of(split)
     if task not in ("auto", "classification", "regression"):
         raise UserError(f"data.task={task}: use auto, classification or regression")
-    frame, source = _call_loader(_target_, loader_arguments)
-    target, key = str(target), None if key is None else str(key)
-    drop = [str(column) for column in ([drop] if isinstance(drop, str) else drop or ())]
-    for setting, columns in (("target", [target]), ("key", [] if key is None else [key]), ("drop", drop)):
-        for column in columns:
-            if column not in frame.columns:
-                hint = tables.nearest(column, frame.columns)
-                raise UserError(f"data.{setting}={column}: {source} has no such column: {hint}")
-    if target in (key, *drop):
-        raise UserError(f"data.target={target} is also in data.key or data.drop: take it out of there")
-    missing = frame[target].isna()
-    if missing.all():
-        raise UserError(f"data.target={target}: none of the {len(frame)} rows has a value: name another column")
-    if missing.any():
-        logger.warning(
-            "data.target=%s: %d of %d rows have no value and are left out", target, missing.sum(), len(frame)
-        )
-        frame = frame[~missing]
-    frame = frame.reset_index(drop=True)
-    y, task = _target(frame[target], task)
-    X = pd.DataFrame({column: _input(frame[column]) for column in frame.columns if column not in (target, key, *drop)})
+    if rule.by != "hash" and key is not None:
+        raise UserError(f"data.key={key} is for data.split.by=hash, not data.split.by={rule.by}: use one of them")
+    frame, source = _call_loader(_target_, loader_arguments, types or {})
+    roles = {"target": names_of(target), "key": names_of(key), "drop": names_of(drop), "weight": names_of(weight)}
+    roles["split.column"] = names_of(rule.column)
+    reading = {role: names_of(loader_arguments.get(role)) for role in ("text", "numbers") if "path" in loader_arguments}
+    check_columns({**roles, **reading}, frame, source)
+    frame = rows_with_target(frame, str(target))
+    y, task = target_of(frame[str(target)], task)
+    no_inputs = {name for role, names in roles.items() if role != "split.column" or not rule.as_input for name in names}
+    X = pd.DataFrame({column: input_of(frame[column]) for column in frame.columns if column not in no_inputs})
     if X.columns.empty:
         raise UserError(f"data.target={target}: {source} has no other column to predict it from")
+    weights = None if weight is None else weights_of(frame[str(weight)])
 
     rows = hash_rows(X)
-    groups = rows if key is None else hash_rows(tables.plain_column(frame[key]).to_frame())
-    split_of_rows = hash_split(groups, **fractions)
-    check_parts(y, split_of_rows, groups, task, fractions)
-    types = [f"{column}: {dtype}" for column, dtype in X.dtypes.items()]
-    digest = hashlib.blake2b(json.dumps([types, target, str(y.dtype), task]).encode(), digest_size=8)
-    for values in (rows, hash_rows(y.to_frame()), split_of_rows.astype("S5")):
+    groups = rows if key is None else hash_rows(tables.plain_column(frame[str(key)]).to_frame())
+    parts = rule.assign(groups, None if rule.column is None else tables.plain_column(frame[rule.column]))
+    if task == "classification":
+        parts = place_rare_classes(y, parts, groups, rule, rare_classes)
+    check_parts(y, parts, groups, task, rule)
+    described = [f"{column}: {dtype}" for column, dtype in X.dtypes.items()]
+    digest = hashlib.blake2b(json.dumps([described, str(target), str(y.dtype), task]).encode(), digest_size=8)
+    for values in (rows, hash_rows(y.to_frame()), parts.astype("S5"), *([] if weights is None else [weights])):
         digest.update(values.tobytes())
     path = loader_arguments.get("path")
-    stem = PurePath(tables.SUFFIX.split(str(path))[0]).name if path else _target_.rpartition(".")[2]
-    return Dataset(X, y, split_of_rows, task, name or stem, target, source, digest.hexdigest())
+    name = name or (tables.stem(str(path)) if path else _target_.rpartition(".")[2])
+    return Dataset(X, y, parts, task, name, str(target), source, digest.hexdigest(), weights)
 
 
 class DataReader:
@@ -130,12 +121,12 @@ class DataReader:
     def __init__(self) -> None:
         self._datasets: dict[str, Dataset] = {}
 
-    def __call__(self, data: Mapping[str, Any]) -> Dataset:
-        """What `load_data` makes of a data group of the configuration."""
+    def __call__(self, data: Mapping[str, Any], types: Mapping[str, str] | None = None) -> Dataset:
+        """What `load_data` makes of a data group of the configuration, with the input types of a model."""
         path = {"path": tables.absolute(str(data["path"]))} if data.get("path") else {}
-        key = json.dumps({**data, **path}, sort_keys=True, default=str)
+        key = json.dumps([{**data, **path}, types], sort_keys=True, default=str)
         if key not in self._datasets:
-            self._datasets[key] = load_data(**data)
+            self._datasets[key] = load_data(**data, types=types)
         return self._datasets[key]
 
     def recorded(self, metadata: Mapping[str, Any], model: str, *, check_digest: bool = True) -> Dataset:
@@ -147,7 +138,7 @@ class DataReader:
         if not data:
             raise UserError(f"{model} does not record its data: add -P data=... with the data that it was trained on")
         try:
-            dataset = self(recorded(data))
+            dataset = self(recorded(data), None if check_digest else metadata.get("input_types"))
         except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             mend = "" if "-P data=" in str(error) else ": add -P data=... with data that can be read"
@@ -178,7 +169,7 @@ def recorded(data: Mapping[str, Any]) -> dict[str, Any]:
     return dict(data)
 
 
-def _call_loader(_target_: str, arguments: Mapping[str, Any]) -> tuple[pd.DataFrame, str]:
+def _call_loader(_target_: str, arguments: Mapping[str, Any], types: Mapping[str, str]) -> tuple[pd.DataFrame, str]:
     """The loader's rows, their column names distinct strings, and where they come from."""
     try:
         loader = pkgutil.resolve_name(_target_)
@@ -189,39 +180,34 @@ def _call_loader(_target_: str, arguments: Mapping[str, Any]) -> tuple[pd.DataFr
     except TypeError as error:
         allowed = ", ".join(inspect.signature(loader).parameters)
         raise UserError(f"data: {_target_} takes {allowed or 'no keys'}: {error}") from None
+    rules = CellRules(text=names_of(arguments.get("text")), numbers=names_of(arguments.get("numbers"))).for_model(types)
+    if loader is tables.read_table:
+        arguments = {**arguments, "text": rules.text, "numbers": rules.numbers}
+        if arguments.get("missing") is not None:
+            arguments["missing"] = names_of(arguments["missing"])
     frame = loader(**arguments)
     if not isinstance(frame, pd.DataFrame):
         raise UserError(f"data._target_={_target_} returns {type(frame).__name__}: return one pandas DataFrame")
     path = arguments.get("path")
     source = frame.attrs.get("source") or (tables.absolute(str(path)) if path else _target_)
     frame = frame.set_axis(frame.columns.map(str), axis="columns")
-    if twice := sorted(set(frame.columns[frame.columns.duplicated()])):
-        raise UserError(f"{source} has more than one column {', '.join(twice)}: rename them")
+    if repeated := sorted(set(frame.columns[frame.columns.duplicated()])):
+        raise UserError(f"{source} has more than one column {', '.join(repeated)}: rename them")
     if frame.empty:
         raise UserError(f"{source} has {len(frame.columns)} columns and {len(frame)} rows: give it rows to learn from")
-    return frame, source
+    return (frame if loader is tables.read_table else tables.convert(frame, CellRules().for_model(types))), source
 
 
-def source_digest(
-    *,
-    _target_: str,
-    name: str | None = None,
-    target: str | None = None,
-    task: str | None = None,
-    key: str | None = None,
-    drop: Sequence[str] = (),
-    split: Mapping[str, Any] | None = None,
-    **loader_arguments: Any,
-) -> str:
+def source_digest(*, _target_: str, path: str | None = None, **arguments: Any) -> str:
     """SHA-256 that tells whether the source has changed, without parsing it. Takes what `load_data` takes.
 
     With a `path`, the hash of the bytes there (`tables.path_digest`). Without, that of the loader's name, its arguments and
     the versions of pandas and scikit-learn: such a loader is taken to return the same rows for the same arguments.
     """
-    if path := loader_arguments.get("path"):
+    if path:
         return tables.path_digest(str(path))
     versions = [importlib.metadata.version(package) for package in ("pandas", "scikit-learn")]
-    text = json.dumps([_target_, loader_arguments, versions], sort_keys=True, default=str)
+    text = json.dumps([_target_, arguments, versions], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -241,7 +227,7 @@ def as_mlflow(dataset: Dataset, part: str, predictions: np.ndarray | None = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two classes for local files, and a hint on integers that is for models
         source = _source(dataset.source)
-        schema = PandasDataset(table.iloc[telling], source, digest=dataset.digest).schema
+        schema = _short_schema(PandasDataset(table.iloc[telling], source, digest=dataset.digest))
     rows = table[dataset.split == part]
     answered = None
     if predictions is not None:
@@ -256,10 +242,24 @@ def table_as_mlflow(frame: pd.DataFrame, path: str, digest: str) -> "PandasDatas
     """A table read from `path`, whose SHA-256 is `digest`, for `mlflow.log_input`."""
     from mlflow.data.pandas_dataset import PandasDataset
 
-    name = PurePath(tables.SUFFIX.split(str(path))[0]).name
+    name = tables.stem(str(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PandasDataset(frame, _source(tables.absolute(str(path))), name=name, digest=digest[:16])
+        logged = PandasDataset(frame, _source(tables.absolute(str(path))), name=name, digest=digest[:16])
+        vars(logged)["schema"] = _short_schema(logged)
+        return logged
+
+
+def _short_schema(logged: "PandasDataset") -> Any:
+    """The schema of a data set; None for a schema of some 10,000 columns, which is longer than MLflow stores."""
+    from mlflow.utils.validation import MAX_DATASET_SCHEMA_SIZE
+
+    schema = logged.schema
+    return (
+        schema
+        if schema is None or len(json.dumps({"mlflow_colspec": schema.to_dict()})) <= MAX_DATASET_SCHEMA_SIZE
+        else None
+    )
 
 
 def _source(place: str) -> "DatasetSource":
@@ -271,50 +271,3 @@ def _source(place: str) -> "DatasetSource":
         with contextlib.suppress(MlflowException):
             return resolve_dataset_source(place)
     return CodeDatasetSource({"mlflow.source.name": place})
-
-
-# --- the task --------------------------------------------------------------------------------------------------------
-
-
-def _input(column: pd.Series) -> pd.Series:
-    plain = tables.plain_column(column)
-    if plain.dtype.kind == "f" and (infinite := np.isinf(plain)).any():
-        logger.warning("column %r: %d infinite values count as missing", column.name, infinite.sum())
-        plain = plain.mask(infinite)
-    if plain.isna().all():
-        raise UserError(
-            f"column {column.name!r} has no value in any of {len(plain)} rows: leave it out with data.drop=['{column.name}']"
-        )
-    return plain
-
-
-def _target(column: pd.Series, task: str) -> tuple[pd.Series, str]:
-    """Labels or numbers, and the task, by the rule in `load_data`. The column has no missing value."""
-    setting = f"data.target={column.name}"
-    categories = isinstance(column.dtype, pd.CategoricalDtype)
-    y = tables.plain_column(column.astype(column.dtype.categories.dtype) if categories else column)
-    if y.dtype.kind == "M":
-        raise UserError(f"{setting} holds dates: name a column of classes or numbers")
-    if y.dtype.kind == "f" and (infinite := int(np.isinf(y).sum())):
-        raise UserError(f"{setting}: {infinite} of {len(y)} rows are infinite: mend or remove them")
-    if y.nunique() < 2:
-        raise UserError(f"{setting}: all {len(y)} rows hold {y.iloc[0]}: there must be two different values")
-    number = y.dtype.kind in "if"
-    fractions = y[(y % 1 != 0) | (y.abs() >= 2**53)] if y.dtype.kind == "f" else y.iloc[:0]  # no class is that large
-    if task == "auto":
-        few = number and fractions.empty and y.nunique() <= min(MOST_INTEGER_CLASSES, len(y) / 5)
-        task = "classification" if few or categories or not number else "regression"
-    if task == "regression":
-        values = pd.to_numeric(y, errors="coerce").astype("float64")
-        if len(text := y[values.isna()]):
-            raise UserError(
-                f"data.task=regression: {setting} is no number in {len(text)} of {len(y)} rows, such as {text.iloc[0]!r}: "
-                "mend or remove them, or use data.task=classification"
-            )
-        return values, task
-    if len(fractions):
-        raise UserError(
-            f"data.task=classification: {setting} holds fractions, such as {fractions.iloc[0]}: use data.task=regression, "
-            "or write the classes as text"
-        )
-    return y.astype("int64") if number else y, task

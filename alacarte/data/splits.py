@@ -1,19 +1,131 @@
-"""The train, validation and test parts of a table, by a hash of each row.
+"""The train, validation and test parts of a table: by a hash of each row, by time, or as a column says.
 
-The part of a row depends on nothing but the row, so it stays the same when others are added, removed or reordered.
+With a hash, the part of a row stays the same when other rows are added, removed or reordered. Only large groups of equal
+rows may move, where the shares of the parts would otherwise be clearly wrong.
 """
 
 import hashlib
+import logging
+import re
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from alacarte.data.csv_reader import DECIMAL_COMMA, MISSING
 from alacarte.errors import UserError
 
 PARTS = ("train", "val", "test")
+LARGE_GROUP = 10, 0.005  # rows, and share of all rows, from which a group of equal rows is large
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """`data.split` of the configuration."""
+
+    by: str  # "hash", "time" or "column"
+    column: str | None
+    val: float
+    test: float
+    seed: int
+    as_input: bool  # whether `column` is an input, too
+
+    @classmethod
+    def of(cls, split: Mapping[str, Any] | None) -> "SplitRule":
+        """UserError for a setting that cannot be followed."""
+        if split is None:
+            raise UserError(
+                "data.split is missing: add split: {val: 0.15, test: 0.2, seed: 0}, as conf/data/digits.yaml has it"
+            )
+        by, column = split.get("by", "hash"), split.get("column")
+        val, test, seed = split.get("val", 0.15), split.get("test", 0.2), split.get("seed", 0)
+        if by not in ("hash", "time", "column"):
+            raise UserError(f"data.split.by={by}: use hash, time or column")
+        if (by == "hash") != (column is None):
+            needed = "needs no data.split.column" if by == "hash" else "needs data.split.column=COLUMN"
+            raise UserError(f"data.split.by={by} data.split.column={column or 'null'}: data.split.by={by} {needed}")
+        for name, fraction in (("val", val), ("test", test)):
+            if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+                raise UserError(f"data.split.{name}={fraction}: give a fraction between 0 and 1, such as 0.2")
+        if val + test >= 1:
+            raise UserError(f"data.split.val={val} and data.split.test={test} leave no train part: lower one of them")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise UserError(f"data.split.seed={seed}: give a whole number")
+        return cls(by, None if column is None else str(column), val, test, seed, bool(split.get("as_input")))
+
+    @property
+    def fractions(self) -> dict[str, Any]:
+        """The arguments of `hash_split`."""
+        return {"val": self.val, "test": self.test, "seed": self.seed}
+
+    def assign(self, groups: np.ndarray, column: pd.Series | None) -> np.ndarray:
+        """(n,) of PARTS for (n,) hashes of groups that stay together, or for the (n,) values of a column."""
+        if self.by == "column":
+            return split_by_column(column)
+        if self.by == "time":
+            split, reason = split_by_time(column, self.val, self.test), "rows with equal times stay together"
+        else:
+            split, reason = balanced_split(groups, **self.fractions), "rows with equal inputs or keys stay together"
+        if _excess(split, self.val, self.test) > 0:
+            n, shares = len(np.unique(groups)), ", ".join(f"{part} {np.mean(split == part):.0%}" for part in PARTS)
+            logger.warning(
+                "data.split: val=%g test=%g, but the parts are %s: %s, and %d of %d rows differ",
+                self.val, self.test, shares, reason, n, len(groups),
+            )  # fmt: skip
+        return split
+
+
+def split_by_time(times: pd.Series, val: float, test: float) -> np.ndarray:
+    """The newest rows are the test part, and the next newest the validation part. Rows with equal times stay together."""
+    if times.dtype == "str":
+        dates = pd.to_datetime(times, errors="coerce", utc=True, format="ISO8601")
+        unreadable = times[dates.isna() & times.notna()]
+        if len(unreadable):
+            raise UserError(
+                f"data.split.column={times.name}: {unreadable.iloc[0]!r} is no time: write dates as 2024-05-31, or numbers"
+            )
+        times = dates
+    if n := int(times.isna().sum()):
+        logger.warning("data.split.column=%s: %d rows without a time go to train", times.name, n)
+    counts = times.value_counts().sort_index(ascending=False)
+    share_newer = ((counts.cumsum() - counts / 2) / len(times)).reindex(times).to_numpy()  # up to the middle of a time
+    return np.select([share_newer < test, share_newer < test + val], ["test", "val"], "train")
+
+
+def split_by_column(names: pd.Series) -> np.ndarray:
+    """The part that each row names."""
+    split = names.astype(object).where(names.notna(), "").astype(str).str.strip().str.lower()
+    wrong = names[~split.isin(PARTS)]
+    if len(wrong):
+        value = "no value" if pd.isna(wrong.iloc[0]) else repr(wrong.iloc[0])
+        raise UserError(f"data.split.column={names.name} has {value} in {len(wrong)} rows: write train, val or test")
+    return split.to_numpy("U5")
+
+
+def balanced_split(groups: np.ndarray, *, val: float, test: float, seed: int) -> np.ndarray:
+    """As `hash_split`, but large groups get other hashes until the shares of the parts fit."""
+    split = best = hash_split(groups, val=val, test=test, seed=seed)
+    codes = pd.factorize(groups)[0]
+    is_large = np.bincount(codes)[codes] >= max(LARGE_GROUP[0], LARGE_GROUP[1] * len(groups))
+    for attempt in range(1, 101 if is_large.any() else 1):
+        if _excess(split, val, test) <= 0:
+            return split
+        others = hash_split(_mix(groups[is_large] + np.uint64(attempt)), val=val, test=test, seed=seed)
+        split = split.copy()
+        split[is_large] = others
+        best = min(best, split, key=lambda candidate: _excess(candidate, val, test))
+    return best
+
+
+def _excess(split: np.ndarray, val: float, test: float) -> float:
+    """By how much the share of a part differs from its fraction beyond chance; at most 0 where all shares fit."""
+    pairs = [(np.mean(split == part), fraction) for part, fraction in (("val", val), ("test", test))]
+    return max(abs(share - f) - max(0.03, 3 * (f * (1 - f) / len(split)) ** 0.5) for share, f in pairs)
 
 
 def hash_rows(frame: pd.DataFrame) -> np.ndarray:
@@ -91,6 +203,12 @@ def _float_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _value_bits(value: Any) -> int:
+    if isinstance(value, str):
+        value = value.strip()
+        value = "nan" if value in ("", *MISSING) else value
+        value = (
+            value.replace(".", "").replace(",", ".") if re.fullmatch(DECIMAL_COMMA, value) and "," in value else value
+        )
     try:
         number = float(value)
     except ValueError:
@@ -100,49 +218,64 @@ def _value_bits(value: Any) -> int:
     return struct.unpack("=Q", struct.pack("=d", np.nan if np.isnan(number) else number + 0.0))[0]
 
 
-def checked_split(split: Mapping[str, Any]) -> dict[str, Any]:
-    for name in ("val", "test"):
-        fraction = split[name]
-        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
-            raise UserError(f"data.split.{name}={fraction}: give a fraction between 0 and 1, such as 0.2")
-    val, test, seed = split["val"], split["test"], split["seed"]
-    if val + test >= 1:
-        raise UserError(f"data.split.val={val} and data.split.test={test} leave no train part: lower one of them")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UserError(f"data.split.seed={seed}: give a whole number")
-    return {"val": val, "test": test, "seed": seed}
+def check_parts(y: pd.Series, split: np.ndarray, groups: np.ndarray, task: str, rule: SplitRule) -> None:
+    """UserError for a part without a row, and for regression with a single row.
 
-
-def check_parts(y: pd.Series, split: np.ndarray, groups: np.ndarray, task: str, fractions: Mapping[str, Any]) -> None:
-    """UserError unless each part has a row of each class, or two rows for regression; it names a seed that gives them.
-
-    `groups` are the (n,) hashes that the (n,) parts of `split` come from, with the arguments `fractions` of `hash_split`.
+    `groups` are the (n,) hashes from which `split` comes.
     """
-    labels = task == "classification"
-    codes, classes = pd.factorize(y) if labels else (np.zeros(len(y), int), pd.Index(["any"]))
-    need = 1 if labels else 2
+    needed = 1 if task == "classification" else 2
+    for part in PARTS:
+        if (count := int((split == part).sum())) < needed:
+            advice = "more rows are needed" if rule.by == "hash" else "change the column or data.split"
+            need = f"{count} of {len(y)} rows into {part}, which needs {needed}{_together(groups)}"
+            raise UserError(f"data.split.by={rule.by} puts {need}: {advice}")
 
-    def lacking(split: np.ndarray) -> np.ndarray:
-        counts = [np.bincount(codes[split == part], minlength=len(classes)) for part in PARTS]
-        return np.argwhere(np.array(counts) < need)  # pairs of part and class
 
-    lack = lacking(split)
-    if not len(lack):
-        return
-    part, code = PARTS[lack[0][0]], lack[0][1]
-    rows = codes == code
-    what = (
-        f"{np.sum(rows & (split == part))} of {np.sum(rows)} rows{f' with {y.name}={classes[code]}' if labels else ''}"
+def place_rare_classes(
+    y: pd.Series, split: np.ndarray, groups: np.ndarray, rule: SplitRule, rare_classes: str
+) -> np.ndarray:
+    """(n,) parts after a decision about classes that a part lacks: "dropped" is a part, too.
+
+    A time and a column decide alone about the parts, so there a class is rare only where train lacks it.
+    UserError with rare_classes="error", and where fewer than two classes would remain.
+    """
+    if rare_classes not in ("keep", "drop", "error"):
+        raise UserError(f"data.rare_classes={rare_classes}: use keep, drop or error")
+    counts = pd.crosstab(y.to_numpy(), split).reindex(columns=PARTS, fill_value=0)
+    lacks = counts == 0 if rule.by == "hash" else counts[["train"]] == 0
+    rare = counts.index[lacks.any(axis=1)]
+    if rare.empty:
+        return split
+    seed = _good_seed(y, groups, rule)
+    advice = "more such rows are needed" if seed is None else f"data.split.seed={seed} gives every part enough"
+    if rare_classes == "error" or len(counts) - len(rare) < 2:
+        label, part = rare[0], next(part for part in lacks if lacks.loc[rare[0], part])
+        where = f"{counts.loc[label, part]} of {counts.loc[label].sum()} rows with {y.name}={label} are in {part}"
+        if len(counts) > len(y) / 5:
+            advice = f"{y.name} has {len(counts)} classes in {len(y)} rows: name another data.target, or use data.task=regression"
+        raise UserError(f"data.rare_classes={rare_classes}: {where}, which needs 1{_together(groups)}: {advice}")
+    names = ", ".join(f"{label} ({counts.loc[label].sum()} rows)" for label in rare[:10])
+    action = "are left out" if rare_classes == "drop" else "go to train"
+    logger.warning(
+        "data.rare_classes=%s: classes without a row in every part %s: %s: %s", rare_classes, action, names, advice
     )
-    apart = len(np.unique(groups))
-    together = f" (equal inputs or keys stay together: {apart} differ)" if apart < len(y) else ""
-    seeds = range(100) if np.bincount(codes).min() >= len(PARTS) * need else ()  # no seed makes up for missing rows
-    good = next((seed for seed in seeds if not len(lacking(hash_split(groups, **{**fractions, "seed": seed})))), None)
-    if good is not None:
-        mend = f"use data.split.seed={good}, with which every part has enough"
-    elif len(classes) > len(y) / 5:
-        mend = f"{y.name} has {len(classes)} classes in {len(y)} rows: name another data.target, or use data.task=regression"
-    else:
-        mend = "no seed from 0 to 99 gives every part enough: more such rows are needed, or larger parts in data.split"
-    start = f"data.split.seed={fractions['seed']} puts {what} into {part}, which needs {need}"
-    raise UserError(f"{start}{together}: {mend}")
+    rows = y.isin(rare).to_numpy()
+    if rare_classes == "drop":
+        return np.where(rows, "dropped", split)
+    return np.where(np.isin(groups, groups[rows]) if rule.by == "hash" else rows, "train", split)
+
+
+def _together(groups: np.ndarray) -> str:
+    n = len(np.unique(groups))
+    return f" (equal inputs or keys stay together: {n} differ)" if n < len(groups) else ""
+
+
+def _good_seed(y: pd.Series, groups: np.ndarray, rule: SplitRule) -> int | None:
+    """The first seed from 0 to 99 that gives every part a row of every class."""
+    if rule.by != "hash" or y.value_counts().min() < len(PARTS):
+        return None
+    for seed in range(100):
+        split = balanced_split(groups, **{**rule.fractions, "seed": seed})
+        if pd.crosstab(y.to_numpy(), split).reindex(columns=PARTS, fill_value=0).to_numpy().all():
+            return seed
+    return None

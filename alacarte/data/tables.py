@@ -1,103 +1,129 @@
 """Tables: read a file into a DataFrame, hash its bytes, and give its columns plain types."""
 
-import csv
 import difflib
 import hashlib
-import io
 import logging
 import numbers
 import re
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
 import pandas as pd
 from fsspec.implementations.local import LocalFileSystem
 
-from alacarte.errors import UserError
+from alacarte.data.csv_reader import CellRules, CsvFile, first_line, read_numbers, reading, require_numbers
+from alacarte.errors import UserError, as_argument
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from mlflow.models import ModelSignature
 
 # .csv and .tsv may be compressed; a URL may go on with ?query, and a chain of file systems with ::
 SUFFIX = re.compile(r"\.(?:((?:csv|tsv)(?:\.(?:gz|bz2|xz|zip))?)|parquet|pq)/?(?=$|\?|::)", re.IGNORECASE)
-# what a CSV means by a missing value: pandas' own list
-MISSING = [
-    "",
-    "#N/A",
-    "#N/A N/A",
-    "#NA",
-    "-1.#IND",
-    "-1.#QNAN",
-    "-NaN",
-    "-nan",
-    "1.#IND",
-    "1.#QNAN",
-    "<NA>",
-    "N/A",
-    "NA",
-]
-MISSING += ["NULL", "NaN", "None", "n/a", "nan", "null"]
 FORMATS = ".csv, .tsv (plain, .gz, .bz2, .xz or .zip), .parquet or .pq"
 
 logger = logging.getLogger(__name__)
 
 
-def read_table(path: str, separator: str | None = None) -> pd.DataFrame:
-    """Read CSV or Parquet, the latter also as a folder of files.
+def read_table(
+    path: str,
+    separator: str | None = None,
+    missing: Sequence[str] | None = None,
+    decimal: str | None = None,
+    text: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Read CSV or Parquet, the latter also as a folder of files. docs/data.md explains the arguments.
 
     `path` is local (relative to the working directory) or any URL that fsspec knows: s3://, gs://, abfs://, https://.
-    `separator` is for CSV; None is a comma, or a tab for .tsv. Dates in CSV stay text. A column without a name at the
-    head of a CSV and an index without a name in Parquet only number the rows and are left out; an index with a name
-    becomes a column.
+    Dates in CSV stay text. A column without a name at the head of a CSV and an index without a name in Parquet only
+    number the rows and are left out; an index with a name becomes a column.
 
     Raises UserError that names `data.path` when there is no such file, or one that cannot be read.
     """
+    return open_table(path, separator).typed(CellRules(missing, decimal, text, numbers))
+
+
+def open_table(path: str, separator: str | None = None) -> "CsvFile | ParquetFile":
+    """Read the content of a file once. `as_written` gives it to an output, and `typed` to a model."""
     path = str(path)  # a name of digits arrives as a number
     files, place = _locate(path)
-    try:
-        suffix = SUFFIX.search(path)
+    suffix = SUFFIX.search(path)
+    with reading(path):
         if suffix and suffix[1]:
             with files.open(place, "rb", compression="infer") as file:
                 content = file.read()
-            return _read_csv(path, content, separator or ("\t" if suffix[1].lower().startswith("tsv") else ","))
+            default = "\t" if suffix[1].lower().startswith("tsv") else ","
+            return CsvFile(path, content, {r"\t": "\t", "tab": "\t"}.get(str(separator), separator or default))
         if not suffix and not any(SUFFIX.search(file) for file in _files_under(files, place)):
             raise UserError(f"data.path={path}: the name must end in {FORMATS}: rename or convert it")
-        frame = pd.read_parquet(place, filesystem=files)
-    except UserError:
-        raise
-    except Exception as error:  # each format and each file system has its own kinds
-        mend = "is it CSV in UTF-8, or Parquet, as its name says?"
-        raise UserError(f"data.path={path}: cannot be read: {_one_line(error)}: {mend}") from error
-    named = [level for level in frame.index.names if level is not None]
-    return frame.reset_index(level=named) if named else frame
+        import pyarrow.parquet
+
+        return ParquetFile(path, pyarrow.parquet.read_table(place, filesystem=files))
 
 
-def _read_csv(path: str, content: bytes, separator: str) -> pd.DataFrame:
-    head = content.lstrip(b"\r\n").partition(b"\n")[0].decode("utf-8-sig").rstrip("\r")
-    header = next(csv.reader([head], delimiter=separator), [])
-    if not any(header):
-        raise UserError(f"data.path={path}: the file is empty: give one with a header and rows")
-    if twice := sorted({name for name in header if name and header.count(name) > 1}):
-        raise UserError(f"data.path={path}: the header has {', '.join(twice)} more than once: rename the columns")
-    if len(header) == 1 and (other := re.search(r"[;\t|,]", header[0])):
-        raise UserError(f"data.path={path}: reads as one column, {head!r}: set data.separator={other[0]!r}")
-    # low_memory would type a column by chunks, and mix numbers with text
-    settings: dict[str, Any] = {"index_col": False, "low_memory": False, "keep_default_na": False, "na_values": MISSING}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(io.BytesIO(content), sep=separator, **settings)
-    except pd.errors.ParserWarning:
-        mend = f"name every column, and quote text with {separator!r} in it"
-        raise UserError(f"data.path={path}: a row has more fields than the header, {len(header)}: {mend}") from None
-    for column in frame.columns[frame.dtypes == "str"]:  # pandas forgets missing among integers of 2**63 to 2**64
-        frame[column] = frame[column].mask(frame[column].isin(MISSING))
-    if header[0] == "":
-        logger.warning("data.path=%s: the first column has no name; it is taken for row numbers and left out", path)
-        frame = frame.drop(columns=frame.columns[0])
-    return frame
+@dataclass(frozen=True)
+class ParquetFile:
+    """The content of Parquet files."""
+
+    path: str
+    table: "pa.Table"
+
+    @property
+    def columns(self) -> list[str]:
+        return self.table.column_names
+
+    def as_written(self) -> pd.DataFrame:
+        """All columns in the types of the file."""
+        frame = self.table.replace_schema_metadata(None).to_pandas(types_mapper=pd.ArrowDtype)
+        return frame.drop(columns=[name for name in frame if str(name).startswith("__index_level_")])
+
+    def typed(self, rules: CellRules, only: Sequence[str] | None = None) -> pd.DataFrame:
+        """The columns as pandas has them, except for what the rules say. `only` gives these columns, without warnings."""
+        with reading(self.path):
+            frame = self.table.to_pandas()
+        named = [level for level in frame.index.names if level is not None]
+        frame = frame.reset_index(level=named) if named else frame
+        frame = convert(frame if only is None else frame[list(only)], rules)
+        texts = frame.columns[frame.dtypes == "str"].difference(list(rules.text)) if only is None else []
+        if stored := [str(name) for name in texts if read_numbers(frame[name], rules.decimal)[0].dtype != "str"]:
+            choice = (
+                f"{as_argument('data.numbers', stored)} reads numbers, {as_argument('data.text', stored)} reads text"
+            )
+            logger.warning("data.path=%s: text that consists of numbers is read as text: %s", self.path, choice)
+        return frame
+
+
+def convert(frame: pd.DataFrame, rules: CellRules) -> pd.DataFrame:
+    """The table with columns of text and of numbers, and with missing values, as the rules say."""
+    columns = {}
+    for name, column in frame.items():
+        column = _plain_text(column.astype(object)) if name in rules.text and column.dtype != "str" else column
+        if rules.missing and column.dtype == "str":
+            column = column.mask(column.isin(list(rules.missing)))
+        if name in rules.numbers and column.dtype == "str":
+            column = read_numbers(column, rules.decimal)[0]
+            require_numbers(column)
+        columns[name] = column
+    return pd.DataFrame(columns, index=frame.index)
+
+
+def input_types(signature: "ModelSignature | None") -> dict[str, str]:
+    """Column -> type of the inputs that a model signature names: "double", "string", ..., or "any"; {} without names."""
+    schema = signature.inputs if signature else None
+    if not schema or not schema.has_input_names():
+        return {}
+    return {str(spec.name): getattr(spec.type, "name", None) or "any" for spec in schema.inputs}
+
+
+def stem(path: str) -> str:
+    """The name of a file without its suffix."""
+    return PurePath(SUFFIX.split(path)[0]).name
 
 
 def path_digest(path: str) -> str:
@@ -113,7 +139,7 @@ def path_digest(path: str) -> str:
                 while block := file.read(1 << 20):
                     digest.update(block)
     except Exception as error:
-        raise UserError(f"data.path={path}: cannot be read: {_one_line(error)}") from error
+        raise UserError(f"data.path={path}: cannot be read: {first_line(error)}") from error
     return digest.hexdigest()
 
 
@@ -128,7 +154,7 @@ def _locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         files, place = fsspec.core.url_to_fs(path)
         found = files.exists(place)
     except Exception as error:  # an unknown protocol, a package that is not installed, no permission, no network
-        raise UserError(f"data.path={path}: cannot be reached: {_one_line(error)}") from error
+        raise UserError(f"data.path={path}: cannot be reached: {first_line(error)}") from error
     if found:
         return files, place
     hint = "check the name, and that you may read it"
@@ -142,10 +168,6 @@ def _locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _files_under(files: fsspec.AbstractFileSystem, place: str) -> list[str]:
     return [place] if files.isfile(place) else sorted(files.find(place))
-
-
-def _one_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -188,7 +210,7 @@ def plain_column(column: pd.Series) -> pd.Series:
     if odd:
         raise UserError(
             f"column {column.name!r} holds {type(odd[0]).__name__} values: make them numbers or text, or leave it out "
-            f"with data.drop=['{column.name}']"
+            f"with {as_argument('data.drop', [str(column.name)])}"
         )
     return _plain_text(values)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from alacarte.data.dataset import Dataset
-from alacarte.data.splits import hash_present, hash_split
+from alacarte.data.splits import SplitRule, hash_present, hash_split
 from alacarte.data.tables import align_columns
 from alacarte.errors import UserError
 from alacarte.evaluation.audit import ONE_PARTY, annotators, are_told_apart, for_gate
@@ -196,7 +196,7 @@ def make_rows(
     if labelled.labels.empty:
         return Rows((X, y), (X_val, y_val), len(X))
     inputs, labels = align_columns(labelled.inputs, X), pd.Series(labelled.labels.tolist(), name=y.name, dtype=y.dtype)
-    validates = hash_split(hash_present(inputs), **fractions) == "val"
+    validates = hash_split(hash_present(inputs), **SplitRule.of(fractions).fractions) == "val"
     trains = np.repeat(np.flatnonzero(~validates), label_weight)
 
     def join(table: Any, rows: Any) -> Any:

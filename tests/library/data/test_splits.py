@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from people import SPLIT, people, refusal, table
 
-from alacarte.data.splits import checked_split, hash_rows, hash_split
+from alacarte.data.splits import SplitRule, hash_rows, hash_split
 from alacarte.data.tables import plain_column, read_table
 from alacarte.errors import UserError
 
@@ -30,7 +30,7 @@ from alacarte.errors import UserError
     ],
 )
 def test_bad_splits(changes, expected):
-    assert expected in refusal(checked_split, {**SPLIT, **changes})
+    assert expected in refusal(SplitRule.of, {**SPLIT, **changes})
 
 
 def test_the_split_of_a_known_table_never_changes():
