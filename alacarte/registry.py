@@ -285,7 +285,8 @@ def locate(model_uri: str) -> Located:
         path = local if local.is_dir() else Path(mlflow.artifacts.download_artifacts(model_uri))
         model = read_description(path)
         # the signature decides how a file is read for the model
-        metadata = {**(model.metadata or {}), "input_types": tables.input_types(model.signature)}
+        metadata = dict(model.metadata or {})
+        metadata["column_types"] = tables.column_types(model.signature, metadata.get("target"))
     except UserError:
         raise
     except Exception as error:  # a forged file fails in all ways

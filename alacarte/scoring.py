@@ -64,13 +64,13 @@ def open_input(source: str, separator: str | None) -> tuple[tables.CsvFile | tab
     return table, rows.set_axis(rows.columns.map(str), axis="columns"), digest
 
 
-def read_inputs(
-    table: tables.CsvFile | tables.ParquetFile, types: Mapping[str, str], data: Mapping[str, Any]
-) -> pd.DataFrame:
+def read_inputs(table: tables.CsvFile | tables.ParquetFile, metadata: Mapping[str, Any]) -> pd.DataFrame:
     """The input columns of a model, read in the types of its signature; all columns without a signature.
 
-    `data` is the data group that the model records. Its words for missing values and its decimal sign apply here, too.
+    `metadata` is what the model records. Its words for missing values and its decimal sign apply to the file, too.
     """
+    data = metadata.get("data") or {}
+    types = {name: kind for name, kind in metadata["column_types"].items() if name != metadata.get("target")}
     with _named_input(f"input={table.path}: "):
         missing = data.get("missing")
         rules = CellRules(None if missing is None else names_of(missing), data.get("decimal")).for_model(types)

@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     learner = learners.load(model.path)
 
     table, rows, digest = scoring.open_input(cfg.input, cfg.separator)
-    inputs = scoring.read_inputs(table, model.metadata["input_types"], model.metadata.get("data") or {})
+    inputs = scoring.read_inputs(table, model.metadata)
     run_id = tracking.active_run().info.run_id
     answers = scoring.answer(learner, inputs, cfg.input).assign(model_version=number, run_id=run_id)
     scoring.write_output(scoring.beside(rows, answers), cfg.output, spreadsheet_safe=cfg.spreadsheet_safe)

@@ -32,9 +32,7 @@ def check_columns(columns: Mapping[str, list[str]], frame: pd.DataFrame, source:
             raise UserError(f"data.{setting}={name}: {source} has no such column: {hint}")
     target = columns["target"]
     if others := [setting for setting in ("key", "drop", "weight", "split.column") if target[0] in columns[setting]]:
-        raise UserError(
-            f"data.target={target[0]} is also in data.{others[0]}, not allowed in data.key or data.drop: take it out of there"
-        )
+        raise UserError(f"data.target={target[0]} is also in data.{others[0]}: take it out of there")
 
 
 def rows_with_target(frame: pd.DataFrame, target: str) -> pd.DataFrame:

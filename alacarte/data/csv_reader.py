@@ -40,7 +40,7 @@ class CellRules:
     numbers: Sequence[str] = ()  # columns
 
     def for_model(self, types: Mapping[str, str]) -> "CellRules":
-        """These rules, and the input types of a model (`tables.input_types`)."""
+        """These rules, and the types of a model (`tables.column_types`)."""
         text = [name for name, kind in types.items() if kind == "string"]
         numbers = [name for name, kind in types.items() if kind in NUMBER_TYPES]
         return replace(self, text=[*self.text, *text], numbers=[*self.numbers, *numbers])

@@ -78,7 +78,7 @@ def load_data(
 
     `task="auto"`: text, booleans and the category dtype mean classification; so do whole numbers (also stored as floats)
     with at most 20 distinct values that each come five times on average; all other numbers mean regression.
-    `types` are the input types of a model (`tables.input_types`), which decide how columns are read.
+    `types` are what a model knows of its columns (`tables.column_types`): they decide how the columns are read.
 
     Raises UserError, in one line, for whatever in the arguments or in the rows leaves no model to learn.
     """
@@ -122,7 +122,7 @@ class DataReader:
         self._datasets: dict[str, Dataset] = {}
 
     def __call__(self, data: Mapping[str, Any], types: Mapping[str, str] | None = None) -> Dataset:
-        """What `load_data` makes of a data group of the configuration, with the input types of a model."""
+        """What `load_data` makes of a data group of the configuration, with the column types that a model knows."""
         path = {"path": tables.absolute(str(data["path"]))} if data.get("path") else {}
         key = json.dumps([{**data, **path}, types], sort_keys=True, default=str)
         if key not in self._datasets:
@@ -138,7 +138,7 @@ class DataReader:
         if not data:
             raise UserError(f"{model} does not record its data: add -P data=... with the data that it was trained on")
         try:
-            dataset = self(recorded(data), None if check_digest else metadata.get("input_types"))
+            dataset = self(recorded(data), None if check_digest else metadata.get("column_types"))
         except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             mend = "" if "-P data=" in str(error) else ": add -P data=... with data that can be read"

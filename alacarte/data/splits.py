@@ -71,12 +71,11 @@ class SplitRule:
             split, reason = split_by_time(column, self.val, self.test), "rows with equal times stay together"
         else:
             split, reason = balanced_split(groups, **self.fractions), "rows with equal inputs or keys stay together"
+            reason += f", and {len(np.unique(groups))} of {len(groups)} rows differ"
         if _excess(split, self.val, self.test) > 0:
-            n, shares = len(np.unique(groups)), ", ".join(f"{part} {np.mean(split == part):.0%}" for part in PARTS)
-            logger.warning(
-                "data.split: val=%g test=%g, but the parts are %s: %s, and %d of %d rows differ",
-                self.val, self.test, shares, reason, n, len(groups),
-            )  # fmt: skip
+            shares = ", ".join(f"{part} {np.mean(split == part):.0%}" for part in PARTS)
+            fractions = self.val, self.test
+            logger.warning("data.split: val=%g test=%g, but the parts are %s: %s", *fractions, shares, reason)
         return split
 
 
@@ -241,12 +240,13 @@ def place_rare_classes(
     """
     if rare_classes not in ("keep", "drop", "error"):
         raise UserError(f"data.rare_classes={rare_classes}: use keep, drop or error")
-    counts = pd.crosstab(y.to_numpy(), split).reindex(columns=PARTS, fill_value=0)
+    codes, classes = pd.factorize(y)
+    counts = pd.DataFrame(_count_classes(codes, split), index=classes, columns=PARTS)
     lacks = counts == 0 if rule.by == "hash" else counts[["train"]] == 0
     rare = counts.index[lacks.any(axis=1)]
     if rare.empty:
         return split
-    seed = _good_seed(y, groups, rule)
+    seed = _good_seed(codes, groups, rule)
     advice = "more such rows are needed" if seed is None else f"data.split.seed={seed} gives every part enough"
     if rare_classes == "error" or len(counts) - len(rare) < 2:
         label, part = rare[0], next(part for part in lacks if lacks.loc[rare[0], part])
@@ -270,12 +270,16 @@ def _together(groups: np.ndarray) -> str:
     return f" (equal inputs or keys stay together: {n} differ)" if n < len(groups) else ""
 
 
-def _good_seed(y: pd.Series, groups: np.ndarray, rule: SplitRule) -> int | None:
+def _count_classes(codes: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """(classes, parts): how many rows of each class are in each of PARTS."""
+    return np.array([np.bincount(codes[split == part], minlength=codes.max() + 1) for part in PARTS]).T
+
+
+def _good_seed(codes: np.ndarray, groups: np.ndarray, rule: SplitRule) -> int | None:
     """The first seed from 0 to 99 that gives every part a row of every class."""
-    if rule.by != "hash" or y.value_counts().min() < len(PARTS):
+    if rule.by != "hash" or np.bincount(codes).min() < len(PARTS):
         return None
-    for seed in range(100):
-        split = balanced_split(groups, **{**rule.fractions, "seed": seed})
-        if pd.crosstab(y.to_numpy(), split).reindex(columns=PARTS, fill_value=0).to_numpy().all():
-            return seed
-    return None
+    seeds = range(100)
+    return next(
+        (n for n in seeds if _count_classes(codes, balanced_split(groups, **rule.fractions | {"seed": n})).all()), None
+    )

@@ -106,6 +106,8 @@ def convert(frame: pd.DataFrame, rules: CellRules) -> pd.DataFrame:
         column = _plain_text(column.astype(object)) if name in rules.text and column.dtype != "str" else column
         if rules.missing and column.dtype == "str":
             column = column.mask(column.isin(list(rules.missing)))
+        elif rules.missing and pd.api.types.is_numeric_dtype(column):
+            column = column.mask(column.isin(pd.to_numeric(pd.Series(rules.missing), errors="coerce").dropna()))
         if name in rules.numbers and column.dtype == "str":
             column = read_numbers(column, rules.decimal)[0]
             require_numbers(column)
@@ -113,12 +115,15 @@ def convert(frame: pd.DataFrame, rules: CellRules) -> pd.DataFrame:
     return pd.DataFrame(columns, index=frame.index)
 
 
-def input_types(signature: "ModelSignature | None") -> dict[str, str]:
-    """Column -> type of the inputs that a model signature names: "double", "string", ..., or "any"; {} without names."""
+def column_types(signature: "ModelSignature | None", target: str | None = None) -> dict[str, str]:
+    """Column -> type of the inputs that a model signature names, "double", "string", ... or "any"; and of the target."""
     schema = signature.inputs if signature else None
     if not schema or not schema.has_input_names():
         return {}
-    return {str(spec.name): getattr(spec.type, "name", None) or "any" for spec in schema.inputs}
+    types = {str(spec.name): getattr(spec.type, "name", None) or "any" for spec in schema.inputs}
+    if target and signature and signature.outputs:
+        types[target] = getattr(signature.outputs.inputs[0].type, "name", None) or "any"
+    return types
 
 
 def stem(path: str) -> str:

@@ -39,7 +39,7 @@ def own_rows(
 
     Raises UserError where the model records no data, and where one of `slices` is no column.
     """
-    dataset = read(data, challenger.get("input_types")) if data else read.recorded(challenger, "this model", check_digest=False)
+    dataset = read(data, challenger.get("column_types")) if data else read.recorded(challenger, "this model", check_digest=False)
     X, _ = dataset.part("test")
     for column in set(slices) - set(X):
         raise UserError(f"gate.slices={column} is no input column: {nearest(column, X.columns)}")
@@ -73,7 +73,7 @@ def choose_rows(
             if data is None:
                 raise
             unknown.append(f"rows that {model} was trained on are not known: {error}")
-    dataset = read(data, champion.get("input_types")) if data else trained["the champion"]
+    dataset = read(data, champion.get("column_types")) if data else trained["the champion"]
     X, _ = dataset.part("test")
     judges, reasons = np.ones(len(X), bool), {}
     for model, other in trained.items():

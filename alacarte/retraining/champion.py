@@ -37,7 +37,7 @@ def load_champion(name: str, data: Mapping[str, Any] | None = None) -> Champion:
     learner = learners.load(model.path)
     read = DataReader()
     if data:
-        dataset = read(data, model.metadata["input_types"])
+        dataset = read(data, model.metadata["column_types"])
         absolute = {"path": dataset.source} if "path" in data else {}  # for a process that works in another folder
         return Champion(name, number, model, learner, {**data, **absolute}, dataset)
     dataset = read.recorded(model.metadata, f"version {number} of {name}")

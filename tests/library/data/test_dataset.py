@@ -57,8 +57,8 @@ def test_bad_columns(csv, tmp_path):
     assert "data.split is missing" in refusal(table, csv, split=None)
     assert "data.key=citi" in refusal(table, csv, key="citi")
     assert "data.drop=agee" in refusal(table, csv, drop=["agee"])
-    assert "data.key or data.drop" in refusal(table, csv, key="y")
-    assert "data.key or data.drop" in refusal(table, csv, drop=["y"])
+    assert "data.target=y is also in data.key" in refusal(table, csv, key="y")
+    assert "data.target=y is also in data.drop" in refusal(table, csv, drop=["y"])
     people().assign(note=np.nan).to_csv(tmp_path / "note.csv", index=False)
     assert "'note' has no value" in refusal(table, tmp_path / "note.csv")
     assert "note" not in table(tmp_path / "note.csv", drop=["note"]).X

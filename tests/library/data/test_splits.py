@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from people import SPLIT, people, refusal, table
 
-from alacarte.data.splits import SplitRule, hash_rows, hash_split
+from alacarte.data.splits import SplitRule, balanced_split, hash_rows, hash_split
 from alacarte.data.tables import plain_column, read_table
 from alacarte.errors import UserError
 
@@ -158,28 +158,41 @@ def test_appended_rows_move_no_row_in_a_dataset(tmp_path):
     assert after.digest != before.digest
 
 
-def test_every_class_is_in_every_part(tmp_path):
-    people().assign(y=["rare"] * 4 + ["a", "b"] * 148).to_csv(tmp_path / "t.csv", index=False)
+def rare(tmp_path, n_rare: int, **settings):
+    """300 rows of which a few have a class of their own."""
+    path = tmp_path / "t.csv"
+    people().assign(y=["rare"] * n_rare + ["a", "b"] * ((300 - n_rare) // 2)).to_csv(path, index=False)
+    return table(path, **settings)
+
+
+def test_a_rare_class_goes_to_train_or_away_or_ends_the_run(tmp_path, caplog):
+    dataset = rare(tmp_path, 2)
+    assert set(dataset.split[:2]) == {"train"} and (dataset.split != "dropped").all()
+    assert "rare (2 rows)" in caplog.text and "data.rare_classes=keep" in caplog.text
+    dropped = rare(tmp_path, 2, rare_classes="drop")
+    assert set(dropped.split[:2]) == {"dropped"} and dropped.digest != dataset.digest
+    assert sum(len(dropped.part(part)[0]) for part in ("train", "val", "test")) == 298
+    assert (dropped.split[2:] == dataset.split[2:]).all()
+    message = refusal(rare, tmp_path, 2, rare_classes="error")
+    assert "of 2 rows with y=rare are in" in message and "more such rows are needed" in message
+    assert "use keep, drop or error" in refusal(rare, tmp_path, 2, rare_classes="kep")
+
+
+def test_a_seed_that_gives_every_class_to_every_part_is_named(tmp_path):
     messages = []
     for seed in range(20):
         try:
-            dataset = table(tmp_path / "t.csv", split={**SPLIT, "seed": seed})
+            dataset = rare(tmp_path, 4, split={**SPLIT, "seed": seed}, rare_classes="error")
         except UserError as error:
             messages.append(str(error))
         else:
             assert pd.crosstab(dataset.y, dataset.split).min(axis=None) > 0
-    message = messages[0]
-    assert "puts 0 of 4 rows with y=rare" in message and any(
-        f"into {part}, which needs 1" in message for part in ("train", "val", "test")
-    )
-    good = int(message.split("use data.split.seed=")[1].split(",")[0])
-    assert len(table(tmp_path / "t.csv", split={**SPLIT, "seed": good}).X) == 300
+    good = int(messages[0].split("data.split.seed=")[1].split(" ")[0])
+    dataset = rare(tmp_path, 4, split={**SPLIT, "seed": good}, rare_classes="error")
+    assert pd.crosstab(dataset.y, dataset.split).min(axis=None) > 0
 
 
 def test_too_few_rows(tmp_path):
-    people().assign(y=["rare"] * 2 + ["a"] * 298).to_csv(tmp_path / "t.csv", index=False)
-    message = refusal(table, tmp_path / "t.csv")
-    assert "0 of 2 rows with y=rare" in message and "more such rows are needed" in message
     people(5).assign(y=[0.1, 0.2, 0.3, 0.4, 0.5]).to_csv(tmp_path / "t.csv", index=False)
     assert "of 5 rows into" in refusal(table, tmp_path / "t.csv")
     people(1).to_csv(tmp_path / "t.csv", index=False)
@@ -188,3 +201,87 @@ def test_too_few_rows(tmp_path):
     assert "3 differ" in refusal(table, tmp_path / "t.csv", split={**SPLIT, "val": 0.01})
     people().assign(y=[f"{price} Fr." for price in range(300)]).to_csv(tmp_path / "t.csv", index=False)
     assert "y has 300 classes in 300 rows" in refusal(table, tmp_path / "t.csv")
+
+
+# --- large groups ----------------------------------------------------------------------------------------------------
+
+
+def test_large_groups_of_equal_rows_are_balanced_and_small_groups_stay(tmp_path, caplog):
+    sizes = [70, 60, 50, 45, 40, 35, 30, 25, 20, 15, 12, 10] + [2] * 150 + [1] * 179
+    groups = hash_rows(pd.DataFrame({"a": np.repeat(np.arange(len(sizes)), sizes)}))
+    is_large, moved = np.repeat(np.array(sizes) >= 10, sizes), 0
+    for seed in range(20):
+        fractions = {**SPLIT, "seed": seed}
+        plain, balanced = hash_split(groups, **fractions), balanced_split(groups, **fractions)
+        assert abs(np.mean(balanced == "test") - 0.2) < 0.05 and abs(np.mean(balanced == "val") - 0.15) < 0.05
+        assert (plain == balanced)[~is_large].all() and pd.Series(balanced).groupby(groups).nunique().max() == 1
+        order = np.random.default_rng(0).permutation(len(groups))
+        assert (balanced_split(groups[order], **fractions) == balanced[order]).all()
+        moved += (plain != balanced).any()
+    assert 0 < moved < 20
+    people(900)[["city", "y"]].assign(city=["a", "b", "c"] * 300).to_csv(tmp_path / "t.csv", index=False)
+    refusal(table, tmp_path / "t.csv")
+    assert "val=0.15 test=0.2, but the parts are" in caplog.text and "3 of 900 rows differ" in caplog.text
+
+
+# --- by time and by column -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["date text", "number", "timestamp"])
+def test_the_newest_rows_are_the_test_part(tmp_path, kind):
+    days = pd.Series(pd.date_range("2020-01-01", periods=150).repeat(2)).sample(
+        frac=1, random_state=0, ignore_index=True
+    )
+    bought = {"date text": days.dt.strftime("%Y-%m-%d"), "number": days.dt.dayofyear, "timestamp": days}[kind]
+    path = tmp_path / "t.parquet"
+    people().assign(bought=bought).to_parquet(path)
+    split = {**SPLIT, "by": "time", "column": "bought"}
+    dataset = table(path, split=split)
+    assert "bought" not in dataset.X and "bought" in table(path, split={**split, "as_input": True}).X
+    parts = {part: days[dataset.split == part] for part in ("train", "val", "test")}
+    assert parts["train"].max() < parts["val"].min() and parts["val"].max() < parts["test"].min()
+    assert [len(parts[part]) for part in ("val", "test")] == pytest.approx([45, 60], abs=2)
+
+
+def test_a_column_names_the_parts(tmp_path):
+    path = tmp_path / "t.csv"
+    parts = ["train", " Train", "val", "TEST", "test"] * 60
+    people().assign(part=parts).to_csv(path, index=False)
+    dataset = table(path, split={"by": "column", "column": "part"})
+    assert dataset.split.tolist() == [part.strip().lower() for part in parts] and "part" not in dataset.X
+    people().assign(part=["train", "dev", "test"] * 100).to_csv(path, index=False)
+    assert "has 'dev' in 100 rows" in refusal(table, path, split={"by": "column", "column": "part"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"by": "date"}, "data.split.by=date: use hash, time or column"),
+        ({"by": "time"}, "data.split.by=time needs data.split.column=COLUMN"),
+        ({"column": "since"}, "data.split.by=hash needs no data.split.column"),
+        ({"by": "time", "column": "sinc"}, "data.split.column=sinc"),
+        ({"by": "time", "column": "y"}, "data.target=y is also in data.split.column"),
+        ({"by": "time", "column": "city"}, "is no time: write dates as 2024-05-31, or numbers"),
+    ],
+)
+def test_splits_that_cannot_be(tmp_path, settings, expected):
+    people().to_csv(tmp_path / "t.csv", index=False)
+    assert expected in refusal(table, tmp_path / "t.csv", split={**SPLIT, **settings})
+    by_time = {**SPLIT, "by": "time", "column": "since"}
+    assert "data.key=city is for data.split.by=hash" in refusal(table, tmp_path / "t.csv", key="city", split=by_time)
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_come_from_a_column_that_is_no_input(tmp_path):
+    path = tmp_path / "t.csv"
+    people().assign(w=np.arange(300) / 2).to_csv(path, index=False)
+    dataset = table(path, weight="w")
+    assert "w" not in dataset.X and table(path, drop=["w"]).weight("train") is None
+    for part in ("train", "val", "test"):
+        assert (dataset.weight(part) == np.flatnonzero(dataset.split == part) / 2).all()
+    assert dataset.digest != table(path, drop=["w"]).digest
+    for value in (-1, "much", None, np.inf):
+        people().assign(w=[value, *[1] * 299]).to_csv(path, index=False)
+        assert "data.weight=w" in refusal(table, path, weight="w")
