@@ -1,9 +1,9 @@
-"""Your data: a function here returns one DataFrame with the target column in it; a file in conf/data/ names it.
+"""Your data. A function here returns one DataFrame that contains the target column. A file in conf/data/ names the function.
 
-Copy conf/data/digits.yaml for yours: what it holds beside the arguments (`target`, `split`, ...) is read by all loaders.
-The function's arguments are keys of that file: `def load_houses(since: int)` goes with `_target_: project.data.load_houses`
-and `since: 2020`, and is then set by `-P data.since=2021`. One called `path` is a file whose content counts when `main`
-looks for a finished run to reuse; without it the same arguments mean the same rows.
+Copy conf/data/digits.yaml for your file. docs/data.md explains its keys. All other keys are arguments of the function:
+`def load_houses(since: int)` needs `_target_: project.data.load_houses` and `since: 2020`, and `-P data.since=2021` sets it.
+An argument called `path` names a file. `main` reuses a finished run only if the content of this file is the same. Without a
+`path`, the same arguments must give the same rows.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ import pandas as pd
 
 
 def load_digits(rotate: float = 0.0, start: int | None = None, stop: int | None = None) -> pd.DataFrame:
-    """The 1,797 handwritten digits that scikit-learn brings along, in the order of its file, which groups the writers.
+    """The 1,797 handwritten digits of scikit-learn, in the order of its file, which is grouped by writer.
 
-    `rotate` turns each 8x8 image by so many degrees (bilinear; what turns in from outside is 0), and start:stop is a
-    slice of the rows: both give a shift to study. Columns: pixel_ROW_COLUMN, 64 of float64 in 0..16, and `digit`, 0..9.
+    `rotate` is the number of degrees by which each 8x8 image is rotated. start:stop selects rows. Both make a shift to
+    study. Columns: pixel_ROW_COLUMN, 64 of float64 in 0..16, and `digit`, 0..9.
     """
     from sklearn import datasets
 

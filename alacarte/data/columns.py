@@ -51,7 +51,7 @@ def weights_of(column: pd.Series) -> np.ndarray:
     weights = pd.to_numeric(tables.plain_column(column), errors="coerce").astype("float64").to_numpy()
     wrong = column[~(np.isfinite(weights) & (weights >= 0))]
     if len(wrong):
-        raise UserError(f"data.weight={column.name}: {wrong.iloc[0]!r} in {len(wrong)} rows: give numbers of 0 or more")
+        raise UserError(f"data.weight={column.name}: {wrong.iloc[0]} in {len(wrong)} rows: give numbers of 0 or more")
     return weights
 
 
@@ -76,7 +76,7 @@ def target_of(column: pd.Series, task: str) -> tuple[pd.Series, str]:
     if y.dtype.kind == "M":
         raise UserError(f"{setting} holds dates: name a column of classes or numbers")
     if y.dtype.kind == "f" and (infinite := int(np.isinf(y).sum())):
-        raise UserError(f"{setting}: {infinite} of {len(y)} rows are infinite: mend or remove them")
+        raise UserError(f"{setting}: {infinite} of {len(y)} rows are infinite: correct or remove them")
     if y.nunique() < 2:
         raise UserError(f"{setting}: all {len(y)} rows hold {y.iloc[0]}: there must be two different values")
     number = y.dtype.kind in "if"
@@ -89,7 +89,7 @@ def target_of(column: pd.Series, task: str) -> tuple[pd.Series, str]:
         if len(text := y[values.isna()]):
             raise UserError(
                 f"data.task=regression: {setting} is no number in {len(text)} of {len(y)} rows, such as {text.iloc[0]!r}: "
-                "mend or remove them, or use data.task=classification"
+                "correct or remove them, or use data.task=classification"
             )
         return values, task
     if len(fractions):

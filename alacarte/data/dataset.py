@@ -1,7 +1,6 @@
-"""Data sets: call a loader, decide the task, split the rows by hash, and identify the result by its digest.
+"""Data sets: call a loader, decide the task, split the rows, and identify the result by its digest.
 
-A loader (`data._target_`) returns one DataFrame that contains the target column; all other work is the same for all loaders.
-The part of a row depends only on the row, so it stays the same when other rows are added, removed or reordered.
+A loader (`data._target_`) returns one DataFrame that contains the target column. All other work is the same for all loaders.
 """
 
 import contextlib
@@ -116,13 +115,13 @@ def load_data(
 
 
 class DataReader:
-    """Reads each data group once, however often it is asked for."""
+    """Reads each data group once."""
 
     def __init__(self) -> None:
         self._datasets: dict[str, Dataset] = {}
 
     def __call__(self, data: Mapping[str, Any], types: Mapping[str, str] | None = None) -> Dataset:
-        """What `load_data` makes of a data group of the configuration, with the column types that a model knows."""
+        """The data set of a data group of the configuration, with the column types that a model knows."""
         path = {"path": tables.absolute(str(data["path"]))} if data.get("path") else {}
         key = json.dumps([{**data, **path}, types], sort_keys=True, default=str)
         if key not in self._datasets:
@@ -141,8 +140,8 @@ class DataReader:
             dataset = self(recorded(data), None if check_digest else metadata.get("column_types"))
         except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            mend = "" if "-P data=" in str(error) else ": add -P data=... with data that can be read"
-            raise UserError(f"the data of {model} cannot be read: {kind}{error}{mend}") from None
+            hint = "" if "-P data=" in str(error) else ": add -P data=... with data that can be read"
+            raise UserError(f"the data of {model} cannot be read: {kind}{error}{hint}") from None
         if check_digest and dataset.digest != digest:
             raise UserError(
                 f"the data of {model} have changed: their digest was {digest} and is {dataset.digest}: "
@@ -152,9 +151,9 @@ class DataReader:
 
 
 def recorded(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data group that a model records, after a check of the loader that it names: anybody can write a model's metadata.
+    """The data group that a model records, after a check of its loader, because anybody can write the metadata of a model.
 
-    UserError for a loader that is neither a function of project/ nor read_table.
+    UserError for a loader that is not a function of project/ and not read_table.
     """
     target = str(data.get("_target_"))
     try:
@@ -202,7 +201,7 @@ def source_digest(*, _target_: str, path: str | None = None, **arguments: Any) -
     """SHA-256 that tells whether the source has changed, without parsing it. Takes what `load_data` takes.
 
     With a `path`, the hash of the bytes there (`tables.path_digest`). Without, that of the loader's name, its arguments and
-    the versions of pandas and scikit-learn: such a loader is taken to return the same rows for the same arguments.
+    the versions of pandas and scikit-learn. Such a loader must return the same rows for the same arguments.
     """
     if path:
         return tables.path_digest(str(path))
@@ -212,16 +211,16 @@ def source_digest(*, _target_: str, path: str | None = None, **arguments: Any) -
 
 
 def as_mlflow(dataset: Dataset, part: str, predictions: np.ndarray | None = None) -> "PandasDataset":
-    """One part for `mlflow.log_input`, or with a model's predictions for `mlflow.models.evaluate`; the digest is the whole's.
+    """One part for `mlflow.log_input`, or with predictions for `mlflow.models.evaluate`. The digest is that of all parts.
 
-    It is named `<name>_<part>`, because MLflow keeps one record for each name and digest, with the first's row count. A
-    source that MLflow has no class for (memory://, hf://, a loader's name) is recorded as code, by its name.
+    Its name is `<name>_<part>`, because MLflow stores the row count only once for each name and digest. A source for which
+    MLflow has no class (memory://, hf://, the name of a loader) is recorded as code, by its name.
     """
     from mlflow.data.pandas_dataset import PandasDataset
 
     assert part in PARTS, part
     table = pd.concat([dataset.X, dataset.y], axis="columns")
-    # The schema says type and whether values are missing: a present and a missing row of each column tell, in no time.
+    # The schema contains the type of each column and whether values are missing. Two rows of each column are enough for it.
     present = table.notna().to_numpy()
     telling = sorted({*present.argmax(axis=0), *present.argmin(axis=0)})
     with warnings.catch_warnings():

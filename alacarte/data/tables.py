@@ -185,7 +185,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def plain_column(column: pd.Series) -> pd.Series:
-    """The same values in a type that a model signature can express, whatever type the file or the loader chose.
+    """The same values in a type that a model signature can express.
 
     Whole numbers become int64, or float64 where one is missing or too large; other numbers and decimals float64; durations
     float64 seconds; booleans bool, or object of True, False and None where one is missing; dates datetime64[ns] in UTC

@@ -1,5 +1,6 @@
 """Which labels a retraining learns from and which judge it, on labels made directly."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,14 @@ def test_a_capped_replay_keeps_every_class_in_its_proportion(dataset: Dataset) -
         assert abs(kept[label] - 40 * count / len(y)) <= 1
     tiny = make_rows(dataset, labelled(10), SPLIT, max_replay_rows=1)
     assert set(tiny.train[1][: tiny.n_replayed]) == set(y)
+    assert rows.weight is None
+    weighted = replace(dataset, weights=dataset.X["age"].to_numpy("float64"))
+    with_weight = make_rows(
+        weighted, labelled(10), {**SPLIT, "by": "time", "column": "since"}, max_replay_rows=40, seed=3
+    )
+    X, n, weight = with_weight.train[0], with_weight.n_replayed, with_weight.weight
+    assert weight is not None and (weight[:n] == X["age"][:n]).all()
+    assert len(weight) == len(X) > n and weight[n:] == pytest.approx(weight[:n].mean())
     again = make_rows(dataset, labelled(10), SPLIT, max_replay_rows=40, seed=3)
     assert again.train[0].equals(rows.train[0])
     assert not make_rows(dataset, labelled(10), SPLIT, max_replay_rows=40, seed=4).train[0].equals(rows.train[0])
