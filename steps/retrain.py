@@ -77,8 +77,7 @@ def train(cfg: DictConfig, model_lock: Lock, champion: Champion, labelled: Label
         print(f"retrain: from version {number} on {rows.n_replayed} rows of {dataset.name} and {len(new)} new labels")
         mlflow.log_input(as_mlflow(dataset, "train"), context="replay")
         how = {"init": choice.init, "share": settings["epoch_fraction"], "shrink": settings["shrink"], "seed": cfg.seed}
-        how |= {} if rows.weight is None else {"weight": rows.weight}
-        update = learner.update(*rows.train, *rows.val, **how, on_epoch=tracking.log_epoch)
+        update = learner.update(*rows.train, *rows.val, **how, weight=rows.weight, on_epoch=tracking.log_epoch)
         print(f"retrain: {update.init}, {update.epochs} epochs" + (f", {update.note}" if update.note else ""))
         mlflow.set_tags({"reason": cfg.reason, "parent_version": number, "init": update.init})
         mlflow.log_dict(choice.record(labelled, new), "feedback.json")

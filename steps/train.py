@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     learner = launch.instantiate(cfg.model)
     learner.fit(
         X, y, X_val, y_val, task=dataset.task, seed=cfg.seed, features=features, on_epoch=tracking.log_epoch,
-        **({} if dataset.weights is None else {"weight": dataset.weight("train")}),
+        weight=dataset.weight("train"),
     )  # fmt: skip
 
     # The model says what it learned from, so that evaluate needs nothing but the model.
