@@ -79,6 +79,7 @@ class Learner(Protocol):
         share: float,
         shrink: float,
         seed: int,
+        weight: np.ndarray | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> Update:
         """Train on from what this model knows, for `share` of its `epochs`, with its preprocessing and classes frozen.
