@@ -23,7 +23,7 @@ from alacarte.data.dataset import load_data
 from alacarte.feedback import Prediction, Store, request_id
 from alacarte.feedback.queries import Labelled, Window
 from alacarte.learners.sklearn import SklearnLearner
-from alacarte.monitoring.window import look
+from alacarte.monitoring.window import compare_window
 from alacarte.retraining.champion import Champion
 from project.data import load_digits
 
@@ -97,13 +97,14 @@ def windows(champion: Champion, rows: pd.DataFrame, audit: np.ndarray) -> tuple[
         {
             "prediction_id": [str(i) for i in range(len(X))], "model_version": "1", "prediction": answered,
             "confidence": 1.0 if proba is None else proba.max(axis=1), "latency_ms": 1.0, "audit": audit,
+            "input_schema": "all",
             "label": np.where(audit, truth, None), "is_correction": np.where(audit, truth != answered, None),
         }
     )  # fmt: skip
     nothing = pd.DataFrame(
         columns=["prediction_id", "used_version", "is_correction", "annotator", "source", "state"], dtype=object
     )
-    return Window(X, about), Labelled(X.iloc[:0], pd.Series(dtype=object), nothing)
+    return Window(X, about, {"all": list(X)}), Labelled(X.iloc[:0], pd.Series(dtype=object), nothing)
 
 
 def alarms(trials: int, size: int, degrees: float) -> None:
@@ -124,7 +125,7 @@ def alarms(trials: int, size: int, degrees: float) -> None:
             rows, audit = draw.choice(unseen, size, replace=False), draw.random(size) < 0.2
             for angle, table in whole.items():
                 window, labelled = windows(champion, table.iloc[rows], audit)
-                said[angle].append(look(champion, window, labelled, 0, SETTINGS).decision.retrain)
+                said[angle].append(compare_window(champion, window, labelled, 0, SETTINGS).decision.retrain)
     for angle, answers in said.items():
         text = f"turned by {angle:g} degrees" if angle else "as they are"
         print(f"| {size} | {text} | {len(answers)} | {100 * np.mean(answers):.1f} |")

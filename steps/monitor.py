@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 from alacarte import launch, registry, tracking
 from alacarte.errors import StoreError, UserError
 from alacarte.feedback import Store
-from alacarte.monitoring import report
 from alacarte.monitoring.drift import Decision
-from alacarte.monitoring.window import check_settings, count_new, look
+from alacarte.monitoring.report import log_report
+from alacarte.monitoring.window import check_settings, compare_window, count_new
 from alacarte.processes import Forks
 from alacarte.retraining.champion import load_champion
 
@@ -37,7 +37,7 @@ def main(cfg: DictConfig, forks: Forks) -> None:
     while True:
         began = time.monotonic()
         try:
-            decision, new_labels = look_once(cfg, store)
+            decision, new_labels = judge_window(cfg, store)
         except StoreError as error:
             if not settings["every"]:
                 raise
@@ -49,42 +49,35 @@ def main(cfg: DictConfig, forks: Forks) -> None:
         time.sleep(max(0.0, settings["every"] - (time.monotonic() - began)))
 
 
-def look_once(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
-    """One window, one run: the decision, and how many new labels a retraining would find."""
+def judge_window(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
+    """One window, one run: the decision, and the number of new labels that a retraining would use."""
     settings, name = launch.plain(cfg.monitor), cfg.registered_model_name
     champion = load_champion(name, launch.plain(cfg.data) if cfg.get("data") else None)
     now = time.time()
-    window = store.window(name, now - settings["hours"] * 3600, now)
+    window = store.window(name, now - settings["hours"] * 3600, now, settings["rows"])
     with tracking.start_run("monitor", cfg) as run:
         labelled, n = store.labelled(name, "accepted", "used"), len(window.about)
-        new = count_new(champion, labelled, launch.plain(cfg.retrain), registry.rejected_versions(name))
+        new_labels = count_new(champion, labelled, launch.plain(cfg.retrain), registry.rejected_versions(name))
         if n < settings["min_rows"]:
-            decision = Decision(False, f"{n} predictions in {settings['hours']} hours of {settings['min_rows']} due")
-            mlflow.log_metrics({"rows": n, "new_labels": new})
+            reason = f"{n} predictions in {settings['hours']} hours, and monitor.min_rows={settings['min_rows']}"
+            decision = Decision(False, reason)
+            mlflow.log_metrics({"rows": n, "new_labels": new_labels})
         else:
-            seen = look(champion, window, labelled, new, settings)
-            decision = seen.decision
-            mlflow.log_metrics(seen.metrics)
-            mlflow.log_table(seen.columns, "drift.json")
-            figures = {"drift.png": report.drift_figure(seen.columns),
-                       "answers.png": report.answers_figure(*seen.answers, champion.dataset.target)}  # fmt: skip
-            for file, figure in figures.items():
-                mlflow.log_figure(figure, file)
-            tables = {"Metrics": seen.metrics_table(), "Who gave labels": seen.annotators, "Columns": seen.columns}
-            title = f"{name} version {champion.number}, {n} predictions"
-            mlflow.log_text(report.page(title, decision.retrain, decision.reason, tables, figures), "report.html")
+            comparison = compare_window(champion, window, labelled, new_labels, settings)
+            decision = comparison.decision
+            log_report(comparison, f"{name} version {champion.number}", champion.dataset.target)
         answer = "yes" if decision.retrain else "no"
         mlflow.log_dict(asdict(decision), "decision.json")
         mlflow.set_tags({"retrain": answer, "reason": decision.reason, "model_version": champion.number})
         print(f"monitor: retrain {answer}, {decision.reason}\nrun_id={run.info.run_id}", flush=True)
-        return decision, new
+        return decision, new_labels
 
 
 def act(cfg: DictConfig, forks: Forks, decision: Decision, new_labels: int) -> int:
-    """Start retrain and wait for it; its exit code. One at a time is its own affair: it takes a turn in the store."""
-    due = min(cfg.monitor.labels, cfg.monitor.labels_with_drift)
-    if new_labels < due:
-        print(f"monitor: not retrained, {new_labels} new labels of {due}: ask for labels of audit rows", flush=True)
+    """Start retrain and wait for it; its exit code. Two retrainings exclude each other by a lock in the store."""
+    min_labels = min(cfg.monitor.labels, cfg.monitor.labels_with_drift)
+    if new_labels < min_labels:
+        print(f"monitor: not retrained, {new_labels} new labels of {min_labels}: label audit rows", flush=True)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         arguments = launch.save_for(launch.part_of(cfg, "retrain", reason=f"monitor: {decision.reason}"), folder)

@@ -18,11 +18,11 @@ from alacarte.evaluation.audit import subset
 from alacarte.evaluation.gate import check_gate
 from alacarte.evaluation.metrics import score_parts
 from alacarte.feedback import Store
-from alacarte.feedback.locks import Lock, claim, give_back, lock, use
+from alacarte.feedback.locks import Lock, claim, give_back, lock
 from alacarte.feedback.queries import Labelled
 from alacarte.processes import Forks
-from alacarte.retraining import recovery
 from alacarte.retraining.champion import Champion, choose_for, load_champion
+from alacarte.retraining.recovery import recover, register_version
 from alacarte.retraining.selection import Choice, check_settings, has_new, make_rows
 
 
@@ -38,10 +38,8 @@ def main(cfg: DictConfig, forks: Forks) -> None:
         if model_lock is None:
             print(f"retrain: nothing to do, another process retrains {name} now")
             return
-        waiting = recovery.recover(
-            model_lock, name
-        )  # the run of a version of an earlier call, which has no verdict yet
-        run_id, notes = (waiting, []) if waiting else retrain(cfg, model_lock)
+        unjudged = recover(model_lock, name)  # the run of a version without a verdict, from a call that was killed
+        run_id, notes = (unjudged, []) if unjudged else retrain(cfg, model_lock)
         if run_id:
             evaluate_cfg = launch.part_of(cfg, "evaluate", run_id=run_id, model_uri=None)
             forks.run_step("evaluate", evaluate_cfg, mlflow.get_run(run_id))
@@ -49,7 +47,7 @@ def main(cfg: DictConfig, forks: Forks) -> None:
 
 
 def retrain(cfg: DictConfig, model_lock: Lock) -> tuple[str | None, list[str]]:
-    """Choose the labels and train with them: the run id, None where too few labels are new, and notes for the user."""
+    """Load, select, train, register: the run id, None if too few labels are new, and notes for the user."""
     name, settings = cfg.registered_model_name, launch.plain(cfg.retrain)
     labelled = model_lock.store.labelled(name, "accepted", "used")
     if not has_new(labelled):
@@ -60,41 +58,39 @@ def retrain(cfg: DictConfig, model_lock: Lock) -> tuple[str | None, list[str]]:
     if len(choice.new) < settings["min_labels"]:
         count = f"{len(choice.new)} new labels of retrain.min_labels={settings['min_labels']}"
         return None, [f"nothing to do, {count}; left out: {choice.why_left_out}", *notes]
-    return train(cfg, model_lock, champion, labelled, choice), notes
-
-
-def train(cfg: DictConfig, model_lock: Lock, champion: Champion, labelled: Labelled, choice: Choice) -> str:
-    """Train, register the version and mark its labels as used; the run id."""
-    settings, learner, dataset, number = launch.plain(cfg.retrain), champion.learner, champion.dataset, champion.number
-    ids = labelled.about["feedback_id"].to_numpy()
     with tracking.start_run("retrain", cfg) as run:
         run_id = run.info.run_id
+        ids = labelled.about["feedback_id"].to_numpy()
         claimed = claim(model_lock, ids[choice.new].tolist(), run_id)
-        new = choice.new[np.isin(ids[choice.new], claimed)]  # a label may just have been rejected
-        taken = subset(labelled, np.concatenate([choice.replayed, new]))
-        amounts = {key: settings[key] for key in ("max_replay_rows", "label_weight")}
-        rows = make_rows(dataset, taken, champion.data["split"], **amounts, seed=cfg.seed)
-        print(f"retrain: from version {number} on {rows.n_replayed} rows of {dataset.name} and {len(new)} new labels")
-        mlflow.log_input(as_mlflow(dataset, "train"), context="replay")
-        how = {"init": choice.init, "share": settings["epoch_fraction"], "shrink": settings["shrink"], "seed": cfg.seed}
-        update = learner.update(*rows.train, *rows.val, **how, weight=rows.weight, on_epoch=tracking.log_epoch)
-        print(f"retrain: {update.init}, {update.epochs} epochs" + (f", {update.note}" if update.note else ""))
-        mlflow.set_tags({"reason": cfg.reason, "parent_version": number, "init": update.init})
+        new = choice.new[np.isin(ids[choice.new], claimed)]  # an administrator may just have rejected a label
         mlflow.log_dict(choice.record(labelled, new), "feedback.json")
-        example = dataset.part("train")[0].head(5)
-        info = learner.log("model", example=example, metadata=champion.lineage_metadata(run_id))
-        metrics = score_parts(learner, {"train": rows.train, "val": rows.val})
-        metrics |= {"samples_seen": update.samples_seen, "epochs": update.epochs, "new_labels": len(new)}
-        mlflow.log_metrics(metrics, model_id=info.model_id)
+        model_uri = train(cfg, run_id, champion, choice, labelled, new)
         if cfg.gate.dry_run:
             give_back(model_lock, run_id)
-            return run_id
-        registry.check_champion(champion.name, number)
-        tags = {registry.RUN_TAG: run_id, "parent_version": number, "new_labels": len(new)}
-        version = registry.number_of(registry.register(champion.name, info.model_uri, tags))
-        use(model_lock, run_id, version)
-        mlflow.set_tag("model_version", version)
-        return run_id
+        else:
+            register_version(model_lock, run_id, champion, model_uri, n_new=len(new))
+    return run_id, notes
+
+
+def train(cfg: DictConfig, run_id: str, champion: Champion, choice: Choice, labelled: Labelled, new: np.ndarray) -> str:
+    """Train the champion's learner further with the chosen labels, and log it; the URI of the model."""
+    settings, learner, dataset = launch.plain(cfg.retrain), champion.learner, champion.dataset
+    chosen = subset(labelled, np.concatenate([choice.replayed, new]))
+    amounts = {key: settings[key] for key in ("max_replay_rows", "label_weight")}
+    rows = make_rows(dataset, chosen, champion.data["split"], **amounts, seed=cfg.seed)
+    from_version = f"from version {champion.number} on {rows.n_replayed} rows of {dataset.name}"
+    print(f"retrain: {from_version} and {len(new)} new labels")
+    mlflow.log_input(as_mlflow(dataset, "train"), context="replay")
+    how = {"init": choice.init, "share": settings["epoch_fraction"], "shrink": settings["shrink"], "seed": cfg.seed}
+    update = learner.update(*rows.train, *rows.val, **how, weight=rows.weight, on_epoch=tracking.log_epoch)
+    print(f"retrain: {update.init}, {update.epochs} epochs" + (f", {update.note}" if update.note else ""))
+    mlflow.set_tags({"reason": cfg.reason, "parent_version": champion.number, "init": update.init})
+    example = dataset.part("train")[0].head(5)
+    info = learner.log("model", example=example, metadata=champion.lineage_metadata(run_id))
+    metrics = score_parts(learner, {"train": rows.train, "val": rows.val})
+    metrics |= {"samples_seen": update.samples_seen, "epochs": update.epochs, "new_labels": len(new)}
+    mlflow.log_metrics(metrics, model_id=info.model_id)
+    return info.model_uri
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ LABEL_COLUMNS = [feedback.c[name] for name in ("source", "annotator", "state", "
                                                "is_correction", "audit")]  # fmt: skip
 REQUEST_COLUMNS = [predictions.c[name] for name in ("audit_share", "sample", "model_version")]
 WINDOW_COLUMNS = ["prediction_id", "time", "model_version", "prediction", "confidence", "latency_ms", "audit",
-                  "audit_share", "sample", "label", "label_state", "is_correction"]  # fmt: skip
+                  "audit_share", "sample", "input_schema", "label", "label_state", "is_correction"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Labelled:
     is_correction, audit, audit_share, sample, model_version, prediction.
     """
 
-    inputs: pd.DataFrame  # (n, d) as the model's signature names them; redacted columns are missing values
+    inputs: pd.DataFrame  # (n, d) as the model's signature names them; without redacted columns
     labels: pd.Series  # (n,)
     about: pd.DataFrame  # (n, 14)
 
@@ -39,11 +39,12 @@ class Window:
     """n predicted rows; the two share their index.
 
     `about`: prediction_id, time (UTC), model_version, prediction, confidence, latency_ms (of the request), audit,
-    audit_share, sample; label, label_state and is_correction, which are missing in a row without a label.
+    audit_share, sample, input_schema; label, label_state and is_correction, which are missing in a row without a label.
     """
 
     inputs: pd.DataFrame  # (n, d); all columns, if models of one name had different columns
-    about: pd.DataFrame  # (n, 12)
+    about: pd.DataFrame  # (n, 13)
+    columns_of: Mapping[str, list[str]]  # input_schema -> the columns that were stored, without redacted ones
 
 
 def labelled(connection: sa.Connection, name: str, states: Sequence[str]) -> Labelled:
@@ -92,14 +93,14 @@ def window(connection: sa.Connection, name: str, since: str, until: str, max_row
                 identifier = prediction_id(stored.id, row, stored.n_rows)
                 rows.append((
                     identifier, stored.time, stored.model_version, request.outputs[place], confidence[place],
-                    stored.latency_ms, row in request.audit, stored.audit_share, stored.sample,
+                    stored.latency_ms, row in request.audit, stored.audit_share, stored.sample, stored.input_schema,
                     *label_of.get(identifier, (None, None, None)),
                 ))  # fmt: skip
     columns = zip(*reversed(rows), strict=True) if rows else [()] * len(WINDOW_COLUMNS)
     about = pd.DataFrame({key: _column(values) for key, values in zip(WINDOW_COLUMNS, columns, strict=True)})
     about["time"] = pd.to_datetime(about["time"], unit="s", utc=True)
     about = about.astype({"confidence": float, "audit": bool, "label": object, "is_correction": object})
-    return Window(inputs.table(), about)
+    return Window(inputs.table(), about, inputs.columns_of())
 
 
 def _labels(connection: sa.Connection, is_inside: sa.ColumnElement[bool]) -> dict[str, tuple[Any, str, bool]]:
@@ -127,11 +128,13 @@ class _Inputs:
         key = request.stored.input_schema, request.stored.format
         self._pieces[key].append((request.inputs(places), positions))
 
-    def table(self) -> pd.DataFrame:
+    def columns_of(self) -> dict[str, list[str]]:
         keys = {schema for schema, _ in self._pieces}
         query = sa.select(input_schemas.c.id, input_schemas.c.columns).where(input_schemas.c.id.in_(keys))
-        columns_of = {key: json.loads(columns) for key, columns in self._connection.execute(query)}
-        frames = []
+        return {key: json.loads(columns) for key, columns in self._connection.execute(query)}
+
+    def table(self) -> pd.DataFrame:
+        columns_of, frames = self.columns_of(), []
         for (schema, _), pieces in self._pieces.items():
             rows = np.concatenate if isinstance(pieces[0][0], np.ndarray) else _chain
             index = np.concatenate([positions for _, positions in pieces])

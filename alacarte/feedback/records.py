@@ -78,7 +78,8 @@ class StoredRequest:
     def inputs(self, places: Sequence[int]) -> Any:
         """The inputs at these places: an array (n, d) of numbers, or n lists of d values."""
         if self.stored.format == "f8":
-            return np.frombuffer(self.stored.inputs, "<f8").reshape(len(self.rows), -1)[list(places)]
+            width = len(self.stored.inputs) // 8 // len(self.rows)
+            return np.frombuffer(self.stored.inputs, "<f8").reshape(len(self.rows), width)[list(places)]
         values = json.loads(self.stored.inputs)
         return [values[place] for place in places]
 

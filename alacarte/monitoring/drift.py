@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 BINS = 10
-MOST_VALUES = 50  # of a column that is compared value by value; rarer ones share a bin
-COLUMNS = ["column", "kind", "psi", "statistic", "p_value", "missing", "missing_before", "out_of_range", "drifted"]
+MAX_VALUES = 50  # of a column that is compared value by value; rarer values share a bin
+COLUMNS = ["column", "kind", "psi", "statistic", "p_value", "missing", "missing_before", "out_of_range"]
 
 
 @dataclass(frozen=True)
@@ -23,57 +23,63 @@ class Decision:
     reason: str  # one sentence with the numbers
 
 
-def compare_columns(reference: pd.DataFrame, window: pd.DataFrame) -> pd.DataFrame:
+def compare_columns(
+    reference: pd.DataFrame, window: pd.DataFrame, is_stored: Mapping[str, np.ndarray] | None = None
+) -> pd.DataFrame:
     """A row for each column of `reference` (m rows) against `window` (n rows), the largest PSI first.
 
     `psi` is the population stability index over ten bins of equal content (or one for each value of a column with few, or
     of text) and one for missing values, less the (bins - 1) (1/n + 1/m) that chance alone gives (Yurdakul and Naranjo,
     Statistical properties of the population stability index, 2020); below 0 it is 0. `statistic` and `p_value` are of the
     two-sample Kolmogorov-Smirnov test for numbers and dates, of the chi-squared test for the rest, where missing values
-    are a value. `missing` is the share of them, `out_of_range` that of numbers outside, and of values not among, those
-    of the reference. A column without any value in the window was not stored and is not compared: `kind` is "absent".
+    are a value. `missing` is the share of missing values, `out_of_range` the share of numbers outside the range of the
+    reference, and of values that the reference does not contain. `is_stored` (n,) tells for each column which rows of the
+    window can have a value; a column that was never stored is not compared: `kind` is "not stored".
     """
-    rows = [{"column": name, **compare_column(reference[name], window[name])} for name in reference]
-    return pd.DataFrame(rows, columns=COLUMNS[:-1]).sort_values("psi", ascending=False, ignore_index=True)
+    rows = []
+    for name in reference:
+        after = window[name] if is_stored is None else window[name][is_stored[name]]
+        rows.append({"column": name, **compare_column(reference[name], after)})
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values("psi", ascending=False, ignore_index=True)
 
 
 def compare_column(before: pd.Series, after: pd.Series) -> dict[str, Any]:
     """See compare_columns."""
+    if after.empty:
+        missing = {"missing": 0.0, "missing_before": float(before.isna().mean())}
+        return {"kind": "not stored", "psi": 0.0, "statistic": 0.0, "p_value": 1.0, "out_of_range": 0.0, **missing}
     missing = {"missing": float(after.isna().mean()), "missing_before": float(before.isna().mean())}
-    if after.isna().all() and not before.isna().all():
-        return {"kind": "absent", "psi": 0.0, "statistic": 0.0, "p_value": 1.0, "out_of_range": 0.0, **missing}
-    numbers = _is_number(before)
-    if numbers:
+    is_number = _is_number(before)
+    if is_number:
         before, after = _as_float(before), _as_float(after)
-    known, asked = before.dropna(), after.dropna()
-    few = known.nunique() <= BINS
-    if numbers:
-        outside = (asked < known.min()) | (asked > known.max()) if len(known) else asked.notna()
+    known, values = before.dropna(), after.dropna()
+    by_value = not is_number or known.nunique() <= BINS
+    if is_number:
+        outside = (values < known.min()) | (values > known.max()) if len(known) else values.notna()
     else:
-        known, asked = known.astype(str), asked.astype(str)
-        outside = ~asked.isin(known.unique())
-    bins = (
-        _value_bins(known) if few or not numbers else np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1]))
-    )
-    counted = _count(known, bins, numbers and not few), _count(asked, bins, numbers and not few)
-    tables = [np.append(counts, len(column) - len(there)) for counts, column, there in
-              zip(counted, (before, after), (known, asked), strict=True)]  # fmt: skip
-    statistic, p_value = chi_squared(*tables)
-    if numbers and not few and len(asked):
+        known, values = known.astype(str), values.astype(str)
+        outside = ~values.isin(known.unique())
+    if by_value:
+        bins = known.value_counts().index[:MAX_VALUES].to_numpy()
+    else:
+        bins = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1]))
+    n_missing = np.array([len(before) - len(known), len(after) - len(values)])
+    counts = [
+        np.append(_count(column, bins, by_value), n) for column, n in zip((known, values), n_missing, strict=True)
+    ]
+    statistic, p_value = chi_squared(*counts)
+    if not by_value and len(values):
         from scipy.stats import ks_2samp  # late, as elsewhere: half a second
 
-        moved = ks_2samp(known, asked, method="asymp")
-        _, lost = chi_squared(*(np.array([len(there), len(column) - len(there)]) for there, column in
-                                ((known, before), (asked, after))))  # fmt: skip
-        statistic, p_value = float(moved.statistic), min(1.0, 2 * min(float(moved.pvalue), lost))
-    kind = "numbers" if numbers and not few else "values"
-    out = float(outside.sum()) / max(len(after), 1)
+        test = ks_2samp(known, values, method="asymp")
+        _, p_missing = chi_squared(np.array([len(known), n_missing[0]]), np.array([len(values), n_missing[1]]))
+        statistic, p_value = float(test.statistic), min(1.0, 2 * min(float(test.pvalue), p_missing))
     return {
-        "kind": kind,
-        "psi": psi(*tables),
+        "kind": "values" if by_value else "numbers",
+        "psi": psi(*counts),
         "statistic": statistic,
         "p_value": p_value,
-        "out_of_range": out,
+        "out_of_range": float(outside.sum()) / len(after),
         **missing,
     }
 
@@ -100,22 +106,22 @@ def chi_squared(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
     table = table[:, table.sum(axis=0) > 0]
     if table.shape[1] < 2 or not n or not m:
         return 0.0, 1.0
-    found = chi2_contingency(table, correction=False)
-    return float(found.statistic), float(found.pvalue)
+    result = chi2_contingency(table, correction=False)
+    return float(result.statistic), float(result.pvalue)
 
 
 def holm(p_values: Sequence[float], level: float) -> np.ndarray:
-    """(k,) bool: which of k tests stand at one `level` for all of them together."""
+    """(k,) bool: which of k tests are significant at one `level` for all of them together."""
     values = np.asarray(p_values, dtype=float)
     order = np.argsort(values)
-    below = values[order] <= level / np.arange(values.size, 0, -1)
-    stands = np.zeros(values.size, bool)
-    stands[order[: values.size if below.all() else int(np.argmin(below))]] = True
-    return stands
+    is_below = values[order] <= level / np.arange(values.size, 0, -1)
+    is_significant = np.zeros(values.size, bool)
+    is_significant[order] = np.logical_and.accumulate(is_below)
+    return is_significant
 
 
 def mark(columns: pd.DataFrame, level: float, psi_threshold: float) -> pd.DataFrame:
-    """Add `drifted`: what moved by at least `psi_threshold`, and not by chance."""
+    """Add `drifted`: the column moved by at least `psi_threshold`, and not by chance."""
     return columns.assign(drifted=holm(columns["p_value"].tolist(), level) & (columns["psi"] >= psi_threshold))
 
 
@@ -125,35 +131,35 @@ def interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
     if not n:
         return 0.0, 1.0
-    found = binomtest(right, n).proportion_ci(level)
-    return float(found.low), float(found.high)
+    ends = binomtest(right, n).proportion_ci(level)
+    return float(ends.low), float(ends.high)
 
 
 def measure(about: pd.DataFrame, task: str) -> dict[str, float]:
     """Metrics of a window's predictions, from its `about` (n rows, at least one) as the feedback store gives it."""
-    given = about["label"].notna()
-    wrong = about.loc[given, "is_correction"].astype(bool)
-    found = {
-        "labels": float(given.sum()),
+    is_labelled = about["label"].notna()
+    wrong = about.loc[is_labelled, "is_correction"].astype(bool)
+    metrics = {
+        "labels": float(is_labelled.sum()),
         "reported_mistake_rate": float(wrong.sum() / len(about)),
         "latency_p50_ms": float(about["latency_ms"].median()),
         "latency_p95_ms": float(about["latency_ms"].quantile(0.95)),
     }
     if about["confidence"].notna().any():
-        found["confidence_mean"] = float(about["confidence"].mean())
-    audit = about[given & about["audit"]]
-    found["audit_labels"] = float(len(audit))
+        metrics["confidence_mean"] = float(about["confidence"].mean())
+    audit = about[is_labelled & about["audit"]]
+    metrics["audit_labels"] = float(len(audit))
     if len(audit) and task == "classification":
         right = int((~audit["is_correction"].astype(bool)).sum())
         low, high = interval(right, len(audit))
-        found |= {"audit_accuracy": right / len(audit), "audit_accuracy_low": low, "audit_accuracy_high": high}
+        metrics |= {"audit_accuracy": right / len(audit), "audit_accuracy_low": low, "audit_accuracy_high": high}
     elif len(audit):
-        errors = audit["label"].astype(float) - audit["prediction"].astype(float)
-        found["audit_rmse"] = float(np.sqrt((errors**2).mean()))
-        draws = np.random.default_rng(0).choice(errors.to_numpy() ** 2, (2000, len(errors)))
-        low, high = np.sqrt(np.quantile(draws.mean(axis=1), [0.025, 0.975]))
-        found |= {"audit_rmse_low": float(low), "audit_rmse_high": float(high)}
-    return found
+        squares = (audit["label"].astype(float) - audit["prediction"].astype(float)).to_numpy() ** 2
+        draws = np.random.default_rng(0).choice(squares, (2000, len(squares))).mean(axis=1)
+        low, high = np.sqrt(np.quantile(draws, [0.025, 0.975]))
+        rmse = float(np.sqrt(squares.mean()))
+        metrics |= {"audit_rmse": rmse, "audit_rmse_low": float(low), "audit_rmse_high": float(high)}
+    return metrics
 
 
 def decide(
@@ -174,13 +180,18 @@ def decide(
         reasons.append(f"rmse {metrics['audit_rmse']:.4g} on audit labels is proved above {expected['rmse']:.4g}")
     moved = marked[marked["drifted"]]
     if len(moved):
-        names = ", ".join(f"{one.column} (PSI {one.psi:.2f})" for one in moved.head(3).itertuples())
+        names = ", ".join(map(_describe, moved.head(3).itertuples()))
         reasons.append(f"{len(moved)} of {len(marked)} distributions moved: {names}{' ...' if len(moved) > 3 else ''}")
     if metrics["new_labels"] >= labels:
         reasons.append(f"{metrics['new_labels']:.0f} new labels")
     if reasons:
         return Decision(True, "; ".join(reasons))
     return Decision(False, f"nothing moved in {metrics['rows']:.0f} rows, {metrics['new_labels']:.0f} new labels")
+
+
+def _describe(column: Any) -> str:
+    missing = f", {column.missing:.0%} missing" if column.missing > column.missing_before + 0.01 else ""
+    return f"{column.column} (PSI {column.psi:.2f}{missing})"
 
 
 def _is_number(column: pd.Series) -> bool:
@@ -195,13 +206,9 @@ def _as_float(column: pd.Series) -> pd.Series:
     return pd.to_numeric(column, errors="coerce").astype("float64")
 
 
-def _value_bins(known: pd.Series) -> np.ndarray:
-    return known.value_counts().index[:MOST_VALUES].to_numpy()
-
-
-def _count(column: pd.Series, bins: np.ndarray, between: bool) -> np.ndarray:
-    """Rows in each bin: between the edges `bins`, or one for each value of `bins` and one for all others."""
-    if between:
-        return np.bincount(np.searchsorted(bins, column.to_numpy(), side="left"), minlength=len(bins) + 1)
-    codes = pd.Index(bins).get_indexer(pd.Index(column))
-    return np.bincount(np.where(codes < 0, len(bins), codes), minlength=len(bins) + 1)
+def _count(column: pd.Series, bins: np.ndarray, by_value: bool) -> np.ndarray:
+    """Rows in each bin: one bin for each value of `bins` and one for all others, or the bins between the edges `bins`."""
+    if by_value:
+        codes = pd.Index(bins).get_indexer(pd.Index(column))
+        return np.bincount(np.where(codes < 0, len(bins), codes), minlength=len(bins) + 1)
+    return np.bincount(np.searchsorted(bins, column.to_numpy(), side="left"), minlength=len(bins) + 1)

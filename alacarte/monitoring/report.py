@@ -7,12 +7,16 @@ from io import BytesIO
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 import pandas as pd
+
+from alacarte.monitoring.drift import Decision
+from alacarte.monitoring.window import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_BARS = 20
+MAX_BARS = 20
 
 PAGE = Template("""<!doctype html>
 <meta charset="utf-8">
@@ -29,53 +33,75 @@ $body
 """)
 
 
+def log_report(comparison: Comparison, model: str, target: str) -> None:
+    """Log metrics, the table of columns, plots and report.html to the active run."""
+    mlflow.log_metrics(comparison.metrics)
+    mlflow.log_table(comparison.columns, "drift.json")
+    figures = {
+        "drift.png": drift_figure(comparison.columns),
+        "answers.png": answers_figure(*comparison.answers, target),
+    }
+    for file, figure in figures.items():
+        mlflow.log_figure(figure, file)
+    metrics = pd.DataFrame({"metric": list(comparison.metrics), "value": list(comparison.metrics.values())})
+    tables = {"Metrics": metrics, "Annotators": comparison.annotators, "Columns": comparison.columns}
+    title = f"{model}, {comparison.metrics['rows']:.0f} predictions"
+    mlflow.log_text(page(title, comparison.decision, tables, figures), "report.html")
+
+
+def plain_text(text: object) -> str:
+    """The text as matplotlib shall show it: without this, text between two $ is a formula, and can be a wrong one."""
+    return str(text).replace("$", r"\$")
+
+
 def drift_figure(marked: pd.DataFrame) -> "Figure":
-    """The population stability index of the columns that moved furthest; those that count are dark."""
+    """The population stability index of the columns that moved most; the columns that drifted are dark."""
     from matplotlib.figure import Figure
 
-    top = marked.head(MOST_BARS).iloc[::-1]
+    top = marked.head(MAX_BARS).iloc[::-1]
     figure = Figure(figsize=(7, 1 + 0.25 * len(top)), layout="constrained")
     axes = figure.subplots()
-    axes.barh(top["column"].astype(str), top["psi"], color=["#b03030" if one else "#b8c4d0" for one in top["drifted"]])
+    colors = ["#b03030" if drifted else "#b8c4d0" for drifted in top["drifted"]]
+    axes.barh(range(len(top)), top["psi"], color=colors)
+    axes.set_yticks(range(len(top)), [plain_text(name) for name in top["column"]])
     axes.set_xlabel("population stability index")
     return figure
 
 
 def answers_figure(before: Sequence, after: Sequence, name: str) -> "Figure":
-    """What the model answered on the data it knows, and in the window, as shares."""
+    """The champion's answers on the val part and in the window, as shares."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     known, asked = pd.Series(before), pd.Series(after)
-    if pd.api.types.is_float_dtype(known) and known.nunique() > MOST_BARS:
+    if pd.api.types.is_float_dtype(known) and known.nunique() > MAX_BARS:
         axes.hist([known, asked.astype(float)], bins=30, density=True, label=["data", "window"])
     else:
         shares = pd.DataFrame(
             {"data": known.value_counts(normalize=True), "window": asked.value_counts(normalize=True)}
         )
-        shares.fillna(0).sort_index().head(MOST_BARS).plot.bar(ax=axes, rot=0)
-    axes.set_xlabel(name)
+        shares = shares.fillna(0).sort_index().head(MAX_BARS)
+        shares.set_axis([plain_text(label) for label in shares.index]).plot.bar(ax=axes, rot=0)
+    axes.set_xlabel(plain_text(name))
     axes.legend()
     return figure
 
 
-def page(
-    title: str,
-    decision: bool,
-    reason: str,
-    tables: Mapping[str, pd.DataFrame],
-    figures: Mapping[str, "Figure"],
-) -> str:
+def page(title: str, decision: Decision, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, "Figure"]) -> str:
     """HTML with every text in it escaped."""
-    parts = []
+    blocks = []
     for heading, table in tables.items():
         shown = table.to_html(index=False, escape=True, border=0, float_format=lambda value: f"{value:.4g}")
-        parts.append(f"<h2>{html.escape(heading)}</h2>\n{shown}")
+        blocks.append(f"<h2>{html.escape(heading)}</h2>\n{shown}")
     for heading, figure in figures.items():
         data = BytesIO()
         figure.savefig(data, format="png")
         image = base64.b64encode(data.getvalue()).decode()
-        parts.append(f'<h2>{html.escape(heading)}</h2>\n<img alt="" src="data:image/png;base64,{image}">')
-    values: dict[str, Any] = {"title": html.escape(title), "reason": html.escape(reason), "body": "\n".join(parts)}
-    return PAGE.substitute(values, decision="yes" if decision else "no")
+        blocks.append(f'<h2>{html.escape(heading)}</h2>\n<img alt="" src="data:image/png;base64,{image}">')
+    values: dict[str, Any] = {
+        "title": html.escape(title),
+        "reason": html.escape(decision.reason),
+        "body": "\n".join(blocks),
+    }
+    return PAGE.substitute(values, decision="yes" if decision.retrain else "no")

@@ -19,83 +19,89 @@ from alacarte.retraining.champion import Champion
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class Comparison:
     decision: Decision
     metrics: dict[str, float]
     columns: pd.DataFrame  # drift.compare_columns and `drifted`, with a row each for predictions and confidence
-    annotators: pd.DataFrame  # who gave labels in the window, how many, and the share that corrects
+    annotators: pd.DataFrame  # the annotators of the window, their numbers of labels, and the share that corrects
     answers: tuple[list, list]  # on the data, and in the window
-
-    def metrics_table(self) -> pd.DataFrame:
-        return pd.DataFrame({"metric": list(self.metrics), "value": list(self.metrics.values())})
 
 
 def check_settings(**settings: Any) -> None:
     """UserError for settings by which no window could be judged."""
     above = ("hours", "rows", "min_rows", "reference_rows", "labels", "labels_with_drift")
     for key in (*above, "every", "psi_threshold", "margin"):
-        least = 0 if key in ("every", "psi_threshold", "margin") else 1e-9
-        if not settings[key] >= least:
-            raise UserError(f"monitor.{key}={settings[key]}: allowed are numbers {'from' if not least else 'above'} 0")
-    if not 0.5 <= settings["confidence_level"] < 1:
-        raise UserError(
-            f"monitor.confidence_level={settings['confidence_level']}: expected a number from 0.5 to below 1, such as 0.95"
-        )
+        if not (settings[key] > 0 if key in above else settings[key] >= 0):
+            raise UserError(f"monitor.{key}={settings[key]}: expected a number {'above' if key in above else 'from'} 0")
+    level = settings["confidence_level"]
+    if not 0.5 <= level < 1:
+        raise UserError(f"monitor.confidence_level={level}: expected a number from 0.5 to below 1, such as 0.95")
 
 
-def look(champion: Champion, window: Window, labelled: Labelled, new_labels: int, settings: Mapping[str, Any]) -> Look:
+def compare_window(
+    champion: Champion, window: Window, labelled: Labelled, new_labels: int, settings: Mapping[str, Any]
+) -> Comparison:
     """Measure a window. `labelled` holds the model's accepted and used labels.
 
-    The reference is what the champion was trained on: the train part, and the labels that it and its ancestors used.
-    Predictions, confidence and accuracy are of the champion's own version; the inputs are all that came.
+    The reference is the data of the champion: the train part, and the labels that it and its ancestors used.
+    Predictions, confidence and accuracy are of the champion's own version; the inputs are those of all requests.
     """
-    about, dataset = window.about.tail(settings["rows"]), champion.dataset
-    inputs = window.inputs.loc[about.index]
+    about, dataset, learner = window.about.tail(settings["rows"]), champion.dataset, champion.learner
     X, _ = dataset.part("train")
-    versions = pd.to_numeric(labelled.about["used_version"], errors="coerce")
-    used = subset(labelled, (versions <= float(champion.number)).to_numpy(bool))
-    reference = pd.concat([X, align_columns(used.inputs, X)], ignore_index=True) if len(used.labels) else X
-    if len(reference) > settings["reference_rows"]:
-        reference = reference.sample(settings["reference_rows"], random_state=0)
-    columns = drift.compare_columns(reference, align_columns(inputs, X))
+    inputs = align_columns(window.inputs.loc[about.index], X)
+    is_stored = {name: _is_stored(name, about, window.columns_of) for name in X}
+    columns = drift.compare_columns(_reference(champion, labelled, settings["reference_rows"]), inputs, is_stored)
 
-    mine = about[about["model_version"] == champion.number]
-    measured = drift.measure(mine, dataset.task) if len(mine) else {}
-    metrics = {**measured, "rows": float(len(about)), "new_labels": float(new_labels)}
+    own = about[about["model_version"] == champion.number]
+    metrics = {**(drift.measure(own, dataset.task) if len(own) else {}), "rows": len(about), "new_labels": new_labels}
+    compared = columns[columns["kind"] != "not stored"]
     X_val, _ = dataset.part("val")
     X_test, y_test = dataset.part("test")
-    answered = champion.learner.predict(X_val)
-    answers: tuple[list, list] = (answered.tolist(), mine["prediction"].tolist())
-    if len(mine) >= settings["min_rows"]:
-        compared = {"(predictions)": (pd.Series(answered), pd.Series(answers[1], dtype=type(answers[0][0])))}
-        proba = champion.learner.predict_proba(X_val)
-        if proba is not None and mine["confidence"].notna().any():
-            compared["(confidence)"] = (pd.Series(proba.max(axis=1)), mine["confidence"])
-        rows = [{"column": name, **drift.compare_column(*pair)} for name, pair in compared.items()]
-        columns = pd.concat([pd.DataFrame(rows), columns], ignore_index=True)
+    answers: tuple[list, list] = (learner.predict(X_val).tolist(), own["prediction"].tolist())
+    outputs = []
+    if len(own) >= settings["min_rows"]:
+        predictions = pd.Series(answers[0]), pd.Series(answers[1], dtype=type(answers[0][0]))
+        outputs.append({"column": "(predictions)", **drift.compare_column(*predictions)})
+        proba = learner.predict_proba(X_val)
+        if proba is not None and own["confidence"].notna().any():
+            confidence = drift.compare_column(pd.Series(proba.max(axis=1)), own["confidence"])
+            outputs.append({"column": "(confidence)", **confidence})
+    columns = pd.concat([pd.DataFrame(outputs), columns], ignore_index=True)
     columns = drift.mark(columns, 1 - settings["confidence_level"], settings["psi_threshold"])
-    columns = columns.sort_values("psi", ascending=False, ignore_index=True)
-
-    inner = columns[~columns["column"].isin(["(predictions)", "(confidence)"])]
+    drifted = columns["drifted"][columns["column"].isin(compared["column"])]
     metrics |= {
-        "drift_share": float(inner["drifted"].mean()),
-        "psi_max": float(inner["psi"].max()),
-        "missing_rate": float(inner["missing"].mean()),
-        "out_of_range_rate": float(inner["out_of_range"].mean()),
+        "drift_share": float(drifted.mean()),
+        "psi_max": float(compared["psi"].max()),
+        "missing_rate": float(compared["missing"].mean()),
+        "out_of_range_rate": float(compared["out_of_range"].mean()),
     }
-    expected = evaluation.score(y_test, champion.learner.predict(X_test), None, None, dataset.task)
+    columns = columns.sort_values("psi", ascending=False, ignore_index=True)
+    expected = evaluation.score(y_test, learner.predict(X_test), None, None, dataset.task)
     decision = drift.decide(columns, metrics, expected, margin=settings["margin"], labels=settings["labels"])
-    return Look(decision, metrics, columns, _count_by_annotator(labelled, about["prediction_id"]), answers)
+    return Comparison(decision, metrics, columns, _count_by_annotator(labelled, about["prediction_id"]), answers)
+
+
+def _is_stored(name: str, about: pd.DataFrame, columns_of: Mapping[str, list[str]]) -> np.ndarray:
+    """(n,) bool: rows of requests whose column was stored. A redacted column was not, a column that was not sent was."""
+    schemas = [schema for schema, columns in columns_of.items() if name in columns]
+    return about["input_schema"].isin(schemas).to_numpy()
+
+
+def _reference(champion: Champion, labelled: Labelled, max_rows: int) -> pd.DataFrame:
+    X, _ = champion.dataset.part("train")
+    versions = pd.to_numeric(labelled.about["used_version"], errors="coerce")
+    used = subset(labelled, (versions <= float(champion.number)).to_numpy(bool))
+    if len(used.labels):
+        X = pd.concat([X, align_columns(used.inputs, X)], ignore_index=True)
+    return X.sample(max_rows, random_state=0) if len(X) > max_rows else X
 
 
 def _count_by_annotator(labelled: Labelled, ids: pd.Series) -> pd.DataFrame:
-    inside = labelled.about["prediction_id"].isin(ids).to_numpy()
-    who = annotators(labelled)[inside]
-    table = pd.DataFrame({"annotator": who, "corrects": labelled.about["is_correction"][inside].astype(float)})
-    counted = table.groupby("annotator")["corrects"].agg(["size", "mean"]).reset_index()
-    return counted.set_axis(["annotator", "labels", "share that corrects"], axis=1).sort_values(
-        "labels", ascending=False
-    )
+    is_inside = labelled.about["prediction_id"].isin(ids).to_numpy()
+    corrects = labelled.about["is_correction"][is_inside].astype(float)
+    counts = corrects.groupby(annotators(labelled)[is_inside]).agg(["size", "mean"]).reset_index()
+    counts = counts.set_axis(["annotator", "labels", "share that corrects"], axis=1)
+    return counts.sort_values("labels", ascending=False)
 
 
 def count_new(champion: Champion, labelled: Labelled, settings: Mapping[str, Any], rejected: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Clean up after a retraining that was killed. The next retraining does this, after it has taken the lock."""
+"""Register a version, and clean up after a retraining that was killed before or after that."""
 
 import mlflow
 from mlflow import MlflowClient
@@ -7,10 +7,11 @@ from mlflow.entities.model_registry import ModelVersion
 from alacarte import registry, tracking
 from alacarte.feedback.locks import Lock, claims, give_back, use
 from alacarte.registry import RUN_TAG
+from alacarte.retraining.champion import Champion
 
 
 def recover(model_lock: Lock, name: str) -> str | None:
-    """Settle claims and close runs that nobody works on; the run id of a version that still waits for its verdict."""
+    """Resolve claims and end runs of killed calls; the run id of a version that has no verdict yet. It needs the lock."""
     for run_id in claims(model_lock.store, name):
         version = version_of(name, run_id)
         if version is None:
@@ -32,9 +33,18 @@ def recover(model_lock: Lock, name: str) -> str | None:
     return run_id
 
 
+def register_version(model_lock: Lock, run_id: str, champion: Champion, model_uri: str, n_new: int) -> None:
+    """Register the model of a run, and mark the labels of the run as used by the new version."""
+    registry.check_champion(champion.name, champion.number)
+    tags = {RUN_TAG: run_id, "parent_version": champion.number, "new_labels": n_new}
+    version = registry.number_of(registry.register(champion.name, model_uri, tags))
+    use(model_lock, run_id, version)
+    mlflow.set_tag("model_version", version)
+
+
 def version_of(name: str, run_id: str) -> ModelVersion | None:
     """The version that a retraining registered, if it came that far."""
-    return next((one for one in registry.versions_of(name) if one.tags.get(RUN_TAG) == run_id), None)
+    return next((version for version in registry.versions_of(name) if version.tags.get(RUN_TAG) == run_id), None)
 
 
 def _is_open(name: str, version: ModelVersion) -> bool:

@@ -192,11 +192,12 @@ class PredictionLog:
         records = []
         for request, now, version, columns, rows, answer, audit, seconds, _ in batch:
             if self._seen is not columns:
-                self._seen, self._columns = columns, tuple(columns)
+                self._seen = columns
+                self._columns = tuple(name for name in columns if name not in self._redact)
                 if unknown := self._redact - set(columns):
                     logger.warning("feedback.redact: the model has no column %s", ", ".join(sorted(unknown)))
             form, inputs = rows.encode(self._redact)
-            assert form != "f8" or len(inputs) == 8 * rows.n * len(columns)
+            assert form != "f8" or len(inputs) == 8 * rows.n * len(self._columns)
             records.append(
                 Prediction(
                     request, now / 1e9, self._name, version, rows.n, self._columns, form, inputs, answer.labels,

@@ -87,25 +87,22 @@ class Rows:
     def encode(self, redact: frozenset[str]) -> tuple[str, bytes]:
         """("f8", n x d float64, little-endian, C order) when all inputs are numeric, else ("json", n lists of d values).
 
-        Columns are in the order of the signature. A column in `redact`, or one that was not sent, is NaN or null.
+        Columns are in the order of the signature, without the columns in `redact`. A column that was not sent is NaN or null.
         """
-        hidden = [i for i, name in enumerate(self.schema.names) if name in redact]
+        kept = [i for i, name in enumerate(self.schema.names) if name not in redact]
         frame = None if self.fast else as_frame(self.data, self.schema)
         numbers = self.numbers
         if frame is not None and self.schema.numeric:
             numbers = as_numbers(frame)
         if numbers is not None:
-            if hidden:
-                numbers = numbers.copy()
-                numbers[:, hidden] = np.nan
+            numbers = numbers[:, kept] if redact else numbers
             return "f8", np.ascontiguousarray(numbers, dtype="<f8").tobytes()
         if frame is not None:
             columns = [to_python(frame.iloc[:, i]) for i in range(frame.shape[1])]
         else:
             columns = [column.tolist() for column in self.values or []]
-        for i in hidden:
-            columns[i] = [None] * self.n
-        return "json", msgspec.json.encode(list(zip(*columns, strict=True)), enc_hook=str)
+        rows = list(zip(*[columns[i] for i in kept], strict=True)) or [()] * self.n
+        return "json", msgspec.json.encode(rows, enc_hook=str)
 
 
 def join(requests: Sequence[Rows]) -> Any:

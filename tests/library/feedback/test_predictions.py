@@ -54,6 +54,9 @@ def test_what_is_recorded_is_read(store: Store):
     assert set(window.inputs) == {"n", "t", "a", "b"}
     assert window.inputs[["a", "b"]].iloc[2:].to_numpy().tolist() == [[0, 1], [2, 3], [4, 5]]
     assert window.inputs["t"].iloc[0] == "\0é" and window.inputs["t"].isna().tolist() == [False, True, True, True, True]
+    newest = store.window(NAME, since - 1, time.time() + 1, max_rows=2)  # whole requests
+    assert newest.about["prediction_id"].tolist() == numbers
+    assert newest.inputs.to_numpy().tolist() == [[0, 1], [2, 3], [4, 5]]
     assert len(store.window("another", 0, 2e9).about) == len(store.window(NAME, 0, since).inputs) == 0
 
 
@@ -69,12 +72,14 @@ def test_redacted_columns_are_nowhere(store: Store):
         1,
     )
     log.flush()
-    inputs = store.window(NAME, 0, 2e9).inputs
-    assert inputs["a"].isna().all() and inputs["t"].isna().all()
+    window = store.window(NAME, 0, 2e9)
+    inputs = window.inputs
+    assert [window.columns_of[schema] for schema in window.about["input_schema"]] == [["b"], ["u"]]
+    assert list(inputs) == ["b", "u"]
     assert inputs["b"].tolist()[0] == 1.0 and inputs["u"].tolist()[1] == "secret"
     (identifier,) = store.window(NAME, 0, 2e9).about["prediction_id"].iloc[:1]
     give(store, identifier, 1, review="manual")
-    assert store.list_feedback(NAME, "new")[0]["inputs"] == {"a": None, "b": 1.0}
+    assert store.list_feedback(NAME, "new")[0]["inputs"] == {"b": 1.0}
 
 
 def test_the_audit_draw_is_of_rows_and_the_sample_of_requests(tmp_path: Path):

@@ -1,13 +1,17 @@
 """Drift is found where it is, not where it is not, and says so of each kind of column."""
 
+from io import BytesIO
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alacarte.data.tables import align_columns
 from alacarte.monitoring import drift
 from alacarte.monitoring.drift import compare_column, compare_columns, decide, holm, interval, mark, measure, psi
+from alacarte.monitoring.report import answers_figure, drift_figure
 from project.data import load_digits
 
 
@@ -18,12 +22,12 @@ def moved(before: pd.DataFrame, after: pd.DataFrame) -> bool:
 def test_digits_turned_are_found_within_100_rows_and_unturned_ones_raise_no_alarm():
     rng = np.random.default_rng(0)
     plain, turned = (load_digits(rotate=angle).drop(columns="digit") for angle in (0, 25))
-    alarms = found = 0
+    alarms = detected = 0
     for _ in range(40):
         rows = rng.permutation(len(plain))
         alarms += moved(plain.iloc[rows[:800]], plain.iloc[rows[800:900]])
-        found += moved(plain.iloc[rows[:800]], turned.iloc[rows[800:900]])
-    assert alarms <= 5 and found >= 38  # at a true rate of .05, six or more alarms come once in 70 times
+        detected += moved(plain.iloc[rows[:800]], turned.iloc[rows[800:900]])
+    assert alarms <= 5 and detected >= 38  # at a true rate of .05, six or more alarms come once in 70 times
 
 
 def test_each_kind_of_column():
@@ -50,22 +54,38 @@ def test_each_kind_of_column():
         gone=before["gone"].mask(rng.random(n) < 0.4),
         hidden=np.nan,
     ).sample(frac=1, random_state=0, ignore_index=True)
-    found = mark(compare_columns(before, after), 0.05, 0.1).set_index("column")
-    assert found["drifted"].to_dict() == {
+    is_stored = {name: np.full(n, name != "hidden") for name in before}
+    columns = mark(compare_columns(before, after, is_stored), 0.05, 0.1).set_index("column")
+    assert columns["drifted"].to_dict() == {
         "number": True, "still": False, "text": True, "flag": True, "day": True, "count": True, "gone": True,
         "hidden": False,
     }  # fmt: skip
-    assert found.loc["hidden", "kind"] == "absent"
-    assert found.loc["text", "out_of_range"] == pytest.approx(0.5, abs=0.05)
-    assert found.loc["gone", "missing"] == pytest.approx(0.4, abs=0.05)
+    assert columns.loc["hidden", "kind"] == "not stored"
+    assert columns.loc["text", "out_of_range"] == pytest.approx(0.5, abs=0.05)
+    assert columns.loc["gone", "missing"] == pytest.approx(0.4, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["number", "text", "flag", "day", "count"])
+def test_a_column_that_is_no_longer_sent_is_missing_values(name: str):
+    rng = np.random.default_rng(1)
+    day = pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 100, 300), "D")
+    before = pd.DataFrame({"number": rng.normal(size=300), "text": rng.choice(["a", "b"], 300), "flag": rng.random(300) < 0.5,
+                           "day": day, "count": rng.integers(0, 4, 300)})  # fmt: skip
+    after = align_columns(before.drop(columns=name).head(100), before)
+    columns = mark(compare_columns(before, after), 0.05, 0.1)
+    assert columns["column"][columns["drifted"]].tolist() == [name]
+    assert columns["missing"].tolist() == [1.0, 0, 0, 0, 0]
+    metrics = measure(about(100, 0), "classification") | {"rows": 100.0, "new_labels": 0.0}
+    decision = decide(columns, metrics, {"accuracy": 0.5}, margin=0.02, labels=100)
+    assert decision.retrain and f"{name} (PSI " in decision.reason and "100% missing" in decision.reason
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.one_of(st.floats(allow_nan=True, allow_infinity=False), st.none()), min_size=1, max_size=40),
        st.lists(st.one_of(st.floats(allow_nan=True, allow_infinity=False), st.none()), min_size=1, max_size=40))  # fmt: skip
 def test_any_numbers_give_numbers(before: list, after: list):
-    found = compare_column(pd.Series(before, dtype="float64"), pd.Series(after, dtype="float64"))
-    assert 0 <= found["p_value"] <= 1 and found["psi"] >= 0 and np.isfinite(found["psi"])
+    row = compare_column(pd.Series(before, dtype="float64"), pd.Series(after, dtype="float64"))
+    assert 0 <= row["p_value"] <= 1 and row["psi"] >= 0 and np.isfinite(row["psi"])
 
 
 def test_psi_of_samples_of_one_distribution_is_about_nothing():
@@ -114,3 +134,17 @@ def test_regression_is_measured_by_its_errors():
     metrics = measure(about(50, 25), "regression")
     assert metrics["audit_rmse"] == pytest.approx(np.sqrt(0.5))
     assert metrics["audit_rmse_low"] < metrics["audit_rmse"] < metrics["audit_rmse_high"]
+
+
+HOSTILE = ["$$", "$\\frac{$", "_hidden", "a\nb", "<b>", "^_{}", "\\$", "🐟"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # the font has no fish
+def test_no_text_of_a_table_is_read_as_a_formula():
+    columns = pd.DataFrame({"column": HOSTILE, "psi": 0.2, "drifted": True})
+    labels = drift_figure(columns), answers_figure(HOSTILE, HOSTILE[:2], HOSTILE[1])
+    numbers = answers_figure(np.arange(100) / 3, np.arange(100) / 3, HOSTILE[0])
+    for figure in (*labels, numbers):
+        figure.savefig(BytesIO(), format="png")
+    ticks = [text.get_text() for text in labels[0].axes[0].get_yticklabels()]
+    assert ticks[::-1] == [name.replace("$", r"\$") for name in HOSTILE]
