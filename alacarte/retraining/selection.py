@@ -151,8 +151,8 @@ def choose(
     left_out = dict(Counter(left[accepted & (left != TAKEN)].tolist()))
     taken = left == TAKEN
     above_share = annotators(labelled)[left == "share"].value_counts().to_dict()
-    places = np.flatnonzero(taken & accepted), np.flatnonzero(taken & ~accepted)
-    return Choice(*places, init, left_out, above_share, are_told_apart(labelled))
+    new, replayed = np.flatnonzero(taken & accepted), np.flatnonzero(taken & ~accepted)
+    return Choice(new, replayed, init, left_out, above_share, are_told_apart(labelled))
 
 
 def is_within_range(labelled: Labelled, dataset: Dataset, max_range_factor: float) -> np.ndarray:
@@ -211,22 +211,21 @@ def make_rows(
     )  # fmt: skip
 
 
-def check_settings(*, epoch_fraction: float, init: str, inits: Sequence[str], shrink: float, **more: Any) -> None:
-    """UserError for settings that no retraining could follow."""
-    if init not in inits:
-        raise UserError(f"retrain.init={init}: allowed are {', '.join(inits)}")
-    if more["new_classes"] not in ("error", "scratch"):
-        raise UserError(f"retrain.new_classes={more['new_classes']}: allowed are error and scratch")
-    for key, value in (("epoch_fraction", epoch_fraction), ("shrink", shrink)):
-        if not (isinstance(value, int | float) and 0 < value <= 1):
-            raise UserError(f"retrain.{key}={value}: allowed are numbers above 0 and up to 1")
-    for key in ("max_share_per_annotator", "max_range_factor", "max_replay_rows", "min_labels", "label_weight"):
-        value = more[key]
-        whole = key in ("max_replay_rows", "min_labels", "label_weight")
+def check_settings(*, inits: Sequence[str], **settings: Any) -> None:
+    """UserError for settings of conf/retrain that no retraining could follow."""
+    for key, allowed in (("init", inits), ("new_classes", ("error", "scratch"))):
+        if settings[key] not in allowed:
+            raise UserError(f"retrain.{key}={settings[key]}: allowed are {', '.join(allowed)}")
+    whole, above, share = "whole numbers above 0", "numbers above 0", "numbers above 0 and up to 1"
+    numbers = {"epoch_fraction": share, "shrink": share, "max_share_per_annotator": above, "max_range_factor": above,
+               "max_replay_rows": whole, "min_labels": whole, "label_weight": whole}  # fmt: skip
+    for key, allowed_numbers in numbers.items():
+        value = settings[key]
         if value is None and key == "max_replay_rows":
             continue
-        if not (isinstance(value, int if whole else int | float) and value > 0):
-            raise UserError(f"retrain.{key}={value}: allowed are {'whole ' if whole else ''}numbers above 0")
+        is_number = isinstance(value, int if allowed_numbers == whole else int | float)
+        if not is_number or value <= 0 or (allowed_numbers == share and value > 1):
+            raise UserError(f"retrain.{key}={value}: allowed are {allowed_numbers}")
 
 
 def _sample(y: pd.Series, limit: int, task: str, seed: int) -> np.ndarray:
