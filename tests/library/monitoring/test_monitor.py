@@ -92,22 +92,3 @@ def test_two_loops_retrain_once(case: Case):
     assert not case.project.runs("attributes.status = 'RUNNING'")
     (retrained,) = case.runs("retrain")
     assert retrained.data.tags["reason"].startswith("monitor: ")
-
-
-def test_poisoned_labels_are_capped_seen_and_held(case: Case):
-    """One annotator sends many wrong labels among the right ones of others."""
-    case.report(300, seed=1, annotator="token:alice")
-    case.report(250, seed=2, annotator="token:mallory", wrong=True, audit=0, mistakes=np.arange(250) < 200)
-    told = monitor(case, code=3)
-    (run,) = case.runs("monitor")
-    page = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
-    assert "mallory" in page and told
-    done = case.run("retrain.max_share_per_annotator=0.1")
-    (retrained,) = case.runs("retrain")
-    feedback = json.loads(mlflow.artifacts.load_text(f"{retrained.info.artifact_uri}/feedback.json"))
-    assert 0 < feedback["annotators"]["token:mallory"] <= 115 and feedback["left_out"]["share"] >= 80
-    (evaluated,) = case.runs("evaluate")
-    if "PROMOTE" in done.stdout:  # only where the right labels outweigh: then the model is proved to be better
-        assert evaluated.data.metrics["audit_accuracy"] > evaluated.data.metrics["audit_champion_accuracy"]
-    else:
-        assert case.champion() == "1"

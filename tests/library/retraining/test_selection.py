@@ -1,6 +1,7 @@
 """Which labels a retraining learns from and which judge it, on labels made directly."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from people import SPLIT, people, refusal
 
 from alacarte.data.dataset import Dataset, load_data
+from alacarte.data.splits import occurs_in
 from alacarte.evaluation.audit import ONE_PARTY, for_gate, largest_count, select_audit_rows, subset
 from alacarte.feedback.queries import Labelled
 from alacarte.learners import INITS
@@ -161,6 +163,27 @@ def test_labels_come_twice_in_training_and_once_in_validation(dataset: Dataset) 
     pd.testing.assert_frame_equal(X[: once.n_replayed], replayed, check_dtype=False)
     empty = subset(labels, np.zeros(200, bool))
     assert len(make_rows(dataset, empty, SPLIT, label_weight=2).train[0]) == once.n_replayed
+
+
+@pytest.mark.parametrize("split", [{"by": "time", "column": "since"}, {"by": "column", "column": "part"}])
+def test_a_split_by_time_or_column_keeps_its_test_rows(tmp_path: Path, split: dict[str, str]) -> None:
+    frame = people(300).assign(part=lambda table: np.resize(["train", "train", "val", "test"], len(table)), cost=2.0)
+    frame.loc[::2, "cost"] = 4.0
+    frame.to_csv(tmp_path / "people.csv", index=False)
+    drop = ["part"] if split["by"] == "time" else ["since"]
+    dataset = load_data(_target_="alacarte.data.tables.read_table", path=str(tmp_path / "people.csv"), target="y",
+                        drop=drop, split=split, weight="cost")  # fmt: skip
+    X_test, y_test = dataset.part("test")
+    inputs = pd.concat([people(50, seed=9)[list(X_test)], X_test[:20]], ignore_index=True)
+    labels = labelled(0, frame=inputs.assign(y=["yes"] * 50 + y_test[:20].tolist()))
+    choice = choose(labels, dataset, classes=None, init="warm", new_classes="error", rejected=[], **LIMITS)
+    assert choice.new.tolist() == list(range(50)) and choice.left_out == {"test": 20}
+    rows = make_rows(dataset, subset(labels, choice.new), split, label_weight=2)
+    for X, _ in (rows.train, rows.val):
+        assert not occurs_in(X_test, X).any()
+    replayed, mean = rows.weight[: rows.n_replayed], dataset.weight("train").mean()
+    assert replayed.tolist() == dataset.weight("train").tolist() and set(replayed) == {2.0, 4.0}
+    assert set(rows.weight[rows.n_replayed :]) == {mean} and len(rows.weight) == len(rows.train[0])
 
 
 def test_a_capped_replay_keeps_every_class_in_its_proportion(dataset: Dataset) -> None:
