@@ -19,6 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits
 
+from alacarte.serving.follower import LoadedModel
 from alacarte.serving.inference_protocol import make_router
 from alacarte.serving.limits import LARGE_BODY
 from alacarte.serving.routes import make_api
@@ -61,7 +62,7 @@ class App:
             query = scope["query_string"].decode("latin-1")
             probabilities = bool(query) and parse_qs(query).get("probabilities") == ["true"]
             content_type = headers.get("content-type", "")
-            answer = await self.predict(body, content_type, probabilities, started)
+            answer = await self.predict(self.state.current_model(), body, content_type, probabilities, started)
         except RequestError as error:
             status, answer = error.status, self.state.refusal(error)
         except Exception:
@@ -72,14 +73,14 @@ class App:
         await _send(send, status, answer)
         self.state.metrics.count_request("/invocations", status, time.perf_counter() - started)
 
-    async def predict(self, body: bytes, content_type: str, probabilities: bool, started: float) -> dict[str, Any]:
-        """The answer to a body that `/invocations` accepts. `started`: the time.perf_counter of the request.
+    async def predict(
+        self, current: LoadedModel, body: bytes, content_type: str, probabilities: bool, started: float
+    ) -> dict[str, Any]:
+        """The answer of one version to a body that `/invocations` accepts. `started`: the time.perf_counter of the request.
 
         Raises RequestError for a body or rows that are refused, and for a prediction that takes too long.
         """
-        state, settings = self.state, self.settings
-        current = state.current_model()
-        model = current.model
+        state, settings, model = self.state, self.settings, current.model
         if len(body) > LARGE_BODY or model.path_in_use == "pyfunc":
             rows = await asyncio.to_thread(model.parse, body, content_type, settings.max_rows)
         else:

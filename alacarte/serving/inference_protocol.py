@@ -23,7 +23,7 @@ from alacarte.serving.openapi import TENSORS, datatype_of, describe_tensors, jso
 from alacarte.serving.rows import RequestError
 from alacarte.serving.state import AppState
 
-Predict = Callable[[bytes, str, bool, float], Awaitable[dict[str, Any]]]
+Predict = Callable[[LoadedModel, bytes, str, bool, float], Awaitable[dict[str, Any]]]
 Datatype = Literal[
     "BOOL", "BYTES", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP16", "FP32", "FP64"
 ]  # fmt: skip
@@ -92,15 +92,17 @@ def make_router(state: AppState, predict: Predict) -> APIRouter:
     async def infer(request: Request) -> dict[str, Any]:
         started, status, body = time.perf_counter(), 200, b""
         try:
-            model = find_model(request).model
+            current = find_model(request)
             body = await state.bodies.read(request.headers, request.receive, state.settings.max_body)
-            convert = asyncio.to_thread(_convert, body, model) if len(body) > LARGE_BODY else None
-            sent, table = await convert if convert else _convert(body, model)
+            if len(body) > LARGE_BODY:
+                sent, table = await asyncio.to_thread(_convert, body, current.model)
+            else:
+                sent, table = _convert(body, current.model)
             names = [output.name for output in sent.outputs] or OUTPUTS[:2]
-            reply = await predict(table, "application/json", "probabilities" in names, started)
+            reply = await predict(current, table, "application/json", "probabilities" in names, started)
             outputs = [_tensor(output, reply[output]) for output in names if reply.get(output)]
             identifier = {} if sent.id is None else {"id": sent.id}
-            return {"model_name": name, "model_version": reply["model_version"], **identifier, "outputs": outputs}
+            return {"model_name": name, "model_version": current.version, **identifier, "outputs": outputs}
         except RequestError as error:
             status = error.status
             raise

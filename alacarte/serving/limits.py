@@ -7,7 +7,7 @@ columns, whether or not the model takes them.
 
 import csv
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO, StringIO
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -79,14 +79,14 @@ class Bodies:
 class LabelRate:
     """At most `per_minute` labels for each key, as a bucket that fills evenly."""
 
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_minute, self._clock = per_minute, clock
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
         self._buckets: dict[str, tuple[float, float]] = {}  # key -> (labels left, time)
 
     def check(self, key: str, count: int = 1) -> float:
         """The labels that are left. RequestError 429 if these are fewer than `count`."""
-        left, updated = self._buckets.get(key, (float(self._per_minute), self._clock()))
-        left = min(self._per_minute, left + (self._clock() - updated) * self._per_minute / 60)
+        left, updated = self._buckets.get(key, (float(self._per_minute), time.monotonic()))
+        left = min(self._per_minute, left + (time.monotonic() - updated) * self._per_minute / 60)
         if count > left:
             seconds = (count - left) * 60 / self._per_minute
             advice = "send fewer at a time" if count > self._per_minute else f"wait {seconds:.0f} s"
@@ -95,7 +95,7 @@ class LabelRate:
 
     def take(self, key: str, count: int) -> None:
         """Use up `count` labels. RequestError 429 if these are more than are left; then none is used up."""
-        left, now = self.check(key, count), self._clock()
+        left, now = self.check(key, count), time.monotonic()
         if len(self._buckets) > 10_000:  # a bucket is full again after a minute
             self._buckets = {k: bucket for k, bucket in self._buckets.items() if now - bucket[1] < 60}
         self._buckets[key] = (left - count, now)

@@ -132,6 +132,10 @@ def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
         effect = "the feedback store does not work" if request.method == "GET" else "nothing was stored"
         return await answer_refusal(request, RequestError(503, f"{effect}: {error}; try again"))
 
+    @api.exception_handler(Exception)
+    async def answer_failure(request: Request, _: Exception) -> JSONResponse:
+        return await answer_refusal(request, RequestError(500, "the server failed; its log says why"))
+
     # --- health and status ---
 
     @api.get("/ping", tags=["health"])
