@@ -54,7 +54,7 @@ def refused(answer: Answered, sent: object = "", mark: str = MARK) -> bool:
     assert answer.status < 500, (answer, sent)
     if answer.status < 400:
         return False
-    message = answer.body["message"] if isinstance(answer.body, dict) else answer.body
+    message = answer.body.get("message") or answer.body["error"] if isinstance(answer.body, dict) else answer.body
     assert message and "\n" not in message and len(message) < 1000 and "Traceback" not in message, (answer, sent)
     assert mark not in json.dumps(answer.body), (answer, sent)
     return True

@@ -168,8 +168,8 @@ def test_fill_predict_and_say_right(page: Page, table: str):
     assert page["bars"].text.count(" %") == len(CLASSES)
     page["right"].click()
     page.says("state", "accepted")
-    (given,) = page.sent("/feedback")
-    assert given["label"] == SCRIPT and given["source"] == "page" and "comment" not in given
+    (feedback,) = page.sent("/feedback")
+    assert feedback["label"] == SCRIPT and feedback["source"] == "page" and "comment" not in feedback
 
 
 def test_correct_with_another_label(page: Page, table: str):
@@ -179,8 +179,8 @@ def test_correct_with_another_label(page: Page, table: str):
     Select(page["label"].find_element(By.TAG_NAME, "select")).select_by_visible_text(CLASSES[3])
     page["label"].find_element(By.XPATH, "following::button[1]").click()
     page.says("state", "accepted")
-    (given,) = page.sent("/feedback")
-    assert (given["label"], given["source"], given["comment"]) == (CLASSES[3], "page", "looked <twice>")
+    (feedback,) = page.sent("/feedback")
+    assert (feedback["label"], feedback["source"], feedback["comment"]) == (CLASSES[3], "page", "looked <twice>")
 
 
 def test_names_are_text(page: Page, table: str):

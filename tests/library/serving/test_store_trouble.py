@@ -64,13 +64,13 @@ def test_the_database_is_in_trouble(project: Project, server: Served, trouble):
 
     def say(ids: list[str]) -> int:
         nonlocal acknowledged, refused
-        answer = server.ask("/feedback", [{"prediction_id": one, "label": 1} for one in ids])
+        answer = server.ask("/feedback", [{"prediction_id": id, "label": 1} for id in ids])
         assert answer.status in (200, 503), answer
         if answer.status == 503:
             assert "\n" not in answer.body["message"] and answer.body["message"].startswith("nothing was stored")
             refused += 1
         else:
-            assert {one["state"] for one in answer.body["results"]} == {"accepted"}
+            assert {result["state"] for result in answer.body["results"]} == {"accepted"}
             acknowledged += len(ids)
         return answer.status
 
@@ -80,7 +80,7 @@ def test_the_database_is_in_trouble(project: Project, server: Served, trouble):
 
     assert say(predict(server, 3)) == 200
     there = labels()
-    with load(server, lambda one, number: bool(predict(one, 1 + number % 3)), size(4, 32)) as failures:
+    with load(server, lambda connection, number: bool(predict(connection, 1 + number % 3)), size(4, 32)) as failures:
         with trouble(file, server):
             kept = [predict(server, 3) for _ in range(size(3, 30))]
             assert {say(ids) for ids in kept} == {503}

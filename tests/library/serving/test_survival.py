@@ -1,5 +1,4 @@
 """What the server must survive: flips under load, kill -9, broken versions, lost and forged events, slow clients, loops.
-
 At full size: FULL_SIZE=1 make test-all ARGS=tests/library/serving/test_survival.py; with figures: python benchmarks/survival.py
 """
 
@@ -87,82 +86,84 @@ class Slow:
     def answer(self, whole: bool = False) -> Answered:
         if whole:
             self.connection.sendall(self._rest)
-        found = HTTPResponse(self.connection)
-        found.begin()
-        return Answered(found.status, json.loads(found.read()))
+        response = HTTPResponse(self.connection)
+        response.begin()
+        return Answered(response.status, json.loads(response.read()))
 
 
 # --- following the registry by its events alone ---
 
 
 @pytest.fixture(scope="module")
-def told(project: Project) -> Iterator[Served]:
+def notified(project: Project) -> Iterator[Served]:
     """A server that hears webhooks and reads the alias by itself every ten minutes only."""
-    arguments = (f"registered_model_name={NAME}", "serve.webhook=true", "serve.poll_seconds=600", "serve.cache=.told",
-                 "feedback.url=sqlite:///told.db")  # fmt: skip
+    arguments = (f"registered_model_name={NAME}", "serve.webhook=true", "serve.poll_seconds=600", "serve.cache=.notified",
+                 "feedback.url=sqlite:///notified.db")  # fmt: skip
     with serving(project, *arguments, SERVE_WEBHOOK_SECRET=SECRET) as served:
         served.wait("/status", model_version="1")
         yield served
 
 
-def test_flips_under_load_lose_and_mix_nothing(project: Project, told: Served):
+def test_flips_under_load_lose_and_mix_nothing(project: Project, notified: Served):
     answers: Counter[str] = Counter()
 
     def work(connection: KeptAlive, number: int) -> None:
         answers[predict(connection, (1, 2, 500)[number % 3])["model_version"]] += 1
 
     flips = size(10, 50)
-    with load(told, work) as failures:
+    with load(notified, work) as failures:
         for flip in range(flips):
             version = "21"[flip % 2]
             point(project, version)
             if flip % 3:  # else the next one comes while this is on its way
-                told.wait("/status", model_version=version)
+                notified.wait("/status", model_version=version)
     assert failures == [] and min(answers["1"], answers["2"]) > 0
     figure(f"{flips} flips at 32 connections: {answers.total()} requests, none failed or mixed, {dict(answers)}")
 
 
-def test_events_of_the_registry_are_followed(project: Project, told: Served):
-    assert [webhook.url for webhook in project.client.list_webhooks()].count(f"{told.url}/events") == 1
+def test_events_of_the_registry_are_followed(project: Project, notified: Served):
+    assert [webhook.url for webhook in project.client.list_webhooks()].count(f"{notified.url}/events") == 1
     for version in ("2", "1"):
         point(project, version)
-        told.wait("/status", model_version=version)
+        notified.wait("/status", model_version=version)
     for version in "21212121":  # deliveries of these overtake each other
         point(project, version)
-    told.wait("/status", model_version="1")
+    notified.wait("/status", model_version="1")
 
 
-def event(told: Served, name: str = NAME, *, age: int = 0, delivery: str = "", secret: str = SECRET, **headers: str):
+def event(
+    notified: Served, name: str = NAME, *, age: int = 0, delivery: str = "", secret: str = SECRET, **headers: str
+):
     """The answer to an event as MLflow sends it, which says that version 1 is champion."""
     data = {"name": name, "alias": "champion", "version": "1"}
     body = json.dumps({"entity": "model_version_alias", "action": "created", "timestamp": "2026-01-01", "data": data})
     delivery, at = delivery or uuid4().hex, str(int(time.time()) - age)
     signed = {"X_MLflow_Delivery_Id": delivery, "X_MLflow_Timestamp": at,
               "X_MLflow_Signature": _generate_hmac_signature(secret, delivery, at, body)}  # fmt: skip
-    return told.ask("/events", body.encode(), **{**signed, **headers})
+    return notified.ask("/events", body.encode(), **{**signed, **headers})
 
 
-def test_only_a_genuine_event_is_heard_and_the_registry_is_believed(project: Project, told: Served, folder: Path):
+def test_only_a_genuine_event_is_heard_and_the_registry_is_believed(project: Project, notified: Served, folder: Path):
     quietly = MlflowClient(f"sqlite:///{folder}/mlflow.db")  # past the server, which then sends nothing
-    assert event(told, delivery="once").body == {"status": "ok"}
+    assert event(notified, delivery="once").body == {"status": "ok"}
     time.sleep(0.5)  # it has read the alias
     quietly.set_registered_model_alias(NAME, "champion", "2")
-    assert event(told, secret="another").status == 401
-    assert event(told, X_MLflow_Signature="").status == 401
-    assert told.ask("/events", {"entity": "model_version_alias"}).status == 401
-    assert event(told, age=301).status == event(told, age=-301).status == 400
-    assert event(told, delivery="once").body == {"status": "seen"}
-    assert event(told, "another").body == {"status": "ignored"}
+    assert event(notified, secret="another").status == 401
+    assert event(notified, X_MLflow_Signature="").status == 401
+    assert notified.ask("/events", {"entity": "model_version_alias"}).status == 401
+    assert event(notified, age=301).status == event(notified, age=-301).status == 400
+    assert event(notified, delivery="once").body == {"status": "seen"}
+    assert event(notified, "another").body == {"status": "ignored"}
     time.sleep(0.5)
-    assert told.ask("/status").body["model_version"] == "1"
-    assert event(told).body == {"status": "ok"}  # late: it tells of version 1
-    told.wait("/status", model_version="2", last_error=None)
+    assert notified.ask("/status").body["model_version"] == "1"
+    assert event(notified).body == {"status": "ok"}  # late: it tells of version 1
+    notified.wait("/status", model_version="2", last_error=None)
 
 
 # --- kill -9, and the end ---
 
 
-def test_what_was_acknowledged_survives_a_kill(project: Project, told: Served):
+def test_what_was_acknowledged_survives_a_kill(project: Project, notified: Served):
     point(project, "1")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -176,8 +177,8 @@ def test_what_was_acknowledged_survives_a_kill(project: Project, told: Served):
         ids = predict(connection, 1 + number % 3)["prediction_ids"]
         answered.update(dict.fromkeys(ids, time.monotonic()))
         if number % 4 == 0:
-            given = connection.ask("/feedback", [{"prediction_id": ids[0], "label": 1}])
-            assert given.status == 200 and given.body["results"][0]["state"] == "accepted", given
+            answer = connection.ask("/feedback", [{"prediction_id": ids[0], "label": 1}])
+            assert answer.status == 200 and answer.body["results"][0]["state"] == "accepted", answer
             acknowledged.add(ids[0])
 
     old: list[str] = []  # answered more than one second before a kill
@@ -189,28 +190,28 @@ def test_what_was_acknowledged_survives_a_kill(project: Project, told: Served):
                 assert failures == []
                 killed = time.monotonic()
                 os.killpg(served.process.pid, signal.SIGKILL)
-            old += [one for one, when in answered.items() if when < killed - 1 and one not in acknowledged]
+            old += [id for id, when in answered.items() if when < killed - 1 and id not in acknowledged]
             answered.clear()
     with serving(project, *arguments) as served:
         served.wait()
         assert acknowledged and old
         connection = KeptAlive(served.url)
-        states = [connection.ask(f"/feedback/{one}", method="GET").body["state"] for one in acknowledged]
+        states = [connection.ask(f"/feedback/{id}", method="GET").body["state"] for id in acknowledged]
         assert set(states) == {"accepted"}
         for i in range(0, len(old), 1000):
-            given = [{"prediction_id": one, "label": 2} for one in old[i : i + 1000]]
-            results = served.ask("/feedback", given).body["results"]
-            assert [one for one in results if one["state"] != "accepted"] == []
+            labels = [{"prediction_id": id, "label": 2} for id in old[i : i + 1000]]
+            results = served.ask("/feedback", labels).body["results"]
+            assert [result for result in results if result["state"] != "accepted"] == []
         figure(f"{size(1, 5)} times kill -9 under load: {len(acknowledged)} acknowledged labels and {len(old)} predictions of "
                "more than 1 s before, none lost")  # fmt: skip
         addresses = [webhook.url for webhook in project.client.list_webhooks()]
-        assert sorted(addresses) == sorted(f"{server.url}/events" for server in (told, served))
+        assert sorted(addresses) == sorted(f"{server.url}/events" for server in (notified, served))
         slow = Slow(served)
         assert served.ask("/livez").status == 200  # came later, so the slow one is in the server's hands by now
         served.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         assert slow.answer(whole=True).body["predictions"] == [1, 1] and served.process.wait(60) == 0
-        assert [webhook.url for webhook in project.client.list_webhooks()] == [f"{told.url}/events"]
+        assert [webhook.url for webhook in project.client.list_webhooks()] == [f"{notified.url}/events"]
 
 
 # --- following by polls, which is what is left when every event is lost ---
@@ -242,8 +243,8 @@ def test_versions_that_are_not_taken(project: Project, polling: Served):
     damage(bad["not a skops file"])
     for reason, version in bad.items():
         point(project, version)
-        told = polling.wait("/status", error=f"version {version} is refused")
-        assert reason in told["last_error"] and "\n" not in told["last_error"] and told["model_version"] == "1"
+        status = polling.wait("/status", error=f"version {version} is refused")
+        assert reason in status["last_error"] and "\n" not in status["last_error"] and status["model_version"] == "1"
         assert polling.ask("/invocations", ROWS).body["predictions"] == [1, 1]
     point(project, "2")
     polling.wait("/status", model_version="2", last_error=None)
@@ -269,7 +270,7 @@ def test_slow_clients_hold_up_nobody(polling: Served):
     assert answers == [200] * 50 and polling.ask("/livez").status == 200
     assert [slow.answer().status for slow in silent] == [408] * len(silent)
     assert polling.ask("/invocations", ROWS).status == 200
-    assert {one.recv(1) for one in (*idle, *(half.connection for half in halves))} == {b""}, "hung up on"
+    assert {client.recv(1) for client in (*idle, *(half.connection for half in halves))} == {b""}, "hung up on"
     figure(f"{len(idle)} idle connections and {len(silent) + len(halves)} that send half a request: others are served")
 
 
@@ -313,7 +314,7 @@ def test_a_predict_that_loops_is_stopped(project: Project):
         assert looping.result().status == 504
         assert asked(0.0).body["predictions"] == [0.0] and served.ask("/livez").status == 200
         several = [others.submit(asked, seconds) for seconds in (60.0, 0.0, 60.0)]  # none waits in vain
-        assert {one.result().status for one in several} <= {200, 504} and asked(0.0).status == 200
+        assert {future.result().status for future in several} <= {200, 504} and asked(0.0).status == 200
 
         assert asked(160.0).status == 504
         until(lambda: served.ask("/livez").status == 503)
@@ -328,13 +329,13 @@ def test_a_predict_that_loops_is_stopped(project: Project):
 
 def test_the_registry_is_down(project: Project, polling: Served, registry: Registry):
     registry.stop()
-    told = polling.wait("/status", error="the registry does not answer")
-    assert told["model_version"] == "1" and polling.ask("/invocations", ROWS).body["predictions"] == [1, 1]
+    status = polling.wait("/status", error="the registry does not answer")
+    assert status["model_version"] == "1" and polling.ask("/invocations", ROWS).body["predictions"] == [1, 1]
     idle = [socket.create_connection(("127.0.0.1", int(polling.url.rpartition(":")[2]))) for _ in range(50)]
     assert polling.stop() == 0 and idle
     with serving(project, *POLLING) as served:
-        told = served.wait("/status", model_version="1")
-        assert served.ask("/readyz").status == 200 and "the registry does not answer" in told["last_error"]
+        status = served.wait("/status", model_version="1")
+        assert served.ask("/readyz").status == 200 and "the registry does not answer" in status["last_error"]
         assert served.ask("/invocations", ROWS).body["predictions"] == [1, 1]
         if size(0, 1):
             registry.start()
@@ -345,5 +346,5 @@ def test_the_registry_is_down(project: Project, polling: Served, registry: Regis
     port = int(registry.uri.rpartition(":")[2])
     silent = socket.create_server(("127.0.0.1", port))  # takes connections, says nothing
     with silent, serving(project, *POLLING, MLFLOW_HTTP_REQUEST_TIMEOUT="600") as served:
-        told = served.wait("/status", model_version=last)
-        assert "the registry has not answered" in told["last_error"]
+        status = served.wait("/status", model_version=last)
+        assert "the registry has not answered" in status["last_error"]
