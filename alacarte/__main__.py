@@ -19,6 +19,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 import alacarte
+from alacarte.errors import nearest
 from alacarte.folders import TEMPLATE
 
 PACKAGES = ("steps", "examples.demo")  # that hold entry points
@@ -39,8 +40,6 @@ def main() -> int:
         print("\n".join(f"  {name:10} {about}" for name, (_, about) in known.items()))
         return 0
     if name not in known:
-        from alacarte.launch import nearest
-
         print(f"alacarte: {name} is not an entry point: did you mean {nearest(name, list(known))}?", file=sys.stderr)
         return 2
     extra = EXTRAS.get(name, "train")

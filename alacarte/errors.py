@@ -1,19 +1,25 @@
-"""Errors that a user can correct, and arguments that a message suggests."""
+"""Errors that a user can correct, and the parts of their messages that can be pasted."""
 
+import difflib
 import re
 import shlex
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """A mistake in a command, a configuration or a data file: shown as one line, without a traceback, exit code 2.
+    """A mistake in a command, a configuration or a data file; exit code 2.
 
-    The message names the key, the value that came, what is allowed and the mend. A mistake of the program itself is an
-    `assert` instead and keeps its traceback.
+    The message names the key, its value, the allowed values and the fix. A mistake of the program is an `assert` instead.
     """
 
 
 class StoreError(Exception):
-    """The feedback store cannot take or give anything now (locked, full, gone); nothing was changed."""
+    """The feedback store cannot be used now (locked, full or away). Nothing was changed."""
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """The most similar valid names, or all of them, for an error message."""
+    return " or ".join(difflib.get_close_matches(name, valid, n=3, cutoff=0.5)) or "one of " + ", ".join(valid)
 
 
 def as_argument(key: str, value: str | list[str]) -> str:

@@ -5,7 +5,6 @@ closes the run with the status that fits, whatever ended it.
 """
 
 import contextlib
-import difflib
 import functools
 import os
 import re
@@ -19,6 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
+from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -29,8 +29,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alacarte import stores, tracking
 from alacarte.arguments import TEXT, parse, to_overrides
-from alacarte.errors import StoreError, UserError
+from alacarte.errors import UserError, nearest
 from alacarte.folders import ROOT, TEMPLATE
+from alacarte.help import help_text
 
 __all__ = ["CONF", "compose", "instantiate", "keys_of", "part_of", "plain", "save_for", "step"]
 
@@ -44,12 +45,12 @@ class Terminated(SystemExit):
 def step(
     config_name: str, run: bool = True, offline: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., NoReturn]]:
-    """Make a function of the configuration into the command of an entry point; other arguments are handed on to it.
+    """Make a function of the configuration into the command of an entry point. Other arguments are passed on to it.
 
-    run=False opens no MLflow run. offline=True does not ask whether the tracking server answers.
+    run=False opens no MLflow run. offline=True does not check the tracking store.
 
-    Exit codes: 0; 2 after a UserError, which prints one line; 1 after any other exception, with its traceback unless it is
-    a feedback store that is away; 130 and 143 after Ctrl-C and SIGTERM. The MLflow run ends FINISHED, FAILED or KILLED.
+    Exit codes: 0; 2 after a UserError (one line); 1 after another exception, with a traceback only if the program is at
+    fault; 130 and 143 after Ctrl-C and SIGTERM. The MLflow run ends FINISHED, FAILED or KILLED.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., NoReturn]:
@@ -58,24 +59,21 @@ def step(
             signal.signal(signal.SIGTERM, _terminate)
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as steps/__init__.py leaves it
                 signal.signal(signal.SIGINT, signal.default_int_handler)
+            code, line = 0, None
             try:
-                code = _launch(lambda cfg: function(cfg, *more), config_name, run, offline, sys.argv[1:])
+                _launch(lambda cfg: function(cfg, *more), config_name, run, offline, sys.argv[1:])
             except KeyboardInterrupt:
                 code = 130
             except SystemExit as stop:
                 code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
             except UserError as error:
-                print(f"{config_name}: {error}", file=sys.stderr)
-                code = 2
-            except StoreError as error:
-                print(f"{config_name}: the feedback store does not work: {error}", file=sys.stderr)
-                code = 1
+                code, line = 2, str(error)
             except Exception as error:
-                code = 1
-                if line := stores.explain_failure(error):
-                    print(f"{config_name}: {line}", file=sys.stderr)
-                else:
+                code, line = 1, stores.explain_failure(error)
+                if line is None:
                     traceback.print_exc()
+            if line:
+                print(f"{config_name}: {line}", file=sys.stderr)
             sys.exit(code)
 
         return main
@@ -84,7 +82,7 @@ def step(
 
 
 def _terminate(_: int, frame: FrameType | None) -> None:
-    """Raise Terminated; a moment later where an exception would be lost: in a finalizer, or what a weak reference calls."""
+    """Raise Terminated. Where an exception would be lost (in a finalizer or a weak reference's callback), try again soon."""
     while frame:
         if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
             signal.signal(signal.SIGALRM, _terminate)
@@ -96,7 +94,7 @@ def _terminate(_: int, frame: FrameType | None) -> None:
 
 def _launch(
     function: Callable[[DictConfig], Any], config_name: str, tracked: bool, offline: bool, tokens: Sequence[str]
-) -> int:
+) -> None:
     failures: list[Exception] = []
 
     def run(cfg: DictConfig) -> None:
@@ -114,6 +112,10 @@ def _launch(
             raise UserError(f"{CONF} has no {config_name}.yaml: copy that file from the template, or rename the folder")
         arguments = to_overrides(tokens)
         check_flags(arguments)
+        if {"--help", "-h"} & set(arguments):
+            choices = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+            print(help_text(CONF, config_name, choices))
+            return
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; the one line below replaces Hydra's report
         sys.argv[1:] = arguments
         main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)
@@ -125,7 +127,6 @@ def _launch(
             main()
             if failures:
                 raise failures[0]
-        return 0
     except BaseException as error:
         tracking.fail(opened_by_mlflow_run)
         if isinstance(error, HydraException | OmegaConfBaseException):
@@ -134,10 +135,9 @@ def _launch(
 
 
 def compose(config_name: str, tokens: Sequence[str]) -> DictConfig | None:
-    """The configuration that a step would run with, checked as it would check it; None for a sweep, which has several.
+    """The configuration that a step would run with elsewhere, checked as the step checks it; None for a sweep.
 
-    For whoever starts a step elsewhere and wants to know first. Raises UserError for what the step would refuse, and for
-    flags other than --multirun, which would do nothing there that can be seen.
+    Raises UserError for values that the step would refuse, and for flags other than --multirun.
     """
     arguments = to_overrides(tokens)
     flags = [argument for argument in arguments if argument.startswith("-")]
@@ -147,8 +147,7 @@ def compose(config_name: str, tokens: Sequence[str]) -> DictConfig | None:
         return None
     before, sys.argv[1:] = sys.argv[1:], arguments
     try:
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        with _config_folder():
             cfg = hydra.compose(config_name, overrides=arguments, return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
         OmegaConf.set_struct(cfg, False)
@@ -161,11 +160,16 @@ def compose(config_name: str, tokens: Sequence[str]) -> DictConfig | None:
         sys.argv[1:] = before
 
 
+def _config_folder() -> initialize_config_dir:
+    GlobalHydra.instance().clear()
+    return initialize_config_dir(str(CONF), version_base="1.3")
+
+
 # --- checks and error texts ------------------------------------------------------------------------------------------
 
 
 def check_flags(arguments: Sequence[str]) -> None:
-    """UserError for a flag of Hydra's with a wrong value, or with none."""
+    """UserError for one of Hydra's flags with a wrong value or without its value."""
 
     def refuse(message: str) -> NoReturn:
         raise UserError(message)
@@ -176,7 +180,7 @@ def check_flags(arguments: Sequence[str]) -> None:
 
 
 def check(cfg: DictConfig, config_name: str) -> None:
-    """Refuse values that Hydra accepts: required values left out, text where the default is a number, true for a text."""
+    """Refuse values that Hydra accepts: a missing required value, text for a number, true for a text."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} is required: add -P {missing[0]}=VALUE")
     model = cfg.get("model")
@@ -184,31 +188,31 @@ def check(cfg: DictConfig, config_name: str) -> None:
         key = f"model.estimator.{next(iter(model.estimator))}"
         raise UserError(f"{key} is not a key of this model: add model=sklearn and model.estimator._target_=CLASS")
     for key in TEXT:
-        if not isinstance(value := OmegaConf.select(cfg, key, default=None), str | int | float | None) or value in (
-            True,
-            False,
-        ):
+        value = OmegaConf.select(cfg, key, default=None)
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise UserError(f"{key}={str(value).lower()} is not a text: give a text, such as {key}=NAME, or null")
     OmegaConf.to_container(cfg, resolve=True)  # an interpolation that leads nowhere fails here, with its key
-    suspects = [o for o in map(parse, HydraConfig.get().overrides.task) if o and o.type and o.type.name == "CHANGE"]
-    suspects = [o for o in suspects if isinstance(o.value(), str | bool | list | dict | None)]
-    if not suspects:
-        return
-    defaults = _defaults(config_name)
-    for override in suspects:
-        key, default, value = override.key_or_group, None, override.value()
-        if "/" not in key and "@" not in key:
-            default = OmegaConf.select(defaults, key, throw_on_missing=False)
-        number = isinstance(default, int | float) and not isinstance(default, bool)
-        if value is None and key.startswith("model."):  # there null often is a choice of the library's
+    _check_types(cfg, config_name)
+
+
+def _check_types(cfg: DictConfig, config_name: str) -> None:
+    """UserError for an override that is no number, or not true or false, where the default is one."""
+    overrides = [override for override in map(parse, HydraConfig.get().overrides.task) if override and override.type]
+    values = {
+        override.key_or_group: override.value()
+        for override in overrides
+        if override.type.name == "CHANGE" and isinstance(override.value(), str | bool | list | dict | None)
+    }
+    defaults = _defaults(config_name) if values else OmegaConf.create()
+    for key, value in values.items():
+        if "/" in key or "@" in key or (value is None and key.startswith("model.")):  # null may be a library's choice
             continue
-        if (number and OmegaConf.select(cfg, key) == value) or (
-            isinstance(default, bool) and not isinstance(value, bool)
+        default = OmegaConf.select(defaults, key, throw_on_missing=False)
+        is_flag, is_number = isinstance(default, bool), isinstance(default, int | float)
+        if (is_flag and not isinstance(value, bool)) or (
+            is_number and not is_flag and OmegaConf.select(cfg, key) == value
         ):
-            kind, shown = (
-                "true or false" if isinstance(default, bool) else "a number",
-                "null" if value is None else value,
-            )
+            kind, shown = "true or false" if is_flag else "a number", "null" if value is None else value
             raise UserError(f"{key}={shown} is not {kind}: the default is {key}={str(default).lower()}")
 
 
@@ -216,46 +220,38 @@ def _defaults(config_name: str) -> DictConfig:
     """The configuration with the chosen group options and no other override: the valid keys and the default values."""
     groups = [o for o in to_overrides(sys.argv[1:]) if (CONF / re.split("[=@]", o.lstrip("+"))[0]).is_dir()]
     for overrides in (groups, []):  # the groups themselves can be what is wrong
-        try:
-            GlobalHydra.instance().clear()
-            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                return hydra.compose(config_name, overrides=[o for o in overrides if "," not in o])
-        except (HydraException, OmegaConfBaseException):
-            continue
+        with contextlib.suppress(HydraException, OmegaConfBaseException), _config_folder():
+            return hydra.compose(config_name, overrides=[o for o in overrides if "," not in o])
     raise AssertionError(f"conf/{config_name}.yaml does not compose without overrides")
 
 
 def explain(error: Exception, config_name: str) -> str:
-    """One line for what Hydra or OmegaConf refused, with the nearest valid names."""
+    """One line for a refusal by Hydra or OmegaConf, with the nearest valid names."""
     message = f"{error}\n{error.__cause__ or ''}"
-    if (found := re.search(r"full_key: (\S+)", str(error))) and error.__cause__:  # from making an object
+    if (match := re.search(r"full_key: (\S+)", str(error))) and error.__cause__:  # from making an object
         reason = error.__cause__.__cause__
         while reason and not isinstance(reason, UserError):  # such as a package that is not installed
             reason = reason.__cause__
         if reason:
-            return f"{found[1]}: {reason}"
+            return f"{match[1]}: {reason}"
         cause = " ".join(str(error.__cause__).split())
         # a package that a module imports can be missing too: then the cause names the package
         if missing := re.search(r"Error loading '(([\w.]+)\.(\w+))': .*No module named '([\w.]+)'", cause):
             target, module, name, unknown = missing.groups()
             if f"{target}.".startswith(f"{unknown}."):
-                return f"{found[1]}._target_={target} does not exist: {module} has no {name}"
+                return f"{match[1]}._target_={target} does not exist: {module} has no {name}"
         called = re.search(r"in call to target '([^']+)'", str(error))
-        return f"{found[1]}: {f'{called[1]}: ' if called else ''}{cause}"
-    if found := re.search(r"Could not find '([^'/]+(?:/[^'/]+)*)/([^'/]*)'", message):
-        group, option = found.groups()
+        return f"{match[1]}: {f'{called[1]}: ' if called else ''}{cause}"
+    if match := re.search(r"Could not find '([^'/]+(?:/[^'/]+)*)/([^'/]*)'", message):
+        group, option = match.groups()
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         if options:
             return f"{group}={option} is unknown: did you mean {nearest(option, options)}?"
-    if found := re.search(r"Could not (?:override|delete)[^']*'([^']*)'", message):
-        key = found[1].split("@")[0]
+    if match := re.search(r"Could not (?:override|delete)[^']*'([^']*)'", message):
+        key = match[1].split("@")[0]
         valid = _key_names(_defaults(config_name))
         return f"{key} is not a key of {config_name}: did you mean {nearest(key, valid)}? (+{key}=... adds a new key)"
-    return " ".join(line.strip() for line in message.splitlines() if line.strip())
-
-
-def nearest(name: str, valid: Sequence[str]) -> str:
-    return " or ".join(difflib.get_close_matches(name, valid, n=3, cutoff=0.5)) or "one of " + ", ".join(valid)
+    return " ".join(message.split())
 
 
 def _key_names(node: DictConfig, prefix: str = "") -> list[str]:

@@ -37,10 +37,10 @@ class Forks:
     def __enter__(self) -> "Forks":
         if FORK:
             context = multiprocessing.get_context("fork")
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, self._pipe))
+            self._pipe, other_end = context.Pipe()
+            self._process = context.Process(target=_serve, args=(other_end, self._pipe))
             self._process.start()
-            theirs.close()
+            other_end.close()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,15 +51,15 @@ class Forks:
     def run(
         self, module: str, arguments: Sequence[str], env: Mapping[str, str | None], preload: Sequence[str] = ()
     ) -> int:
-        """Run `python -m module arguments`; return its exit code as a shell would.
+        """Run `python -m module arguments` and return its exit code, as a shell would.
 
         `env` is added to the environment; None removes a variable. `preload` names modules to import, and functions
-        (`module:function`) to call, once before the fork. If this process is stopped meanwhile, the step gets SIGTERM
-        and has 30 seconds to close its run.
+        (`module:function`) to call, once before the fork. If this process is stopped, the step gets SIGTERM and has
+        30 seconds to close its run.
         """
         if not FORK:
-            whole = {key: value for key, value in {**os.environ, **env}.items() if value is not None}
-            return subprocess.run([sys.executable, "-m", module, *arguments], env=whole).returncode
+            complete = {key: value for key, value in {**os.environ, **env}.items() if value is not None}
+            return subprocess.run([sys.executable, "-m", module, *arguments], env=complete).returncode
         self._pipe.send((module, list(arguments), dict(env), list(preload)))
         pid = self._pipe.recv()
         try:
@@ -87,9 +87,9 @@ class Forks:
         return mlflow.get_run(run_id)
 
 
-def _serve(pipe: Connection, theirs: Connection) -> None:
+def _serve(pipe: Connection, other_end: Connection) -> None:
     end_with_parent()
-    theirs.close()  # otherwise the end of the pipeline's process would never be seen here
+    other_end.close()  # otherwise this process would not notice the end of the pipeline's process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the step itself, which is in the same group
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):  # the pipeline's process has ended
@@ -117,7 +117,7 @@ def _run_module(module: str, arguments: list[str], env: dict[str, str | None]) -
 
 
 def end_with_parent() -> None:
-    """Let this process get SIGTERM when its parent is killed, as nobody would wait for its result. Linux only."""
+    """Let this process get SIGTERM when its parent is killed, because nobody waits for its result. Linux only."""
     if LIBC:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -142,7 +142,7 @@ class Child:
         return all(any(line.startswith(start) for line in lines) for start in starts)
 
     def wait_for(self, start: str, seconds: float = 60) -> str:
-        """The first line with this start. RuntimeError with all lines if it ends, or the time is over, before."""
+        """The first line with this start. RuntimeError with all lines if the step ends or the time is over before."""
         end = time.monotonic() + seconds
         while not self.has_printed(start):
             if time.monotonic() > end or (self._process.poll() is not None and not self.reader.is_alive()):

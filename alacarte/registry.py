@@ -20,8 +20,8 @@ from mlflow.exceptions import MlflowException
 from alacarte.data import tables
 from alacarte.errors import UserError
 from alacarte.evaluation.gate import Verdict
-from alacarte.folders import lock
 from alacarte.formats.load import read_description
+from alacarte.locks import lock
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 RUN_TAG = "retrain_run_id"  # of a version, from its first moment on: the retraining that it came from

@@ -19,15 +19,15 @@ import requests
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.tracking.fluent import _get_experiment_id
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.databricks_utils import is_in_databricks_notebook
 from mlflow.utils.rest_utils import http_request
 
-from alacarte.errors import UserError
-from alacarte.folders import lock
+from alacarte.errors import StoreError, UserError
+from alacarte.locks import lock
 
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 NO_SPACE_OR_PERMISSION = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -46,7 +46,7 @@ def open_stores() -> None:
         setting = f"{variable}={re.sub('//[^/@]*@', '//', uri)}"
         if uri.startswith(("http://", "https://")):
             _check_server(uri, setting)
-        elif uri.split("+")[0].split(":")[0] in DATABASE_ENGINES:
+        elif uri.split("+")[0].split(":")[0] in DATABASES:
             _open_database(uri, setting)
     try:
         MlflowClient()
@@ -194,6 +194,8 @@ def mlflow_command() -> str:
 
 def explain_failure(error: BaseException) -> str | None:
     """One line for a failure that is no fault of the program: a store that went away, a full disk, no permission."""
+    if isinstance(error, StoreError):
+        return f"the feedback store does not work: {error}"
     cause = error.__cause__ if isinstance(error, MlflowException) else error
     if isinstance(cause, sqlalchemy.exc.DBAPIError):
         return f"the tracking store does not work: {first_line(cause.orig or cause)}"

@@ -46,9 +46,9 @@ if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # its INFO lines repeat what the s
 
 @contextlib.contextmanager
 def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
-    """Resume the run of `mlflow run` (or of the pipeline), or open one, and record what is about to happen.
+    """Resume the run of `mlflow run` or of the pipeline, or open one, and record its configuration and source.
 
-    Leaves the tags `step`, `fingerprint`, `config_hash` and git's commit, the configuration as params and as
+    Sets the tags `step`, `fingerprint`, `config_hash` and git's commit, the configuration as params and as
     `config.yaml`. The run ends FINISHED, FAILED after an exception, KILLED after SIGTERM or Ctrl-C.
     """
     experiment = cfg.get("experiment_name") if cfg is not None else None
@@ -78,7 +78,7 @@ def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
 
 
 def active_run() -> Run:
-    """The run of the step that asks."""
+    """The run of the current step."""
     run = mlflow.active_run()
     assert run is not None, "a step runs inside launch.step, which opens its run"
     return run
@@ -103,7 +103,7 @@ def create_child(step: str, cfg: DictConfig, parent: Run) -> str:
 
 
 def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
-    """Log metrics of one epoch of a training: what learners take as `on_epoch`."""
+    """Log the metrics of one epoch; learners take this function as `on_epoch`."""
     mlflow.log_metrics(dict(metrics), step=epoch)
 
 
@@ -123,14 +123,14 @@ def log_scores(scores: Mapping[str, float], part: str, dataset: PandasDataset, m
 
 
 def log_model_input(model_id: str | None) -> None:
-    """Say that the active run uses a logged model, where it is one of this server's."""
+    """Record that the active run uses a logged model of this server."""
     if model_id:
-        with contextlib.suppress(MlflowException):  # a model that was copied here keeps an id from elsewhere
+        with contextlib.suppress(MlflowException):  # a copied model keeps its id from another server
             MlflowClient().log_inputs(active_run().info.run_id, models=[LoggedModelInput(model_id)])
 
 
 def environment(run_id: str, parent: Run) -> dict[str, str]:
-    """The variables by which `mlflow run` tells a step which run to resume."""
+    """The environment variables with which `mlflow run` names the run that a step resumes."""
     return {
         "MLFLOW_RUN_ID": run_id,
         "MLFLOW_EXPERIMENT_ID": parent.info.experiment_id,
@@ -139,10 +139,10 @@ def environment(run_id: str, parent: Run) -> dict[str, str]:
 
 
 def log_config(run: Run, cfg: DictConfig) -> None:
-    """Log the resolved configuration, whole, as `config.yaml`, and flat as params.
+    """Log the resolved configuration as `config.yaml`, and as flat params.
 
-    A param that the run already has was logged by `mlflow run`, as typed: params cannot change, so it stays. One that
-    MLflow would cut says so in its place.
+    A param that `mlflow run` logged, as typed, stays: params cannot change. A value that MLflow would cut is replaced by
+    its start and its length.
     """
     mlflow.log_text(OmegaConf.to_yaml(cfg, resolve=True), "config.yaml")
     if cfg.get("description"):
@@ -150,7 +150,7 @@ def log_config(run: Run, cfg: DictConfig) -> None:
     client, run_id = MlflowClient(), run.info.run_id
     logged = client.get_run(run_id).data.params
     params = [Param(key, value) for key, value in flatten(cfg).items() if key not in logged]
-    for start in range(0, len(params), 100):  # the most that one request takes
+    for start in range(0, len(params), 100):  # the maximum of one request
         client.log_batch(run_id, params=params[start : start + 100])
 
 
@@ -187,7 +187,7 @@ def config_hash(cfg: DictConfig) -> str:
 
 
 def fingerprint(step: str, cfg: DictConfig) -> str:
-    """One hash of all that decides a step's outcome: configuration (the upstream run id is in it), source, data."""
+    """One hash of everything that decides a step's result: configuration with the upstream run id, source, data."""
     from alacarte.data.dataset import source_digest
 
     container = OmegaConf.to_container(cfg, resolve=True)
@@ -199,7 +199,7 @@ def fingerprint(step: str, cfg: DictConfig) -> str:
 
 
 def find_finished(experiment_id: str, step: str, cfg: DictConfig) -> Run | None:
-    """The newest FINISHED run of a step that did what this configuration would do now, or None."""
+    """The newest FINISHED run of a step with the same fingerprint, or None."""
     mark = fingerprint(step, cfg)
     runs = MlflowClient().search_runs(
         [experiment_id],
@@ -214,7 +214,7 @@ def find_finished(experiment_id: str, step: str, cfg: DictConfig) -> Run | None:
 
 
 def require_run(run_id: str, steps: tuple[str, ...]) -> Run:
-    """The FINISHED run of one of `steps` with this id; UserError says what is wrong with any other."""
+    """The FINISHED run of one of `steps` with this id; UserError for any other run."""
     allowed = " or ".join(steps)
     try:
         run = MlflowClient().get_run(run_id)

@@ -28,10 +28,10 @@ PRELOAD = [
 
 def find_run(step: str, cfg: DictConfig, reuse: bool) -> Run | None:
     """The finished run that makes this step unnecessary, if there is one and reuse is on."""
-    found = tracking.find_finished(tracking.active_run().info.experiment_id, step, cfg) if reuse else None
-    if found:
-        print(f"{step}: reused run {found.info.run_id}, with the same configuration, source, data and upstream")
-    return found
+    run = tracking.find_finished(tracking.active_run().info.experiment_id, step, cfg) if reuse else None
+    if run:
+        print(f"{step}: reused run {run.info.run_id}, with the same configuration, source, data and upstream")
+    return run
 
 
 def show(evaluated: Run, name: str | None) -> None:
@@ -56,15 +56,15 @@ def main(cfg: DictConfig, forks: Forks) -> None:
     check_gate(**launch.plain(cfg.gate))  # before hours of training
     registry.check_name(cfg.registered_model_name)
     train_cfg = launch.part_of(cfg, "train")
-    # A folder asked for by save_to is not made by reusing a run.
+    # A reused run would not write the folder of save_to.
     trained = find_run("train", train_cfg, cfg.reuse and not cfg.save_to) or forks.run_step(
         "train", train_cfg, tracking.active_run(), PRELOAD
     )
     mlflow.set_tag("train_run_id", trained.info.run_id)
 
     evaluate_cfg = launch.part_of(cfg, "evaluate", run_id=trained.info.run_id, model_uri=None)
-    # A verdict holds as long as the champion is the one that it left behind.
-    evaluated = find_run("evaluate", evaluate_cfg, cfg.reuse and not cfg.get("feedback"))  # labels come all the time
+    # A verdict is valid as long as the champion is the one that it left behind, and no label can have come.
+    evaluated = find_run("evaluate", evaluate_cfg, cfg.reuse and not cfg.get("feedback"))
     if evaluated and not registry.is_current(cfg.registered_model_name, evaluated.data.tags):
         print("evaluate: the champion has changed since, so it runs again")
         evaluated = None

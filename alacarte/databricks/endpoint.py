@@ -15,8 +15,8 @@ from requests import HTTPError
 from alacarte import registry
 from alacarte.errors import UserError
 
-# What an endpoint says of a served model and takes again; the rest it only says.
-TAKEN = ("name", "entity_name", "entity_version", "workload_size", "workload_type", "scale_to_zero_enabled",
+# The settings of a served model that an endpoint accepts; its other fields are only for reading.
+SETTINGS = ("name", "entity_name", "entity_version", "workload_size", "workload_type", "scale_to_zero_enabled",
          "environment_vars", "instance_profile_arn", "min_provisioned_concurrency", "max_provisioned_concurrency")  # fmt: skip
 
 
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def follow(endpoint: str, name: str) -> str:
-    """Put the champion of `name` behind an endpoint; what was done. All its other settings stay.
+    """Make an endpoint serve the champion of `name`, with all its other settings; return one line about it.
 
-    Raises UserError where there is no champion, no endpoint, or no served model of that name in it.
+    UserError if there is no champion, no endpoint, or no served model of that name in it.
     """
     registry.check_name(name)
     champion = registry.champion_of(name)
@@ -51,7 +51,7 @@ def follow(endpoint: str, name: str) -> str:
             f"endpoint {endpoint} cannot be read: {error}: deploy databricks/databricks.yml first"
         ) from None
     served: list[dict[str, Any]] = [
-        {key: entity[key] for key in TAKEN if key in entity} for entity in config["served_entities"]
+        {key: entity[key] for key in SETTINGS if key in entity} for entity in config["served_entities"]
     ]
     ours = [entity for entity in served if entity.get("entity_name") == name]
     if not ours:

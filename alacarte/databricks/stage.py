@@ -29,6 +29,16 @@ SECRET_NAMES = re.compile(
 SECRETS = re.compile(rb"dapi[0-9a-f]{32}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
 ENVIRONMENTS = ("python_env", "conda_env", "docker_env")  # which databricks_spark_job refuses beside it
 CLUSTER = {"python_version": "3.12", "sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
+NOT_IN_CLUSTER = {
+    "new_cluster": "put its fields at the top of the file",
+    "existing_cluster_id": "MLflow starts a new cluster for each run; describe one",
+    "libraries": "they come from requirements.txt; add them there",
+}
+REQUIRED_IN_CLUSTER = {
+    ("spark_version",): "name a runtime, such as 16.4.x-scala2.12",
+    ("node_type_id", "instance_pool_id"): "name a machine type, or an instance_pool_id",
+    ("num_workers", "autoscale"): "0 is the driver alone, which is enough for these steps",
+}
 BOOT = "databricks/boot.py"
 NOT_THERE = {
     "serve": "serve does not run as a job on Databricks, where no request would reach it: a model serving endpoint does "
@@ -37,56 +47,55 @@ NOT_THERE = {
 
 
 def stage(root: Path, commit: Mapping[str, str]) -> list[str]:
-    """Make `build/databricks` in the project at `root` anew; what was left out of it, as data.
+    """Make `build/databricks` in the project at `root` anew; return the names of the data files that were left out.
 
-    `commit` holds the tags that runs of the folder get, where there is no git to ask (`source.git_tags`).
-
-    Raises UserError, and leaves the folder as it was, for files that must not leave this machine or are too large to.
+    `commit` holds the git tags for runs of the folder, because there is no git on a cluster (`source.git_tags`).
+    Raises UserError, and leaves the folder as it was, for files that must not leave this machine or are too large.
     """
-    files, left_out = _tracked(root)
-    to = root / STAGED
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent) as folder:
-        made = Path(folder, to.name)
+    files, left_out = _files_to_stage(root)
+    target = root / STAGED
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        folder = Path(temporary, target.name)
         for name in files:
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(root / name, made / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, folder / name)
         text = yaml.safe_dump(spark_project(root), sort_keys=False, width=1000)
-        (made / "MLproject").write_text(f"# Made from MLproject and requirements.txt by `make databricks`.\n{text}")
-        (made / "git_tags.json").write_text(json.dumps(commit))
-        if to.exists():
-            to.rename(Path(folder, "old"))
-        made.rename(to)
+        (folder / "MLproject").write_text(f"# Made from MLproject and requirements.txt by `make databricks`.\n{text}")
+        (folder / "git_tags.json").write_text(json.dumps(commit))
+        if target.exists():
+            target.rename(Path(temporary, "old"))
+        folder.rename(target)
     return left_out
 
 
-def _tracked(root: Path) -> tuple[list[str], list[str]]:
-    """The files to take, and those left out as data."""
+def _files_to_stage(root: Path) -> tuple[list[str], list[str]]:
+    """The files that git knows, without data files, and those data files."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True)
     if listed.returncode:
-        raise UserError(f"{root} is no git checkout, and only what git knows goes to Databricks: `git init; git add .`")
+        raise UserError(f"{root} is no git checkout, and only files in git go to Databricks: `git init; git add .`")
     files = [name for name in listed.stdout.split("\0") if name and (root / name).is_file()]
     left_out = [name for name in files if DATA.search(name)]
     files = [name for name in files if name not in left_out]
     for name in files:
-        if not (root / name).resolve().is_relative_to(root.resolve()):
-            raise UserError(f"{name} is a link that leads out of the project: put the file itself in its place")
-        if SECRET_NAMES.search(name):
-            raise UserError(
-                f"{name} is in git and by its name a secret: `git rm --cached {name}`, and make a new secret"
-            )
-        size = (root / name).stat().st_size
-        if size > LARGEST:
-            raise UserError(
-                f"{name} has {size:,} bytes, allowed are {LARGEST:,}: what is large belongs into a volume of the workspace"
-            )
-        if found := SECRETS.search((root / name).read_bytes()):
-            raise UserError(
-                f"{name} holds what looks like a secret, {found[0][:8].decode()}...: take it out, and make a new one"
-            )
+        _check_file(root, name)
     if BOOT not in files:
         raise UserError(f"{BOOT} is not in git: `git add {BOOT}`")
     return files, left_out
+
+
+def _check_file(root: Path, name: str) -> None:
+    """UserError for a link out of the project, a secret or a large file."""
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{name} is a link that leads out of the project: replace it by the file itself")
+    if SECRET_NAMES.search(name):
+        raise UserError(f"{name} is in git and by its name a secret: `git rm --cached {name}`, and make a new secret")
+    if (size := path.stat().st_size) > LARGEST:
+        raise UserError(f"{name} has {size:,} bytes, allowed are {LARGEST:,}: put it into a volume of the workspace")
+    if secret := SECRETS.search(path.read_bytes()):
+        start = secret[0][:8].decode()
+        raise UserError(f"{name} contains what looks like a secret, {start}...: remove it, and make a new secret")
 
 
 def spark_project(root: Path) -> dict[str, Any]:
@@ -115,39 +124,28 @@ def entry_points(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def libraries(root: Path) -> list[str]:
-    """The lines of requirements.txt as a cluster's libraries: those for Linux, without their conditions."""
+    """The lines of requirements.txt that Linux needs, as the libraries of a cluster."""
     lines = [line.split("#")[0].strip() for line in (root / "requirements.txt").read_text().splitlines()]
-    found = [Requirement(line) for line in lines if line]
-    return [f"{one.name}{one.specifier}" for one in found if one.marker is None or one.marker.evaluate(CLUSTER)]
+    requirements = [Requirement(line) for line in lines if line]
+    return [f"{r.name}{r.specifier}" for r in requirements if r.marker is None or r.marker.evaluate(CLUSTER)]
 
 
 # --- the cluster -----------------------------------------------------------------------------------------------------
 
 
 def read_cluster(path: str | Path) -> dict[str, Any]:
-    """The specification of a new cluster. UserError for a file that is none, and for what MLflow cannot use."""
+    """The flat specification of a new cluster. UserError for a file that MLflow cannot use."""
+    where = f"--backend-config {path}"
     try:
         cluster = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"--backend-config {path} cannot be read: {error}: see databricks/cluster.json") from None
-    check_cluster(cluster, path)
-    return cluster
-
-
-def check_cluster(cluster: object, path: str | Path) -> None:
-    """UserError unless this is the flat specification of a new cluster."""
-    where = f"--backend-config {path}"
-    if not isinstance(cluster, Mapping):
+        raise UserError(f"{where} cannot be read: {error}: see databricks/cluster.json") from None
+    if not isinstance(cluster, dict):
         raise UserError(f"{where} holds {type(cluster).__name__}: give one object, see databricks/cluster.json")
-    if "new_cluster" in cluster:
-        raise UserError(f"{where}: new_cluster is one level too many: put its fields at the top of the file")
-    if "existing_cluster_id" in cluster:
-        raise UserError(f"{where}: existing_cluster_id: MLflow starts a new cluster for each run: describe one instead")
-    if "libraries" in cluster:
-        raise UserError(f"{where}: libraries are no part of a cluster, and come from requirements.txt: add them there")
-    if not cluster.get("spark_version"):
-        raise UserError(f"{where}: spark_version is missing: name a runtime, such as 16.4.x-scala2.12")
-    if not (cluster.get("node_type_id") or cluster.get("instance_pool_id")):
-        raise UserError(f"{where}: node_type_id is missing: name a machine type, or an instance_pool_id")
-    if "num_workers" not in cluster and "autoscale" not in cluster:
-        raise UserError(f"{where}: num_workers is missing: 0 is the driver alone, which is enough for these steps")
+    for key, reason in NOT_IN_CLUSTER.items():
+        if key in cluster:
+            raise UserError(f"{where}: {key} is not allowed: {reason}")
+    for keys, fix in REQUIRED_IN_CLUSTER.items():
+        if all(cluster.get(key) in (None, "") for key in keys):
+            raise UserError(f"{where}: {keys[0]} is missing: {fix}")
+    return cluster

@@ -1,5 +1,6 @@
 """Any argument form gives the same configuration; text survives; mistakes end in one line."""
 
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from alacarte import arguments, launch
+from alacarte.errors import UserError
+from alacarte.help import help_text
 
 
 def composed(*tokens: str, config: str = "train"):
@@ -74,3 +77,39 @@ def test_free_text_survives_unchanged(text):
     quoted = arguments.quote(f"description={text}")
     cfg = OmegaConf.create({"description": arguments.parse(quoted).value(), "seed": 1})
     assert cfg.description == text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "line"),
+    [
+        (["modle.lr=1"], "did you mean model.lr"),
+        (["model=torch_mpl"], "did you mean torch_mlp"),
+        (["model.lr=abc"], "model.lr=abc is not a number"),
+        (["data=table", "data.target=y"], "data.path is required"),
+        (["seed"], "seed=VALUE"),
+        (["--seed"], "write --seed VALUE or seed=VALUE"),
+        (["save_to=true"], "save_to=true is not a text"),
+        (["registered_model_name=[a,b]"], "registered_model_name=['a', 'b'] is not a text"),
+        (["overrides=a='b"], "quote it as a shell would"),
+    ],
+)
+def test_a_mistake_is_one_line(tokens: list[str], line: str):
+    with pytest.raises(UserError) as refused:
+        launch.compose("train", tokens)
+    assert line in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("flags", [["--cfg", "jobb"], ["--info", "none"]])
+def test_a_wrong_value_of_a_hydra_flag_is_one_line(flags: list[str]):
+    with pytest.raises(UserError, match=f"invalid choice: '{flags[1]}'"):
+        launch.check_flags(flags)
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in launch.CONF.glob("*.yaml") if path.stem != "base"))
+def test_help_lists_every_key_with_its_comment(config: str):
+    text = help_text(launch.CONF, config, {"model": "torch_mlp"})
+    shown = set(re.findall(r"^(\w+)[:=]", text, flags=re.M))
+    assert shown >= launch.keys_of(config) and not {"defaults", "hydra"} & shown
+    assert "registered_model_name: " in text and "name in the registry" in text
+    if config == "main":
+        assert "\n  patience: 8 " in text and "torch_mlp" in text and "true: skip a step if" in text

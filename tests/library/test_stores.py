@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from alacarte import folders, stores
+from alacarte import locks, stores
 from alacarte.errors import UserError
 
 
@@ -224,11 +224,11 @@ def test_two_accounts_have_locks_of_their_own(monkeypatch: pytest.MonkeyPatch, r
     request.addfinalizer(lambda: shutil.rmtree(shared))
     shared.chmod(0o1777)
     monkeypatch.setattr("tempfile.tempdir", str(shared))
-    with folders.lock("a name") as lock:
+    with locks.lock("a name") as lock:
         program = f"import os, tempfile; tempfile.tempdir = {str(shared)!r}\n"
-        program += "from alacarte import folders; os.setuid(12345)\nwith folders.lock('a name'): print('locked')"
+        program += "from alacarte import locks; os.setuid(12345)\nwith locks.lock('a name'): print('locked')"
         other = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
         assert (other.stdout, other.stderr) == ("locked\n", "")
     os.chown(Path(lock.lock_file).parent, 12345, 12345)
     with pytest.raises(UserError, match="export TMPDIR=FOLDER of your own"):
-        folders.lock("a name")
+        locks.lock("a name")

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 from workspace import checkout_at, git
 
-from alacarte import tracking
+from alacarte import stores
 from alacarte.arguments import to_overrides
 from alacarte.databricks import stage
 from alacarte.databricks import submit as databricks
@@ -117,7 +117,7 @@ CLUSTER = json.loads((ROOT / "databricks" / "cluster.json").read_text())
 @pytest.mark.parametrize(
     ("cluster", "line"),
     [
-        ({"new_cluster": CLUSTER}, "one level too many"),
+        ({"new_cluster": CLUSTER}, "put its fields at the top"),
         ({"existing_cluster_id": "0101-x"}, "starts a new cluster for each run"),
         ({**CLUSTER, "libraries": []}, "come from requirements.txt"),
         ({key: value for key, value in CLUSTER.items() if key != "spark_version"}, "spark_version is missing"),
@@ -171,10 +171,7 @@ def test_hosted_tracking_asks_for_an_experiment(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "databricks")
     with pytest.raises(UserError, match=line):
-        tracking._check_experiment(name)
-    tracking._check_experiment("/Shared/mine")
-    monkeypatch.setenv("MLFLOW_RUN_ID", "x")  # as `mlflow run` does, in the experiment that it was told
-    tracking._check_experiment(name)
+        stores.use_experiment(name)
 
 
 @pytest.mark.parametrize(

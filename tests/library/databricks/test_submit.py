@@ -163,12 +163,12 @@ def test_a_driver_that_dies_leaves_a_failed_run(there: There):
 def test_a_token_that_expires_before_the_submit_leaves_a_run_that_the_next_launch_closes(there: There, monkeypatch):
     there.workspace.expire_after = "/api/2.0/mlflow/runs/create"
     said = there.job("train", *SMALL, code=1)
-    assert "expired" in said and "stays RUNNING" in said and databricks.AGAIN in said
+    assert "expired" in said and "stays RUNNING" in said and databricks.SETTLE in said
     (left,) = there.running()
     there.workspace.renew("n" * 36)
     there.here("settle", "--experiment-name", EXPERIMENT)
     assert there.running(), "a run that may just be being submitted is left alone"
-    monkeypatch.setattr(databricks, "SUBMITTING", 0)
+    monkeypatch.setattr(databricks, "MAX_SUBMIT_SECONDS", 0)
     there.here("settle", "--experiment-name", EXPERIMENT)
     assert there.client.get_run(left.info.run_id).info.status == "FAILED" and not there.running()
 
