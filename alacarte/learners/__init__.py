@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mlflow.models import Model
     from mlflow.models.model import ModelInfo
 
+    from alacarte.features import Features
+
 __all__ = ["INITS", "Learner", "OnEpoch", "Update", "load", "register"]
 
 OnEpoch = Callable[[int, dict[str, float]], object]
@@ -61,10 +63,13 @@ class Learner(Protocol):
         *,
         task: str,
         seed: int,
+        features: Features = ...,
+        weight: np.ndarray | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> None:
-        """Train on X, y; X_val, y_val are for early stopping. on_epoch(epoch, metrics) follows a learner with epochs.
+        """Train on X, y. X_val, y_val are for early stopping. `weight` (n,) weights the rows of X.
 
+        on_epoch(epoch, metrics) follows a learner with epochs.
         Raises UserError for a column that is no number, bool, date or text, and for a model that cannot do `task`.
         """
 
@@ -82,15 +87,15 @@ class Learner(Protocol):
         weight: np.ndarray | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> Update:
-        """Train on from what this model knows, for `share` of its `epochs`, with its preprocessing and classes frozen.
+        """Train further for `share` of the `epochs`, with the same features and classes.
 
-        Gradient descent takes `onward_rate` times its learning rate, which afterwards is what it was.
-        Only the scale of columns that vary far more than they did is made anew (`features.widen`), and not for trees.
-        init "warm": from its weights. "shrink_perturb": from `shrink` of them and 1 - `shrink` of a fresh
-        initialisation (after Ash and Adams, On warm-starting neural network training, 2020). "scratch": all anew, with
-        the same settings, all epochs, and the classes of y. A family that cannot begin so begins otherwise and notes it.
+        Gradient descent uses `onward_rate` times its learning rate. Only columns that vary far more than in training are
+        scaled again (`features.widen`), and not for trees.
+        init "warm" starts from the present weights. "shrink_perturb" starts from `shrink` of them and 1 - `shrink` of
+        fresh ones (Ash and Adams, On warm-starting neural network training, 2020). "scratch" trains again with the same
+        settings, all epochs, and the classes of y. A learner that cannot do this does something else and notes it.
 
-        Raises UserError where nothing changed. That each label of y is one of `classes` is the caller's to see to.
+        Raises UserError if no answer changed. The caller ensures that each label of y is one of `classes`.
         """
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
