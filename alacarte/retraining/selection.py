@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from alacarte.data.dataset import Dataset
-from alacarte.data.splits import SplitRule, hash_present, hash_split
+from alacarte.data.splits import SplitRule, hash_present, hash_split, occurs_in
 from alacarte.data.tables import align_columns
 from alacarte.errors import UserError
 from alacarte.evaluation.audit import ONE_PARTY, annotators, are_told_apart, for_gate
@@ -24,7 +24,7 @@ TAKEN = ""
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What a retraining trains on, as pairs of X and y: replayed rows of the data first, then labelled ones."""
+    """The rows of a retraining, as pairs of X and y: replayed rows of the data first, then labelled rows."""
 
     train: tuple[pd.DataFrame, pd.Series]
     val: tuple[pd.DataFrame, pd.Series]
@@ -46,7 +46,7 @@ def select(
     max_range_factor: float,
     rejected: Collection[str] = (),
 ) -> pd.Series:
-    """(n,) why a label is left out, "" for those that train. `labelled` holds accepted and used labels.
+    """(n,) the reason why a label is left out, "" for a label that trains. `labelled` holds accepted and used labels.
 
     "gate": it judges. "test": its inputs are the inputs of a row that judges. "rejected": the gate rejected one of the
     versions `rejected`, which used it. "range": a number lies outside the range of the training rows by more than
@@ -60,12 +60,12 @@ def select(
     if not len(about):
         return pd.Series(left, dtype=object)
     hashes = hash_present(labelled.inputs)
-    tests = np.concatenate([hashes[judging], hash_present(dataset.part("test")[0])])
+    judges = np.isin(hashes, hashes[judging]) | occurs_in(labelled.inputs, dataset.part("test")[0])
     fits = np.ones(len(about), bool) if classes is None else labelled.labels.isin(list(classes)).to_numpy()
     used = (about["state"] == "used").to_numpy()
     for reason, rows in (
         ("gate", judging),
-        ("test", np.isin(hashes, tests)),
+        ("test", judges),
         ("rejected", used & about["used_version"].isin(list(rejected)).to_numpy()),
         ("range", ~is_within_range(labelled, dataset, max_range_factor)),
         ("class", ~fits),
@@ -90,7 +90,7 @@ def largest_number(dataset: Dataset, max_share_per_annotator: float) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """Which labels a retraining trains on, by their positions, and how it begins."""
+    """The labels of a retraining, by their positions, and the start of its training."""
 
     new: np.ndarray  # positions of labels that no training used yet
     replayed: np.ndarray  # positions of labels that earlier retrainings used

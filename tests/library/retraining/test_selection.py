@@ -178,6 +178,8 @@ def test_a_split_by_time_or_column_keeps_its_test_rows(tmp_path: Path, split: di
     labels = labelled(0, frame=inputs.assign(y=["yes"] * 50 + y_test[:20].tolist()))
     choice = choose(labels, dataset, classes=None, init="warm", new_classes="error", rejected=[], **LIMITS)
     assert choice.new.tolist() == list(range(50)) and choice.left_out == {"test": 20}
+    without_one = Labelled(inputs.drop(columns="member"), labels.labels, labels.about)  # feedback.redact=[member]
+    assert (select(without_one, dataset, classes=None, **LIMITS) == "test").tolist() == [False] * 50 + [True] * 20
     rows = make_rows(dataset, subset(labels, choice.new), split, label_weight=2)
     for X, _ in (rows.train, rows.val):
         assert not occurs_in(X_test, X).any()
