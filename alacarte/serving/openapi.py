@@ -9,7 +9,6 @@ from mlflow.types import DataType, Schema, TensorSpec
 
 from alacarte.serving.inputs import describe
 from alacarte.serving.model import ServedModel
-from alacarte.serving.state import AppState
 
 JSON_TYPES = {
     "double": "number", "float": "number", "long": "integer", "integer": "integer", "boolean": "boolean",
@@ -61,27 +60,20 @@ def json_body(schema: dict[str, Any], **others: dict[str, Any]) -> dict[str, Any
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}, **others}}}
 
 
-def describe_routes(api: FastAPI, state: AppState) -> dict[str, Any]:
-    """/openapi.json: FastAPI's description, with the columns and an example of the version that serves.
-
-    If predictions need a token, both are left out, because everybody can read this description.
-    """
-    description = FastAPI.openapi(api)
-    current = state.follower.current
-    if current is None or state.settings.predict_token:
-        return description
-    description = copy.deepcopy(description)  # FastAPI keeps its own
+def describe_model(api: FastAPI, model: ServedModel) -> dict[str, Any]:
+    """/openapi.json with the columns and an example of a model. Only for callers who may use it."""
+    description = copy.deepcopy(api.openapi())  # FastAPI keeps its own
     bodies = {
         path: operations["post"]["requestBody"]["content"]["application/json"]
         for path, operations in description["paths"].items()
         if path.endswith(("/invocations", "/infer"))
     }
-    inputs = describe(current.model)["inputs"]
+    inputs = describe(model)["inputs"]
     record = bodies["/invocations"]["schema"]["properties"]["dataframe_records"]["items"]
     record["properties"] = {column["name"]: _json_schema(column["type"]) for column in inputs}
     record["required"] = [column["name"] for column in inputs if column["required"]]
     for path, body in bodies.items():
-        body["example"] = _example_tensors(current.model) if path.endswith("/infer") else _example_table(current.model)
+        body["example"] = _example_tensors(model) if path.endswith("/infer") else _example_table(model)
     return description
 
 

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, 
 from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from alacarte.errors import UserError
 from alacarte.feedback import Feedback, Outcome, Store, StoreError
 from alacarte.serving import webhooks
 from alacarte.serving.inputs import describe
-from alacarte.serving.openapi import TABLE, describe_routes, json_body
+from alacarte.serving.openapi import TABLE, describe_model, json_body
 from alacarte.serving.rows import RequestError
 from alacarte.serving.state import AppState
 
@@ -94,7 +95,14 @@ def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
         description=f"Serves the champion of {name} and takes feedback on its predictions.",
     )  # fmt: skip
 
-    api.openapi = lambda: describe_routes(api, state)  # type: ignore[method-assign]
+    async def openapi(request: Request) -> JSONResponse:
+        try:
+            access.check(request.headers, request.client, "predict")
+            return JSONResponse(describe_model(api, state.current_model().model))
+        except RequestError:  # everybody may read the description of the routes, which is the same for every model
+            return JSONResponse(api.openapi())
+
+    api.router.routes.insert(0, Route("/openapi.json", openapi))  # before the route of FastAPI
 
     def open_store() -> Store:
         """The store, which knows every prediction that was answered before."""

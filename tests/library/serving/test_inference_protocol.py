@@ -165,5 +165,9 @@ def test_the_description_has_columns_an_example_that_works_and_an_authorize_butt
     (scheme,) = description["components"]["securitySchemes"].values()
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     assert description["paths"]["/invocations"]["post"]["security"]
-    closed = json.dumps(servers["numbers"].ask("/openapi.json").body)
-    assert "dataframe_split" in closed and "example" not in closed, "who has no token learns nothing about the model"
+    numbers = servers["numbers"]
+    assert '"example": {' in json.dumps(numbers.ask("/openapi.json", Authorization="Bearer p").body)
+    for answer in (numbers.ask("/openapi.json"), mixed.ask("/openapi.json", Host="evil.example")):
+        assert answer.status == 200 and '"example": {' not in json.dumps(answer.body), (
+            "only callers learn about the model"
+        )
