@@ -149,7 +149,7 @@ def test_an_error_is_one_line_that_repeats_no_input(mixed: Served, status: int, 
     assert MARK not in json.dumps(answer.body)
 
 
-def test_the_description_has_columns_an_example_that_works_and_an_authorize_button(servers: dict[str, Served]):
+def test_the_description_names_columns_and_an_example(servers: dict[str, Served]):
     mixed = servers["mixed"]
     description = mixed.ask("/openapi.json").body
     body = description["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]
