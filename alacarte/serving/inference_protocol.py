@@ -93,7 +93,7 @@ def make_router(state: AppState, predict: Predict) -> APIRouter:
         started, status, body = time.perf_counter(), 200, b""
         try:
             current = find_model(request)
-            body = await state.bodies.read(request.headers, request.receive, state.settings.max_body)
+            body = await state.read_json(request, state.settings.max_body)
             if len(body) > LARGE_BODY:
                 sent, table = await asyncio.to_thread(_convert, body, current.model)
             else:

@@ -4,6 +4,7 @@ import math
 from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
+from starlette.requests import Request
 
 from alacarte.feedback import Store
 from alacarte.serving.auth import Access
@@ -12,6 +13,7 @@ from alacarte.serving.follower import LoadedModel, ModelFollower
 from alacarte.serving.limits import Bodies, LabelRate
 from alacarte.serving.model import ServedModel
 from alacarte.serving.prediction_log import PredictionLog
+from alacarte.serving.requests import check_type
 from alacarte.serving.rows import RequestError
 from alacarte.serving.settings import Settings
 
@@ -36,6 +38,15 @@ class AppState:
         if current is None:
             raise RequestError(503, self.follower.reason())
         return current
+
+    async def read_json(self, request: Request, limit: int) -> bytes:
+        """The body of a request with JSON. The caller must release it.
+
+        RequestError 415 for another Content-Type: a page of another web site can send some of them without permission.
+        """
+        if check_type(request.headers.get("content-type", "")) != "application/json":
+            raise RequestError(415, "Content-Type must be application/json")
+        return await self.bodies.read(request.headers, request.receive, min(limit, self.settings.max_body))
 
     def check_live(self) -> None:
         """RequestError 503 if only a restart of the process helps."""

@@ -254,7 +254,7 @@ def test_an_answer_comes_before_the_body(server: Served, status: int, line: byte
 
 def test_chunks_are_counted(server: Served):
     head = b"POST /feedback HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\n"
-    head += b"Transfer-Encoding: chunked\r\n\r\n"
+    head += b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     with connect(server) as connection:
         connection.sendall(head + (b"186a0\r\n" + b" " * 100_000 + b"\r\n") * 11)
         assert statuses(connection.recv(10_000)) == [413]

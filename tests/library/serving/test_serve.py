@@ -132,7 +132,9 @@ def test_a_bad_request_gets_one_line(server: Served, path: str, body: bytes, sta
 
 def test_a_web_page_elsewhere_cannot_reach_an_open_server(server: Served):
     assert server.ask("/invocations", ROWS, Host="evil.example").status == 403
-    assert server.ask("/invocations", b"a,b\n1,2", Content_Type="text/plain").status == 415
+    routes = ("/invocations", "/feedback", "/feedback/x/review", "/events", f"/v2/models/{NAME}/infer")
+    for content_type in ("text/plain", "application/x-www-form-urlencoded"):  # a page may send these without permission
+        assert {server.ask(route, b"{}", Content_Type=content_type).status for route in routes} == {415}
 
 
 def test_each_right_needs_its_token_and_a_label_bears_the_name_of_its_token(project: Project, client: MlflowClient):
