@@ -54,12 +54,8 @@ class CsvFile:
     content: bytes
     separator: str
 
-    @property
-    def columns(self) -> list[str]:
-        return self.header
-
     @cached_property
-    def header(self) -> list[str]:
+    def columns(self) -> list[str]:
         """The column names, without spaces before them. UserError for a header that names no columns."""
         lines = io.TextIOWrapper(io.BytesIO(self.content), "utf-8-sig", newline="")
         with reading(self.path):
@@ -79,7 +75,7 @@ class CsvFile:
         """Every cell as text, character for character. Quotes around a cell are no part of it."""
         quote_after_space = re.search(re.escape(self.separator.encode()) + b' +"', self.content)
         frame = self._parse(dtype="str", skipinitialspace=bool(quote_after_space))
-        frame.columns = pd.Index(self.header)
+        frame.columns = pd.Index(self.columns)
         return frame
 
     def typed(self, rules: CellRules, only: Sequence[str] | None = None) -> pd.DataFrame:
@@ -93,7 +89,7 @@ class CsvFile:
             "decimal": rules.decimal or ".",
             "skipinitialspace": True,
         }
-        settings["dtype"] = {name: "str" for name in rules.text if name in self.header}
+        settings["dtype"] = {name: "str" for name in rules.text if name in self.columns}
         frame = self._parse(**settings, usecols=only)
         texts = frame.columns[frame.dtypes == "str"]
         for name in texts:  # pandas forgets missing values among integers of 2**63 to 2**64
@@ -105,7 +101,7 @@ class CsvFile:
         for name in set(rules.numbers) & set(frame):
             require_numbers(frame[name])
         if only is None:
-            if self.header[0] == "":
+            if self.columns[0] == "":
                 notes.append("the first column has no name; it is taken for row numbers and left out")
                 frame = frame.drop(columns=frame.columns[0])
             for note in notes:
@@ -139,7 +135,7 @@ class CsvFile:
         return notes
 
     def _parse(self, **settings: Any) -> pd.DataFrame:
-        assert self.header
+        assert self.columns
         with reading(self.path), warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             try:
@@ -149,7 +145,7 @@ class CsvFile:
                     keep_default_na=False, **settings,
                 )  # fmt: skip
             except pd.errors.ParserWarning:
-                n, hint = len(self.header), f"name every column, and quote text with {self.separator!r} in it"
+                n, hint = len(self.columns), f"name every column, and quote text with {self.separator!r} in it"
                 raise UserError(f"data.path={self.path}: a row has more fields than the header, {n}: {hint}") from None
 
 

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, tracking
+from mlflow.utils import validation
 from omegaconf import OmegaConf
 from people import SPLIT, people, refusal, table
 
-from alacarte.data.dataset import as_mlflow, load_data, recorded, source_digest
+from alacarte.data.dataset import as_mlflow, load_data, recorded, source_digest, table_as_mlflow
 from alacarte.errors import UserError
 
 
@@ -216,6 +217,17 @@ def test_mlflow_records_the_digest_of_each_part(tmp_path, caplog):
             assert entry.digest == dataset.digest and entry.name == f"people_{part}" and entry.source_type == kind
             assert source in entry.source and json.loads(entry.profile)["num_rows"] == (dataset.split == part).sum()
             assert "income" in entry.schema
+
+
+def test_a_table_of_many_columns_is_recorded_without_its_schema(tmp_path):
+    """MLflow stores at most a million characters of a schema."""
+    path, names = str(tmp_path / "wide.parquet"), [f"column {number:0250}" for number in range(4_000)]
+    wide = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 4_000)), columns=names).assign(y=["a", "b"] * 30)
+    wide.to_parquet(path)
+    for logged in (as_mlflow(table(path), "train"), table_as_mlflow(wide, path, "0" * 64)):
+        entity = logged._to_mlflow_entity()
+        validation._validate_dataset(entity)  # what a store does before it writes
+        assert entity.schema is None and json.loads(entity.profile)["num_rows"] > 0
 
 
 @pytest.mark.parametrize(

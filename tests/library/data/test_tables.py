@@ -101,9 +101,6 @@ def test_byte_order_mark_and_windows_lines(tmp_path):
     text = people().to_csv(index=False, lineterminator="\r\n")
     (tmp_path / "excel.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert set(table(tmp_path / "excel.csv").X) == set(people()) - {"y"}
-    (tmp_path / "semicolon.csv").write_text(people().to_csv(index=False, sep=";"))
-    assert "data.separator=';'" in refusal(table, tmp_path / "semicolon.csv")
-    assert len(table(tmp_path / "semicolon.csv", separator=";").X) == 300
 
 
 def test_bad_paths(tmp_path, csv, monkeypatch):
@@ -214,10 +211,3 @@ def test_columns_that_no_signature_expresses(values):
 def test_missing_values_among_integers_of_any_size(tmp_path, missing):
     (tmp_path / "t.csv").write_text(f"a,b\n{missing},1\n5,2\n{2**64 - 1},3\n")
     assert read_table(str(tmp_path / "t.csv"))["a"].isna().tolist() == [True, False, False]
-
-
-def test_csv_booleans_with_missing_values(tmp_path):
-    people().assign(member=people()["member"].astype(object).mask(people().index % 7 == 0)).to_csv(
-        tmp_path / "t.csv", index=False
-    )
-    assert set(table(tmp_path / "t.csv").X["member"]) == {True, False, None}
