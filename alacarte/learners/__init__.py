@@ -123,6 +123,8 @@ def load(path: str | Path) -> Learner:
 
     cls = _learner_class(Path(path))  # imports the framework before the child process is made, which then has it too
     _, model, _ = load_safely(path)
+    if hasattr(cls, "outputs") != hasattr(model, "outputs"):  # a network, or an estimator
+        raise UserError(f"{path}: the model is no model of {cls.__name__}, which it names; log it again")
     return cls.of(model)
 
 

@@ -172,3 +172,22 @@ def test_settings_that_open_files_or_connections_are_refused(settings: dict, rea
     formats.skops_io().dump(model, tmp_path / "forged.skops")
     with pytest.raises(UserError, match=reason):
         formats.load_skops(tmp_path / "forged.skops")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("os", "allowed are modules of"),
+        ("project.__init__", "allowed are modules of"),
+        ("project.missing", r"project\.missing, which is not in this checkout"),
+        ("alacarte.errors", "registers no learner"),
+        ("alacarte.learners.torch", "no model of TorchLearner"),
+    ],
+)
+def test_a_model_names_only_a_registered_learner(name: str, reason: str, tmp_path: Path):
+    X, _ = table("numeric", "classification")
+    fitted("lightgbm", "numeric", "classification").save(tmp_path / "model", example=X.head(5), metadata={})
+    file = tmp_path / "model/MLmodel"
+    file.write_text(file.read_text().replace("learner: alacarte.learners.lightgbm", f"learner: {name}"))
+    with pytest.raises(UserError, match=reason):
+        learners.load(tmp_path / "model")
