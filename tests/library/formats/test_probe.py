@@ -1,9 +1,7 @@
 """Models that would end or block the process that loads them are refused; servers and steps go on."""
 
 import inspect
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,11 @@ import pandas as pd
 import psutil
 import pytest
 import skops.io
-from conftest import Project, copy_project, tracking
+from conftest import Project, copy_project
 from forging import CODE, FORGERIES, LABELS, ROWS, change_arrays, code_of
-from mlflow import MlflowClient
 from mlflow.models import Model, infer_signature
 from mlflow.pyfunc import PyFuncModel
 from registries import until
-from servers import ROWS as REQUEST
-from servers import Served, register_constant, serving
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_extraction.text import CountVectorizer
@@ -33,8 +28,6 @@ from alacarte.formats import load as loading
 from alacarte.formats import probe
 from alacarte.serving.model import ServedModel
 from alacarte.serving.probe import WarmProcess
-
-NAME = "probed"
 
 
 def save(folder: Path, model: Any, example: Any = ROWS[:5]) -> Path:
@@ -238,129 +231,6 @@ def test_the_warm_process_is_started_again_when_it_ends(tmp_path: Path, monkeypa
         warm.stop()
     with pytest.raises(UserError, match="the server stops"):
         warm.check(good, False)
-
-
-# --- a server ---
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A copy in which a trial takes 5 seconds and 300 MB at most, and versions 1 good, 2 crash, 3 loop, 4 memory, 5 good."""
-    root = copy_project(tmp_path_factory.mktemp("project"))
-    file = root / "alacarte/formats/probe.py"
-    text = file.read_text().replace("\nSECONDS = 60\n", "\nSECONDS = 5\n")
-    file.write_text(text.replace("\nMEGABYTES = 2048\n", "\nMEGABYTES = 300\n"))
-    assert file.read_text() != text
-    made = Project(root, f"sqlite:///{root}/mlflow.db")
-    register_constant(made, NAME, 1)
-    with tracking(made.uri), pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("WHILE_LOGGED", "1")
-        for name, deed in CODE.items():
-            (root / f"{name}.py").write_text(code_of(deed))
-            example = pd.DataFrame({"a": [0.0, 1.0], "b": [1.0, 0.0]})
-            mlflow.pyfunc.log_model(
-                name="model", python_model=str(root / f"{name}.py"), signature=infer_signature(example, [0]),
-                input_example=example, pip_requirements=[], registered_model_name=NAME,
-            )  # fmt: skip
-    register_constant(made, NAME, 3, champion=False)
-    return made
-
-
-REASONS = {
-    "2": "version 2 is refused: the process that tried it ended with SIGSEGV",
-    "3": "version 3 is refused: the process that tried it did not answer within 6 s",
-    "4": "version 4 is refused: the process that tried it needed more than 301 MB",
-}
-
-
-def served_by(project: Project, cache: str, **env: str):
-    return serving(project, f"registered_model_name={NAME}", "serve.trust_code=true", f"serve.cache={cache}", **env)
-
-
-def point(project: Project, version: str, alias: str = "champion") -> None:
-    MlflowClient(project.uri).set_registered_model_alias(NAME, alias, version)
-
-
-def answers(served: Served) -> int:
-    answered = served.ask("/invocations", REQUEST)
-    assert answered.status == 200, answered
-    return answered.body["predictions"][0]
-
-
-@pytest.fixture
-def gone() -> Iterator[Callable[[Served], None]]:
-    """Remembers the processes of a server; at the end, when it was stopped, each of them must end."""
-    seen: list[psutil.Process] = []
-    yield lambda served: seen.extend(psutil.Process(served.process.pid).children(recursive=True))
-    assert seen
-    until(
-        lambda: not [process for process in seen if process.is_running() and process.status() != "zombie"], lambda: seen
-    )
-
-
-def test_a_challenger_and_a_champion_that_crash_loop_and_devour(project: Project, gone):
-    point(project, "1")
-    point(project, "2", "challenger")
-    with served_by(project, ".first") as served:  # a start with a challenger that crashes
-        gone(served)
-        for failures, (version, reason) in enumerate(REASONS.items(), 1):
-            point(project, version, "challenger")
-            served.wait("/status", model_version="1", error=f"{reason} (it is the challenger)")
-            point(project, version)
-            served.wait("/status", model_version="1", failures=failures, error=reason)
-            assert answers(served) == 1
-            point(project, "1")
-        point(project, "5")
-        served.wait("/status", model_version="5", failures=len(REASONS))
-        assert answers(served) == 3
-        assert served.stop() == 0
-
-
-def test_a_start_with_a_champion_that_crashes(project: Project, gone):
-    point(project, "2", "challenger")
-    point(project, "2")
-    with served_by(project, ".empty") as served:
-        reason = f"{REASONS['2']}; no other version has served"
-        until(lambda: reason in str(served.ask("/readyz").body), lambda: served.ask("/readyz"))
-        assert served.ask("/readyz").status == 503
-        gone(served)
-        assert served.ask("/livez").status == 200 and served.stop(signal.SIGINT) == 0
-    point(project, "5")
-    with served_by(project, ".empty") as served:
-        served.wait("/status", model_version="5")
-    point(project, "2")
-    [copy] = (project.root / ".empty").glob("*/2-*")
-    (copy / "served").touch()  # as if it had served last
-    with served_by(project, ".empty") as served:
-        served.wait("/status", model_version="5", error=REASONS["2"])
-        assert answers(served) == 3
-
-
-def test_a_server_that_is_killed_leaves_no_process(project: Project, gone):
-    point(project, "3", "challenger")
-    point(project, "1")
-    with served_by(project, ".killed") as served:
-        served.wait("/status", model_version="1")
-        server = psutil.Process(served.process.pid)
-        until(lambda: len(server.children(recursive=True)) == 2)  # the warm process, and its child in the loop
-        gone(served)
-        os.kill(served.process.pid, signal.SIGKILL)
-        served.process.wait(30)
-
-
-def test_the_processes_hold_neither_socket_nor_database(project: Project):
-    point(project, "3", "challenger")
-    point(project, "1")
-    with served_by(project, ".files") as served:
-        served.wait("/status", model_version="1")
-        answers(served)
-        server = psutil.Process(served.process.pid)
-        until(lambda: len(server.children(recursive=True)) == 2)
-        for process in server.children(recursive=True):
-            assert not [file for file in process.open_files() if ".db" in file.path]
-            assert not [c for c in process.net_connections("inet") if c.status == "LISTEN"]
-        assert [c for c in server.net_connections("inet") if c.status == "LISTEN"]
 
 
 # --- a step ---

@@ -9,7 +9,6 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -18,14 +17,10 @@ import pytest
 from conftest import ROOT, environment, wait_for
 from learning import FAMILIES, fitted, learner, table
 from mlflow.pyfunc import scoring_server
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from alacarte import features, learners
 from alacarte.errors import UserError
 from alacarte.features import TABULAR
-from alacarte.learners.sklearn import SklearnLearner
 
 TASKS = ("classification", "regression")
 MISSING = (None, np.nan, pd.NA, pd.NaT)
@@ -190,34 +185,6 @@ def test_a_learner_says_what_it_cannot_do() -> None:
         fit(learner("torch_mlp", "classification", "model.network.hidden=abc"))
     with pytest.raises(UserError, match=r"model: SGDClassifier: .*eta0"):
         fit(learner("sklearn_sgd", "classification", "model.lr=-1"))
-
-
-@pytest.mark.parametrize("family", ["sklearn_sgd", "sklearn_hgb", "sklearn_forest", "sklearn_mlp"])
-@pytest.mark.parametrize("task", TASKS)
-def test_weights_count_in_training_from_scratch_and_further(family: str, task: str) -> None:
-    """Three of four rows are wrong and weigh nothing."""
-    X, y = table("numeric", task, rows=200)
-    wrong = y.map({"high": "low", "mid": "high", "low": "mid"}) if task == "classification" else 2 * y.mean() - y
-    both, targets = pd.concat([X] * 4, ignore_index=True), pd.concat([y, wrong, wrong, wrong], ignore_index=True)
-    weight = np.repeat([1.0, 0.0, 0.0, 0.0], len(X))
-
-    def error(made: Any) -> float:
-        answers = made.predict(X)
-        return (answers != y).mean() if task == "classification" else ((answers - y) ** 2).mean() / y.var()
-
-    made, blind = learner(family, task), learner(family, task)
-    made.fit(both, targets, X, y, task=task, seed=0, weight=weight)
-    blind.fit(both, targets, X, y, task=task, seed=0)
-    assert error(made) < 0.3 < error(blind)
-    made.update(both, targets, X, y, init="warm", share=0.5, shrink=0.8, seed=0, weight=weight)
-    assert error(made) < 0.3
-
-
-def test_an_estimator_without_weights_is_named() -> None:
-    X, y = table("numeric", "classification")
-    made = SklearnLearner(make_pipeline(StandardScaler(), KNeighborsClassifier()))
-    with pytest.raises(UserError, match=r"data\.weight: KNeighborsClassifier takes no sample_weight"):
-        made.fit(X, y, X, y, task="classification", seed=0, weight=np.ones(len(y)))
 
 
 def test_the_seed_decides_what_is_drawn_at_random() -> None:
