@@ -10,8 +10,8 @@ from conftest import ROOT
 # From bottom to top. A module may import modules of its own layer, and of the layers below it.
 LAYERS = [
     {"errors", "folders", "locks"},
-    {"formats", "data", "features", "registry", "feedback", "arguments", "source", "stores", "help"},
-    {"learners", "evaluation", "tracking"},
+    {"formats", "data", "features", "feedback", "arguments", "source", "stores", "help"},
+    {"learners", "evaluation", "registry", "tracking"},
     {"launch", "processes", "retraining", "monitoring", "scoring", "serving"},
     {"databricks", "__main__"},
 ]
