@@ -1,46 +1,46 @@
-"""Champion and challenger in MLflow's registry: registration, guarded promotion, rollback.
+"""Champion and challenger in MLflow's registry: registration, guarded promotion, rollback, and models by their address.
 
-Aliases have no compare-and-set. Promotions of one model on one machine therefore take turns (a file lock), every
-promotion names the champion it was decided against, and the alias is read again just before it moves.
+Aliases have no compare-and-set. A file lock therefore serializes the promotions of one model on one machine, every promotion
+names the champion that it was decided against, and the alias is read again just before it moves.
 """
 
 import getpass
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import requests
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from alacarte.data import tables
 from alacarte.errors import UserError
-from alacarte.evaluation.gate import Verdict
 from alacarte.formats.load import read_description
 from alacarte.locks import lock
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 RUN_TAG = "retrain_run_id"  # of a version, from its first moment on: the retraining that it came from
-ABSENT = (
-    "RESOURCE_DOES_NOT_EXIST",
-    "INVALID_PARAMETER_VALUE",
-    "NOT_FOUND",
-)  # what stores say of a missing alias or version
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")  # for a missing alias or version
+FORBIDDEN = "/:?#%&'\"`\\"  # a model with one of them in its name can be registered, but not read by its address
 
 
 def check_name(name: object) -> None:
-    """UserError for what the registry does not take as a model's name; null, and empty, are no registry."""
+    """UserError for a name that cannot be registered and read again. None and an empty name mean no registry."""
     if not name:
         return
-    if not isinstance(name, str) or set(name) & set("/:'\"`\\") or name != name.strip():
-        raise UserError(f"registered_model_name={name} is refused: write text without / : and quotes, such as my-model")
+    if not isinstance(name, str) or set(name) & set(FORBIDDEN) or name != name.strip() or not name.isprintable():
+        raise UserError(
+            f"registered_model_name={name} is refused: use letters, digits, dots, dashes and spaces, such as my-model, "
+            f"and none of {' '.join(FORBIDDEN)}"
+        )
     if mlflow.get_registry_uri().startswith("databricks-uc") and [bool(part) for part in name.split(".")] != [True] * 3:
         raise UserError(
-            f"registered_model_name={name} has no catalog and schema, which Unity Catalog asks for: write main.default.{name}"
+            f"registered_model_name={name} has no catalog and schema, which Unity Catalog requires: use main.default.{name}"
         )
 
 
@@ -65,18 +65,17 @@ def number_of(version: ModelVersion | None) -> str:
 
 def by_alias(name: str, alias: str) -> ModelVersion | None:
     """The version that an alias points to, or None where the alias or the model does not exist."""
-    try:
-        return MlflowClient().get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code in ABSENT:
-            return None
-        raise
+    return _or_none(MlflowClient().get_model_version_by_alias, name, alias)
 
 
 def by_number(name: str, version: str) -> ModelVersion | None:
     """One version by its number, or None where it does not exist."""
+    return _or_none(MlflowClient().get_model_version, name, version)
+
+
+def _or_none(get: Callable[[str, str], ModelVersion], name: str, version: str) -> ModelVersion | None:
     try:
-        return MlflowClient().get_model_version(name, version)
+        return get(name, version)
     except MlflowException as error:
         if error.error_code in ABSENT:
             return None
@@ -102,26 +101,35 @@ def known_versions(name: str) -> str:
 
 
 def is_current(name: str | None, tags: Mapping[str, str]) -> bool:
-    """Whether the registry is as an evaluation left it: same champion, and its own version still there."""
+    """Whether the registry is as an evaluation left it: the same champion with its files, and its own version."""
     if not name:
         return True
     champion = champion_of(name)
-    if number_of(champion) != tags.get("champion_after"):
+    if number_of(champion) != tags.get("champion_after") or (champion and not has_files(str(champion.source))):
         return False
     return tags.get("model_version") == "none" or by_number(name, tags.get("model_version", "")) is not None
 
 
+def has_files(model_uri: str) -> bool:
+    """Whether the files of a logged model (`models:/m-...`) still exist."""
+    try:
+        files = mlflow.artifacts.list_artifacts(artifact_uri=model_uri)
+    except (MlflowException, OSError):
+        return False
+    return any(file.path.endswith("MLmodel") for file in files or ())
+
+
 def versions_of(name: str) -> list[ModelVersion]:
-    """All versions of a model with their tags, which Unity Catalog leaves out of a search: there each is asked for."""
-    found = MlflowClient().search_model_versions(f"name = '{name}'")
+    """All versions of a model with their tags, which Unity Catalog leaves out of a search: there each one is read."""
+    versions = list(MlflowClient().search_model_versions(f"name = '{name}'"))
     if mlflow.get_registry_uri().startswith("databricks-uc"):
-        return [MlflowClient().get_model_version(name, one.version) for one in found]
-    return list(found)
+        return [MlflowClient().get_model_version(name, version.version) for version in versions]
+    return versions
 
 
 def rejected_versions(name: str) -> list[str]:
     """The versions that the gate rejected."""
-    return [number_of(one) for one in versions_of(name) if one.tags.get("gate.verdict") == "REJECT"]
+    return [number_of(version) for version in versions_of(name) if version.tags.get("gate.verdict") == "REJECT"]
 
 
 def find_version(name: str, model_uri: str) -> ModelVersion | None:
@@ -148,10 +156,10 @@ def register(name: str, model_uri: str, tags: Mapping[str, object] | None = None
 
 def check_champion(name: str, expected: str) -> None:
     """UserError where another version became champion since `expected` was read."""
-    found = number_of(champion_of(name))
-    if found != expected:
+    number = number_of(champion_of(name))
+    if number != expected:
         raise UserError(
-            f"champion of {name} moved from {expected} to {found} meanwhile: nothing is changed; start again"
+            f"champion of {name} moved from {expected} to {number} meanwhile: nothing is changed; start again"
         )
 
 
@@ -160,28 +168,6 @@ def tag(version: ModelVersion, tags: Mapping[str, object]) -> None:
     client = MlflowClient()
     for key, value in tags.items():
         client.set_model_version_tag(version.name, version.version, key, str(value)[:5000])
-
-
-def verdict_tags(verdict: Verdict, champion: str, run_id: str) -> dict[str, str]:
-    """What a version and its evaluation say of the gate's verdict; `champion` is the number of its rival."""
-    tags = {"gate.verdict": verdict.decision, "gate.reason": verdict.reason, "gate.champion": champion}
-    return {**tags, "evaluate_run_id": run_id}
-
-
-def apply_verdict(version: ModelVersion, verdict: Verdict, *, expected: str, run_id: str) -> ModelVersion | None:
-    """Write a verdict on a version. PROMOTE makes it the champion and returns it; every other verdict returns None.
-
-    UserError where the champion is no longer the version `expected`, with which it was compared: the verdict then is HOLD.
-    """
-    tag(version, verdict_tags(verdict, expected, run_id))
-    if verdict.decision != "PROMOTE":
-        return None
-    try:
-        promote(version, expected=expected, reason=verdict.reason)
-    except UserError as error:
-        tag(version, {"gate.verdict": "HOLD", "gate.reason": error})
-        raise
-    return version
 
 
 def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
@@ -262,7 +248,7 @@ def pin(model_uri: str | None, name: str | None) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Located:
-    """A model that was asked for by URI, on this disk."""
+    """A model on this disk."""
 
     uri: str  # models:/m-... for a logged model, else as asked for
     path: Path
@@ -271,14 +257,18 @@ class Located:
     metadata: dict[str, Any]
 
     def is_same(self, other: "Located") -> bool:
-        """Whether both are one trained model, be it a copy in another place."""
+        """Whether both are one trained model, even if one is a copy in another place."""
         return self.uri == other.uri or (self.run_id is not None and self.run_id == other.run_id)
 
 
-def locate(model_uri: str) -> Located:
-    """Find a local folder, `runs:/...`, `models:/NAME/3`, `models:/NAME@alias` or `models:/m-...` and bring it here.
+class Unreachable(UserError):
+    """The store of a model does not answer."""
 
-    Raises UserError where there is no model.
+
+def locate(model_uri: str) -> Located:
+    """Find a local folder, `runs:/...`, `models:/NAME/3`, `models:/NAME@alias` or `models:/m-...` and download it.
+
+    Raises UserError where there is no model that can be read, and Unreachable where its store does not answer.
     """
     local = Path(model_uri)
     try:
@@ -291,12 +281,18 @@ def locate(model_uri: str) -> Located:
         raise
     except Exception as error:  # a forged file fails in all ways
         reason = " ".join(str(error).split())[:300]
+        if _is_outage(error):
+            raise Unreachable(f"model_uri={model_uri} cannot be downloaded now, try again: {reason}") from None
         raise UserError(f"model_uri={model_uri} is no model that can be read: {reason}") from None
     model_id = None if local.is_dir() else model.model_id
-    return Located(
-        f"models:/{model_id}" if model_id else model_uri,
-        path,
-        model_id,
-        metadata.get("run_id") or model.run_id,
-        metadata,
-    )
+    uri, run_id = f"models:/{model_id}" if model_id else model_uri, metadata.get("run_id") or model.run_id
+    return Located(uri, path, model_id, run_id, metadata)
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """Whether a connection failed, or the server did, rather than that there is no such model."""
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    if isinstance(error, (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)):
+        return True
+    return error is not None and _is_outage(error.__cause__ or error.__context__)

@@ -31,7 +31,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from alacarte.evaluation import audit, gate
-from alacarte.evaluation import metrics as evaluation
+from alacarte.evaluation.comparison import compare
+from alacarte.evaluation.metrics import answer, measure
 from alacarte.feedback.queries import Labelled
 from alacarte.retraining import selection
 from benchmarks.retrain_cases import TARGETS, Case, give_labels, join, make_case
@@ -104,7 +105,7 @@ def with_epochs(model: Any, epochs: int) -> Any:
 
 
 def accuracy(model: Any, part: tuple) -> float:
-    return 100 * evaluation.score(part[1], model.predict(part[0]), None, model.classes, "classification")["accuracy"]
+    return 100 * measure(answer(model, *part))["accuracy"]
 
 
 def judge(champion: Any, challenger: Any, case: Case, labelled: Labelled, how: dict[str, Any]) -> str:
@@ -112,16 +113,12 @@ def judge(champion: Any, challenger: Any, case: Case, labelled: Labelled, how: d
     judging = audit.select_audit_rows(labelled, case.dataset, max_share=how["gate"]["max_share_per_annotator"]).rows
     compared = []
     for X, y in (case.dataset.part("test"), (judging.inputs, judging.labels)):
-        before, after = (evaluation.losses(y, model.predict(X), "classification") for model in (champion, challenger))
+        before, after = (answer(model, X, y) for model in (champion, challenger))
         compared.append(
-            evaluation.paired_test(
-                before, after, test=how["gate"]["test"], confidence_level=how["gate"]["confidence_level"]
-            )
+            compare(before, after, test=how["gate"]["test"], confidence_level=how["gate"]["confidence_level"])
         )
     rules = {key: how["gate"][key] for key in ("rule", "margin", "strict", "min_audit_rows")}
-    return gate.decide(
-        {}, task="classification", baseline={}, comparison=compared[0], audit=compared[1], **rules
-    ).decision
+    return gate.decide({}, task="classification", comparison=compared[0], audit=compared[1], **rules).decision
 
 
 def once(champion: Any, case: Case, how: dict[str, Any], seed: int, wrong: float = 0.0, control: bool = True) -> dict:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from alacarte.evaluation import gate
-from alacarte.evaluation.metrics import Comparison, paired_test
+from alacarte.evaluation.comparison import Comparison, paired_test
 
 TEST_ROWS = 360
 CASES = {  # shares of the rows that the challenger wins and loses: on the test rows, on the audit rows
@@ -42,9 +42,7 @@ def print_simulation(settings: dict[str, Any], trials: int) -> None:
                 for size, (won, lost) in zip((TEST_ROWS, n), rates, strict=True):
                     wins, flips, _ = draw.multinomial(size, [won, lost, 1 - won - lost])
                     pair.append(compared(size, int(wins), int(flips), settings["test"], settings["confidence_level"]))
-                verdict = gate.decide(
-                    {}, task="classification", baseline={}, comparison=pair[0], audit=pair[1], **rules
-                )
+                verdict = gate.decide({}, task="classification", comparison=pair[0], audit=pair[1], **rules)
                 verdicts.append(verdict.decision)
             cells.append(
                 ", ".join(f"{100 * verdicts.count(one) / trials:.0f}" for one in ("PROMOTE", "HOLD", "REJECT"))

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from alacarte import launch, registry, tracking
 from alacarte.errors import StoreError, UserError
+from alacarte.evaluation.metrics import load_metrics
 from alacarte.feedback import Store
 from alacarte.monitoring.drift import Decision
 from alacarte.monitoring.report import log_report
@@ -30,6 +31,7 @@ YES = 3  # exit code
 def main(cfg: DictConfig, forks: Forks) -> None:
     settings, name = launch.plain(cfg.monitor), cfg.registered_model_name
     check_settings(**settings)
+    load_metrics(launch.plain(cfg.metrics))  # before the first window
     registry.check_name(name)
     if not name or not cfg.feedback.url:
         raise UserError(f"registered_model_name={name} feedback.url={cfg.feedback.url}: monitor needs both")
@@ -63,7 +65,9 @@ def judge_window(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
             decision = Decision(False, reason)
             mlflow.log_metrics({"rows": n, "new_labels": new_labels})
         else:
-            comparison = compare_window(champion, window, labelled, new_labels, settings)
+            comparison = compare_window(
+                champion, window, labelled, new_labels, settings, load_metrics(launch.plain(cfg.metrics))
+            )
             decision = comparison.decision
             log_report(comparison, f"{name} version {champion.number}", champion.dataset.target)
         answer = "yes" if decision.retrain else "no"

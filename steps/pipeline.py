@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from alacarte import launch, registry, tracking
 from alacarte.evaluation.gate import check_gate
+from alacarte.evaluation.metrics import load_metrics
 from alacarte.processes import Forks
 
 # What both steps need, loaded once. torch is not here: a step that needs it imports it.
@@ -53,20 +54,22 @@ def show(evaluated: Run, name: str | None) -> None:
 
 @launch.step("main")
 def main(cfg: DictConfig, forks: Forks) -> None:
-    check_gate(**launch.plain(cfg.gate))  # before hours of training
+    check_gate(**launch.plain(cfg.gate), metrics=load_metrics(launch.plain(cfg.metrics)))  # before hours of training
     registry.check_name(cfg.registered_model_name)
     train_cfg = launch.part_of(cfg, "train")
     # A reused run would not write the folder of save_to.
-    trained = find_run("train", train_cfg, cfg.reuse and not cfg.save_to) or forks.run_step(
-        "train", train_cfg, tracking.active_run(), PRELOAD
-    )
+    trained = find_run("train", train_cfg, cfg.reuse and not cfg.save_to)
+    if trained and not registry.has_files(tracking.logged_model_uri(trained)):
+        print("train: the model of this run has been deleted since, so it runs again")
+        trained = None
+    trained = trained or forks.run_step("train", train_cfg, tracking.active_run(), PRELOAD)
     mlflow.set_tag("train_run_id", trained.info.run_id)
 
     evaluate_cfg = launch.part_of(cfg, "evaluate", run_id=trained.info.run_id, model_uri=None)
     # A verdict is valid as long as the champion is the one that it left behind, and no label can have come.
     evaluated = find_run("evaluate", evaluate_cfg, cfg.reuse and not cfg.get("feedback"))
     if evaluated and not registry.is_current(cfg.registered_model_name, evaluated.data.tags):
-        print("evaluate: the champion has changed since, so it runs again")
+        print("evaluate: the champion has changed since, or its files are gone, so it runs again")
         evaluated = None
     evaluated = evaluated or forks.run_step("evaluate", evaluate_cfg, tracking.active_run(), PRELOAD)
     mlflow.set_tag("evaluate_run_id", evaluated.info.run_id)

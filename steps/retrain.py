@@ -16,7 +16,7 @@ from alacarte.data.dataset import as_mlflow
 from alacarte.errors import UserError
 from alacarte.evaluation.audit import subset
 from alacarte.evaluation.gate import check_gate
-from alacarte.evaluation.metrics import score_parts
+from alacarte.evaluation.metrics import load_metrics, score_parts
 from alacarte.feedback import Store
 from alacarte.feedback.locks import Lock, claim, give_back, lock
 from alacarte.feedback.queries import Labelled
@@ -29,7 +29,7 @@ from alacarte.retraining.selection import Choice, check_settings, has_new, make_
 @launch.step("retrain", run=False)  # where there is nothing to do, there is no run
 def main(cfg: DictConfig, forks: Forks) -> None:
     name = cfg.registered_model_name
-    check_gate(**launch.plain(cfg.gate))
+    check_gate(**launch.plain(cfg.gate), metrics=load_metrics(launch.plain(cfg.metrics)))
     check_settings(**launch.plain(cfg.retrain), inits=learners.INITS)
     if not name or not cfg.feedback.url:
         raise UserError(f"registered_model_name={name} feedback.url={cfg.feedback.url}: retrain needs both")
@@ -87,7 +87,8 @@ def train(cfg: DictConfig, run_id: str, champion: Champion, choice: Choice, labe
     mlflow.set_tags({"reason": cfg.reason, "parent_version": champion.number, "init": update.init})
     example = dataset.part("train")[0].head(5)
     info = learner.log("model", example=example, metadata=champion.lineage_metadata(run_id))
-    metrics = score_parts(learner, {"train": rows.train, "val": rows.val})
+    own_metrics = load_metrics(launch.plain(cfg.metrics))
+    metrics = score_parts(learner, {"train": (*rows.train, rows.weight), "val": rows.val}, own_metrics)
     metrics |= {"samples_seen": update.samples_seen, "epochs": update.epochs, "new_labels": len(new)}
     mlflow.log_metrics(metrics, model_id=info.model_id)
     return info.model_uri

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from alacarte import launch, tracking
 from alacarte.data.dataset import as_mlflow, load_data
 from alacarte.data.tables import absolute
-from alacarte.evaluation.metrics import score_parts
+from alacarte.evaluation.metrics import load_metrics, score_parts
 from alacarte.features import make_features
 from alacarte.formats.check import make_folder
 
@@ -21,6 +21,7 @@ from alacarte.formats.check import make_folder
 @launch.step("train")
 def main(cfg: DictConfig) -> None:
     folder = make_folder("save_to", cfg.save_to) if cfg.save_to else None  # before hours of training
+    own_metrics = load_metrics(launch.plain(cfg.metrics))
     data = launch.plain(cfg.data)
     dataset = load_data(**data)
     X, y = dataset.part("train")
@@ -46,7 +47,8 @@ def main(cfg: DictConfig) -> None:
     if folder:
         learner.save(folder, example=X.head(5), metadata=metadata)
 
-    metrics = score_parts(learner, {"train": (X, y), "val": (X_val, y_val)})
+    parts = {"train": (X, y, dataset.weight("train")), "val": (X_val, y_val, dataset.weight("val"))}
+    metrics = score_parts(learner, parts, own_metrics)
     mlflow.log_metrics(metrics, model_id=info.model_id)
     mlflow.set_tag("dataset_digest", dataset.digest)
     print("train: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("val_")))

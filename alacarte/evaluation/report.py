@@ -1,80 +1,91 @@
-"""Scores of an evaluation, and its record on the active MLflow run: metrics, plots, slices.json and gate.json."""
+"""The record of an evaluation: metrics, plots, slices.json and gate.json on the active MLflow run, the verdict on the version."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import mlflow
-import numpy as np
+from mlflow.entities.model_registry import ModelVersion
 
-from alacarte import tracking
+from alacarte import registry, tracking
 from alacarte.data.dataset import as_mlflow
-from alacarte.evaluation import metrics as evaluation
-from alacarte.evaluation.comparison import Compared
+from alacarte.errors import UserError
+from alacarte.evaluation.champion_challenger import Compared
+from alacarte.evaluation.comparison import Signal
+from alacarte.evaluation.explain import column_importance
 from alacarte.evaluation.gate import Verdict
-from alacarte.evaluation.plots import plots
+from alacarte.evaluation.metrics import Answers, Metrics, by_slice
+from alacarte.evaluation.plots import plot_importance, plots
 from alacarte.evaluation.rows import JudgingRows, describe
 from alacarte.learners import Learner
 
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """The answers of a model on n test rows, and how good they are."""
-
-    predicted: np.ndarray  # (n,)
-    proba: np.ndarray | None  # (n, n_classes)
-    metrics: dict[str, float]  # without prefix
-    baseline: dict[str, float]  # metrics of a constant answer
-
-
-def score(learner: Learner, rows: JudgingRows) -> Scored:
-    """Score a model on the rows that judge."""
-    _, y = rows.dataset.part("test")
-    predicted, proba = learner.predict(rows.for_challenger), learner.predict_proba(rows.for_challenger)
-    metrics = evaluation.score(y, predicted, proba, learner.classes, rows.dataset.task)
-    constant = evaluation.baseline(rows.dataset.part("train")[1], y, rows.dataset.task)
-    return Scored(predicted, proba, metrics, constant)
+MOST_BARS = 30  # columns in the plot of the importance
 
 
 def log_scores(
-    scored: Scored,
-    learner: Learner,
-    rows: JudgingRows,
-    compared: Compared | None,
-    gate: Mapping[str, Any],
-    model_id: str | None,
-) -> None:
+    scores: Mapping[str, float], answers: Answers, rows: JudgingRows, compared: Compared | None,
+    metrics: Metrics, slices: list[str], model_id: str | None,
+) -> None:  # fmt: skip
     """Log test_ and audit_ metrics, plots and slices.json."""
-    dataset = rows.dataset
-    X, y = dataset.part("test")
-    tracking.log_scores(scored.metrics, "test", as_mlflow(dataset, "test", scored.predicted), model_id)
+    X, _ = rows.dataset.part("test")
+    predicted = answers.names[answers.predicted] if answers.task == "classification" else answers.predicted
+    tracking.log_scores(scores, "test", as_mlflow(rows.dataset, "test", predicted), model_id)
     audit = compared.report.get("metrics", {}) if compared else {}
     mlflow.log_metrics({f"audit_{metric}": value for metric, value in audit.items()})
-    answers = compared.answers if compared else None
-    figures = plots(y, scored.predicted, scored.proba, learner.classes, dataset.task, answers)
-    for file, figure in figures.items():
+    for file, figure in plots(answers, compared.champion if compared else None).items():
         mlflow.log_figure(figure, file)
-    if slices := [column for column in gate["slices"] if column in X]:  # the champion's data may lack one
-        table = evaluation.by_slice(y, scored.predicted, scored.proba, learner.classes, dataset.task, X[slices])
-        mlflow.log_table(table, "slices.json")
+    if columns := [column for column in slices if column in X]:  # the champion's data may lack one
+        mlflow.log_table(by_slice(answers, X[columns], metrics), "slices.json")
+
+
+def log_importance(learner: Learner, rows: JudgingRows, metric: str | None, metrics: Metrics) -> None:
+    """Log the permutation importance of the input columns as importance.json and importance.png."""
+    _, y = rows.dataset.part("test")
+    importance = column_importance(learner, rows.for_challenger, y, metric, metrics)
+    if importance is None:
+        print(f"evaluate: no permutation importance, {rows.for_challenger.shape[1]:,} columns would take too long")
+        return
+    table, name = importance
+    mlflow.log_table(table, "importance.json")
+    top = table.head(MOST_BARS)
+    figure = plot_importance(top["column"].tolist(), top["importance"], top["standard_deviation"], name)
+    mlflow.log_figure(figure, "importance.png")
 
 
 def log_gate(
-    verdict: Verdict,
-    scored: Scored,
-    rows: JudgingRows,
-    compared: Compared | None,
-    gate: Mapping[str, Any],
-    versions: Mapping[str, str],
-) -> None:
+    verdict: Verdict, scores: Mapping[str, float], signal: Signal | None, rows: JudgingRows, compared: Compared | None,
+    gate: Mapping[str, Any], versions: Mapping[str, str],
+) -> None:  # fmt: skip
     """Log gate.json: the verdict with all numbers that it rests on."""
     report = {
-        "verdict": verdict.decision, "reason": verdict.reason, "versions": versions, "metrics": scored.metrics,
-        "baseline": scored.baseline, "rows": rows.report, "comparison": asdict(compared.test) if compared else None,
-        "audit": compared.report if compared else {}, "worse_slices": compared.worse_slices if compared else [],
-        "checks": verdict.checks, "gate": gate,
+        "verdict": verdict.decision, "reason": verdict.reason, "versions": versions, "metrics": scores,
+        "signal": asdict(signal) if signal else None, "rows": rows.report,
+        "comparison": asdict(compared.test) if compared else None, "audit": compared.report if compared else {},
+        "worse_slices": compared.worse_slices if compared else [], "checks": verdict.checks, "gate": gate,
     }  # fmt: skip
     mlflow.log_dict(report, "gate.json")
+
+
+def verdict_tags(verdict: Verdict, champion: str, run_id: str) -> dict[str, str]:
+    """Tags of a version and of its evaluation; `champion` is the number of the version that it was compared with."""
+    tags = {"gate.verdict": verdict.decision, "gate.reason": verdict.reason, "gate.champion": champion}
+    return {**tags, "evaluate_run_id": run_id}
+
+
+def apply_verdict(version: ModelVersion, verdict: Verdict, *, expected: str, run_id: str) -> ModelVersion | None:
+    """Write a verdict on a version. PROMOTE makes it the champion and returns it; every other verdict returns None.
+
+    UserError where the champion is no longer the version `expected`, with which it was compared: the verdict then is HOLD.
+    """
+    registry.tag(version, verdict_tags(verdict, expected, run_id))
+    if verdict.decision != "PROMOTE":
+        return None
+    try:
+        registry.promote(version, expected=expected, reason=verdict.reason)
+    except UserError as error:
+        registry.tag(version, {"gate.verdict": "HOLD", "gate.reason": error})
+        raise
+    return version
 
 
 def notes(rows: JudgingRows, compared: Compared | None) -> list[str]:
@@ -82,5 +93,5 @@ def notes(rows: JudgingRows, compared: Compared | None) -> list[str]:
     texts = describe(rows.report)
     if compared:
         worse = "worse than the champion where {column} is {value}: {gain:+.3f} on {n} rows"
-        texts += [worse.format(**alarm) for alarm in compared.worse_slices] + compared.report.get("notes", [])
+        texts += [worse.format(**slice_) for slice_ in compared.worse_slices] + compared.report.get("notes", [])
     return texts

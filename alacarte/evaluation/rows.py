@@ -5,7 +5,7 @@ have the same test part. With another split, or after a column was dropped, whic
 of one model holds rows that the other was trained on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,15 @@ import pandas as pd
 
 from alacarte.data.dataset import DataReader, Dataset
 from alacarte.data.splits import hash_present, occurs_in, shared_columns
-from alacarte.data.tables import align_columns, nearest
+from alacarte.data.tables import absolute, align_columns, nearest
 from alacarte.errors import UserError
 from alacarte.feedback.queries import Labelled
 
 LEFT_OUT = "left out"  # the part of test rows that do not judge
+SETTINGS = {  # keys of a data group that open nothing
+    *("_target_", "name", "target", "task", "key", "drop", "split"),
+    *("separator", "missing", "weight", "rare_classes"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,32 @@ class JudgingRows:
     for_challenger: pd.DataFrame  # (n, columns)
     trained_on: list[Dataset]  # the data that one of the models was trained on, as far as they are known
     report: dict[str, Any]
+
+    @property
+    def weight(self) -> np.ndarray | None:
+        """(n,) weights of the rows."""
+        return self.dataset.weight("test")
+
+
+def check_record(model: Mapping[str, Any], trusted: Iterable[Mapping[str, Any] | None]) -> None:
+    """UserError where a model records data with a path or another text that none of the `trusted` data groups contains.
+
+    Anybody can write a model's metadata. Without this check, an evaluation would open any file or address on demand.
+    """
+    known = [data for data in trusted if data]
+    record = dict(model.get("data") or {})
+    for key, value in record.items():
+        if key in SETTINGS or value is None or isinstance(value, bool | int | float):
+            continue
+        if _source(record, key) not in [_source(data, key) for data in known]:
+            raise UserError(
+                f"the model records data.{key}={value}, which was not named here and is not opened: "
+                f"add -P data=table -P data.path=PATH -P data.target={record.get('target')} to name the data, or give run_id=ID"
+            )
+
+
+def _source(data: Mapping[str, Any], key: str) -> Any:
+    return absolute(str(data[key])) if key == "path" and data.get(key) else data.get(key)
 
 
 def own_rows(
@@ -47,7 +77,8 @@ def own_rows(
     X, _ = dataset.part("test")
     for column in set(slices) - set(X):
         raise UserError(f"gate.slices={column} is no input column: {nearest(column, X.columns)}")
-    return JudgingRows(dataset, X, X, [dataset], {"n": len(X), "of": len(X), "left_out": {}, "unknown": []})
+    report = {"n": len(X), "of": len(X), "left_out": {}, "unknown": []}
+    return JudgingRows(dataset, X, X, [dataset], report)
 
 
 def choose_rows(

@@ -9,8 +9,8 @@ import pandas as pd
 
 from alacarte.data.tables import align_columns
 from alacarte.errors import UserError
-from alacarte.evaluation import metrics as evaluation
 from alacarte.evaluation.audit import annotators, subset
+from alacarte.evaluation.metrics import Metrics, answer, make_answers, measure, measure_own
 from alacarte.feedback.queries import Labelled, Window
 from alacarte.monitoring import drift
 from alacarte.monitoring.drift import Decision
@@ -39,7 +39,12 @@ def check_settings(**settings: Any) -> None:
 
 
 def compare_window(
-    champion: Champion, window: Window, labelled: Labelled, new_labels: int, settings: Mapping[str, Any]
+    champion: Champion,
+    window: Window,
+    labelled: Labelled,
+    new_labels: int,
+    settings: Mapping[str, Any],
+    own_metrics: Metrics | None = None,
 ) -> Comparison:
     """Measure a window. `labelled` holds the model's accepted and used labels.
 
@@ -54,6 +59,7 @@ def compare_window(
 
     own = about[about["model_version"] == champion.number]
     metrics = {**(drift.measure(own, dataset.task) if len(own) else {}), "rows": len(about), "new_labels": new_labels}
+    metrics |= {f"audit_{name}": value for name, value in measure_audit(own, champion, own_metrics).items()}
     compared = columns[columns["kind"] != "not stored"]
     X_val, _ = dataset.part("val")
     X_test, y_test = dataset.part("test")
@@ -76,9 +82,17 @@ def compare_window(
         "out_of_range_rate": float(compared["out_of_range"].mean()),
     }
     columns = columns.sort_values("psi", ascending=False, ignore_index=True)
-    expected = evaluation.score(y_test, learner.predict(X_test), None, None, dataset.task)
+    expected = measure(answer(learner, X_test, y_test, dataset.weight("test")))
     decision = drift.decide(columns, metrics, expected, margin=settings["margin"], labels=settings["labels"])
     return Comparison(decision, metrics, columns, _count_by_annotator(labelled, about["prediction_id"]), answers)
+
+
+def measure_audit(about: pd.DataFrame, champion: Champion, own_metrics: Metrics | None) -> dict[str, float]:
+    """The team's own metrics on the labelled audit rows of a window. Probabilities are not stored."""
+    audit = about[about["label"].notna() & about["audit"].astype(bool)]
+    task, classes = champion.dataset.task, champion.learner.classes
+    answers = make_answers(audit["label"].tolist(), audit["prediction"].tolist(), None, classes, task)
+    return measure_own(answers, own_metrics, strict=False)
 
 
 def _is_stored(name: str, about: pd.DataFrame, columns_of: Mapping[str, list[str]]) -> np.ndarray:

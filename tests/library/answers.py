@@ -1,10 +1,13 @@
-"""Answers of models that do not exist, and verdicts on them, for the tests of metrics, gate and plots."""
+"""Answers of models that do not exist, verdicts on them and a metric, for the tests of metrics, gate and plots."""
+
+from functools import cache
 
 import numpy as np
 import pandas as pd
 
+from alacarte.evaluation.comparison import Comparison, paired_test
 from alacarte.evaluation.gate import decide
-from alacarte.evaluation.metrics import paired_test
+from alacarte.evaluation.metrics import Metric
 
 LABELS = {
     "str": ["cat", "dog", "emu", "fox"],
@@ -33,11 +36,24 @@ def zero_one(n: int, won: int, lost: int) -> tuple[np.ndarray, np.ndarray]:
     return champion, challenger
 
 
+@cache
+def compared(n: int, won: int, lost: int, test: str = "auto") -> Comparison:
+    """The paired test where so many of n rows are won and lost."""
+    return paired_test(*zero_one(n, won, lost), test=test, n_resamples=1000)
+
+
 def decisions(test: str, n: int, won: float, lost: float, repeats: int, **settings) -> dict[str, float]:
     """How often each verdict falls when a row is won and lost with these probabilities."""
     rng, counts = np.random.default_rng(7), {"PROMOTE": 0, "HOLD": 0, "REJECT": 0}
-    for seed in range(repeats):
+    for _ in range(repeats):
         wins, flips, _ = rng.multinomial(n, [won, lost, 1 - won - lost])
-        comparison = paired_test(*zero_one(n, wins, flips), test=test, n_resamples=2000, seed=seed)
-        counts[decide({}, task="classification", baseline={}, comparison=comparison, **settings).decision] += 1
+        comparison = compared(n, int(wins), int(flips), test)
+        counts[decide({}, task="classification", comparison=comparison, **settings).decision] += 1
     return {decision: count / repeats for decision, count in counts.items()}
+
+
+def brier(y_true, y_pred, y_proba):
+    return float(np.mean((y_proba[:, 1] - y_true) ** 2))
+
+
+OWN = {"brier": Metric("brier", brier, greater_is_better=False)}

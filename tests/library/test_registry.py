@@ -1,32 +1,34 @@
 """Gate, aliases and rollback on a real `mlflow server` over HTTP."""
 
 import json
+import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
 from conftest import Project, copy_project, tracking
+from people import refusal
 
-from alacarte import registry
+from alacarte import learners, registry
 from alacarte.errors import UserError
 
 NAME = "served"
-FAST = ("model=sklearn_sgd", f"registered_model_name={NAME}")
+SMALL = ("data.stop=700", f"registered_model_name={NAME}")
+WEAK = (*SMALL, "model=sklearn_sgd", "model.max_iter=2", "explain=false")
 
 
 @pytest.fixture(scope="module")
-def remote(server: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    mlflow.set_tracking_uri(server)
-    return Project(copy_project(tmp_path_factory.mktemp("remote")), server)
+def remote(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    with tracking(server):
+        yield Project(copy_project(tmp_path_factory.mktemp("remote")), server)
 
 
 @pytest.fixture(scope="module")
 def champion(remote: Project) -> str:
     """A weak champion, which is version 1."""
-    remote.run(
-        "mlflow", "run", ".", "--env-manager", "local", *("-P", "model.max_iter=2"), *(f"-P{key}" for key in FAST)
-    )
+    remote.run("mlflow", "run", ".", "--env-manager", "local", *(f"-P{key}" for key in WEAK))
     return aliases(remote)["champion"]
 
 
@@ -34,97 +36,150 @@ def aliases(project: Project, name: str = NAME) -> dict[str, str]:
     return {alias: str(number) for alias, number in project.client.get_registered_model(name).aliases.items()}
 
 
-def report(project: Project, run) -> dict:
+def report(run) -> dict:
     return json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/gate.json"))
 
 
-def test_promotion_by_proof_then_rollback_and_back(remote: Project, champion: str):
+def newest(project: Project, step: str):
+    return project.runs(f"tags.step = '{step}'")[0]
+
+
+@pytest.fixture(scope="module")
+def promoted(remote: Project, champion: str) -> str:
+    """A better version, which is the champion."""
     assert champion == "1"
-    remote.step("pipeline", "model=sklearn_forest", f"registered_model_name={NAME}")
+    remote.step("pipeline", "model=sklearn_forest", *SMALL)
+    return aliases(remote)["champion"]
+
+
+def test_promotion_by_proof_then_rollback_and_back(remote: Project, promoted: str):
     assert aliases(remote) == {"champion": "2", "challenger": "2", "previous_champion": "1"}
-    evaluated = remote.runs("tags.step = 'evaluate'")[0]
-    verdict = report(remote, evaluated)
+    evaluated = newest(remote, "evaluate")
+    verdict = report(evaluated)
     assert verdict["verdict"] == "PROMOTE" and verdict["comparison"]["low"] > 0
     assert verdict["versions"] == {"challenger": "2", "champion": "1"}
     version = remote.client.get_model_version(NAME, "2")
     assert version.tags["gate.verdict"] == "PROMOTE" and version.tags["gate.reason"] == verdict["reason"]
     assert version.run_id == evaluated.data.tags["source_run_id"]
+    files = {file.path for file in remote.client.list_artifacts(evaluated.info.run_id)}
+    assert {"importance.png", "importance.json", "champion_vs_challenger.png", "roc_pr.png", "calibration.png"} <= files
+    first = remote.client.get_model_version(NAME, "1").tags
+    assert first["gate.reason"].startswith("no champion yet, and roc_auc 0.")
 
-    back = ("-P", "version=previous", "-P", f"registered_model_name={NAME}")
-    remote.run("mlflow", "run", ".", "-e", "promote", "--env-manager", "local", *back)
+    remote.step("promote", "version=previous", SMALL[1])
     assert aliases(remote)["champion"] == "1" and aliases(remote)["previous_champion"] == "2"
-    # What was rolled back is known to the pipeline: the verdict no longer holds, so it decides anew.
-    again = remote.step("pipeline", "model=sklearn_forest", f"registered_model_name={NAME}").stdout
+    # The pipeline sees the rollback: the verdict no longer holds, so it decides again.
+    again = remote.step("pipeline", "model=sklearn_forest", *SMALL).stdout
     assert "train: reused" in again and "the champion has changed since" in again
     assert aliases(remote)["champion"] == "2"
 
 
-def test_hold_and_reject_move_nothing(remote: Project, champion: str):
-    remote.step("pipeline", "model=sklearn_forest", f"registered_model_name={NAME}", "gate.rule=point")
+def test_a_metric_of_the_team_decides_and_a_reject_moves_nothing(remote: Project, promoted: str):
     before = aliases(remote)["champion"]
-    remote.step("pipeline", *FAST, "model.max_iter=2", "seed=5")
-    run = remote.runs("tags.step = 'evaluate'")[0]
-    assert run.data.tags["gate.verdict"] == "REJECT"
-    assert aliases(remote)["champion"] == before
-    number = run.data.tags["model_version"]
+    own = ("metrics=cost", "gate.metric=cost", "+gate.ceilings.cost=5", "gate.slices=[pixel_2_2]")
+    done = remote.step("pipeline", *WEAK, "seed=5", *own).stdout
+    evaluated, trained = newest(remote, "evaluate"), newest(remote, "train")
+    assert evaluated.data.tags["gate.verdict"] == "REJECT" and aliases(remote)["champion"] == before
+    verdict, metrics = report(evaluated), evaluated.data.metrics
+    assert verdict["comparison"]["metric"] == "cost" and verdict["comparison"]["gain"] < 0
+    assert verdict["reason"].startswith("cost loss ") and "the champion stays; train with" in verdict["reason"]
+    assert verdict["checks"][0]["metric"] == "cost" and metrics["test_cost"] > 1 - metrics["test_accuracy"] - 1e-9
+    assert {"train_cost", "val_cost"} <= set(trained.data.metrics)
+    slices = json.loads(mlflow.artifacts.load_text(f"{evaluated.info.artifact_uri}/slices.json"))
+    assert "cost" in slices["columns"]
+    assert "importance.json" not in {file.path for file in remote.client.list_artifacts(evaluated.info.run_id)}
+
+    number = evaluated.data.tags["model_version"]
     assert aliases(remote)["challenger"] == number
-    refused = remote.step("promote", f"version={number}", f"registered_model_name={NAME}", code=2)
+    by_hand = f"python -m steps.promote registered_model_name={NAME} version={number} force=true"
+    assert by_hand in done
+    refused = remote.step("promote", f"version={number}", SMALL[1], code=2)
     assert "gate verdict REJECT" in refused.stderr and "force=true" in refused.stderr
 
 
-def test_a_model_is_not_compared_with_itself(remote: Project, champion: str):
+def test_a_function_that_does_not_exist_is_one_line_before_training(remote: Project):
+    text = "cots: {function: project.metrics.cots, greater_is_better: false}\n"
+    (remote.root / "conf" / "metrics" / "cots.yaml").write_text(text)
+    error = remote.step("pipeline", *WEAK, "metrics=cots", code=2).stderr
+    assert error.count("\n") == 1 and "metrics.cots.function=project.metrics.cots" in error
+
+
+def test_a_model_is_not_compared_with_itself(remote: Project, promoted: str):
     before, versions = aliases(remote), len(remote.client.search_model_versions(f"name = '{NAME}'"))
     verdict = remote.client.get_model_version_by_alias(NAME, "champion").tags["gate.verdict"]
-    done = remote.step("evaluate", f"model_uri=models:/{NAME}@champion", f"registered_model_name={NAME}")
+    done = remote.step("evaluate", f"model_uri=models:/{NAME}@champion", SMALL[1], "explain=false")
     assert "HOLD" in done.stdout and "this model is the champion" in done.stdout
     assert aliases(remote) == before
     assert len(remote.client.search_model_versions(f"name = '{NAME}'")) == versions
     assert remote.client.get_model_version_by_alias(NAME, "champion").tags["gate.verdict"] == verdict
 
 
-def test_floors_reject_and_dry_run_moves_nothing(remote: Project, champion: str):
+def test_floors_reject_and_dry_run_moves_nothing(remote: Project, promoted: str):
     before, versions = aliases(remote), len(remote.client.search_model_versions(f"name = '{NAME}'"))
-    done = remote.step("pipeline", *FAST, "gate.floors.accuracy=0.999", "gate.dry_run=true", "seed=8")
-    assert "REJECT" in done.stdout and "0.999" in done.stdout
+    done = remote.step("pipeline", *WEAK, "gate.floors.accuracy=0.999", "gate.dry_run=true", "seed=8")
+    assert "REJECT" in done.stdout and "0.999" in done.stdout and "not registered" in done.stdout
     assert aliases(remote) == before
     assert len(remote.client.search_model_versions(f"name = '{NAME}'")) == versions
 
 
-def test_without_registry(remote: Project):
-    done = remote.step("pipeline", "model=sklearn_sgd", "registered_model_name=null")
-    assert "not registered" in done.stdout
-    assert not remote.client.search_registered_models("name = 'alacarte'")
+def test_every_kind_of_address_is_the_same_model_and_a_folder_is_logged_before_it_is_registered(remote: Project):
+    last = remote.step("train", *WEAK[:-1], "seed=21", "save_to=saved").stdout.splitlines()[-1]
+    run = newest(remote, "train")
+    assert last == f"run_id={run.info.run_id}"
+    uris = [
+        str(remote.root / "saved"),
+        f"runs:/{run.info.run_id}/model",
+        f"models:/{run.outputs.model_outputs[0].model_id}",
+    ]
+    models = [registry.locate(uri) for uri in uris]
+    assert all(model.is_same(models[0]) for model in models)
+    from project.data import load_digits
 
-
-def test_every_kind_of_uri_scores_alike(remote: Project, champion: str):
-    remote.step("train", *FAST, "seed=21", "save_to=saved")
-    run = remote.runs("tags.step = 'train'")[0]
-    uris = ["saved", f"runs:/{run.info.run_id}/model", f"models:/{run.outputs.model_outputs[0].model_id}"]
-    scores = set()
-    for uri in uris:
-        remote.step("evaluate", f"model_uri={uri}", "registered_model_name=null")
-        scores.add(remote.runs("tags.step = 'evaluate'")[0].data.metrics["test_log_loss"])
-    assert len(scores) == 1
-    assert "no model that can be read" in remote.step("evaluate", "model_uri=models:/none@champion", code=2).stderr
-
-
-def test_a_local_folder_is_logged_before_it_is_registered(remote: Project):
-    remote.step("train", "model=sklearn_sgd", "seed=22", "save_to=folder")
-    remote.step("evaluate", "model_uri=folder", "registered_model_name=from_folder")
+    X = load_digits(stop=50)
+    answers = {tuple(learners.load(model.path).predict(X)) for model in models}
+    assert len(answers) == 1
+    assert "no model that can be read" in refusal(registry.locate, "models:/none@champion")
+    remote.step("evaluate", "model_uri=saved", "registered_model_name=from_folder", "explain=false")
     version = remote.client.get_model_version_by_alias("from_folder", "champion")
     assert version.source.startswith("models:/m-")
+    remote.step("evaluate", last, "registered_model_name=null", "explain=false")
+    assert "gate.verdict" in newest(remote, "evaluate").data.tags
 
 
-def test_promotion_refuses_when_the_champion_moved_meanwhile(remote: Project, champion: str):
-    name = "moving"
-    for _ in range(3):
-        remote.step("pipeline", "model=sklearn_sgd", f"registered_model_name={name}", "reuse=false")
-    versions = [registry.by_number(name, number) for number in "123"]
-    assert aliases(remote, name)["champion"] == "1"
+def test_a_champion_whose_files_are_gone_does_not_block_its_successor(tmp_path: Path):
+    root = copy_project(tmp_path / "project")
+    own = Project(root, f"sqlite:///{root}/mlflow.db")
+    own.step("pipeline", *WEAK)
+    assert "train: reused" in own.step("pipeline", *WEAK).stdout
+    shutil.rmtree(root / "mlruns")
+    done = own.step("pipeline", *WEAK).stdout
+    assert "reused" not in done.split("train: the model of this run has been deleted since")[1]
+    assert aliases(own)["champion"] == "2"
+    reason = own.client.get_model_version(NAME, "2").tags["gate.reason"]
+    assert reason.startswith("the champion, version 1, cannot be loaded (") and "better than chance" in reason
+
+
+def test_a_store_that_does_not_answer_is_no_lost_champion(remote: Project, champion: str):
+    with tracking("http://127.0.0.1:9"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with pytest.raises(registry.Unreachable, match="cannot be downloaded now, try again"):
+            registry.locate(f"models:/{NAME}/1")
+
+
+@pytest.fixture
+def versions(remote: Project, request: pytest.FixtureRequest, tmp_path: Path) -> list:
+    """Three versions of a model of the test's own; the first one is the champion."""
+    name = request.node.name
+    remote.client.create_registered_model(name)
+    made = [remote.client.create_model_version(name, str(tmp_path)) for _ in range(3)]
+    registry.promote(made[0], expected="none", reason="start")
+    return made
+
+
+def test_promotion_refuses_when_the_champion_moved_meanwhile(remote: Project, versions: list):
     registry.promote(versions[1], expected="1", reason="first")
-    with pytest.raises(UserError, match="moved from 1 to 2"):
-        registry.promote(versions[2], expected="1", reason="late")
-    assert aliases(remote, name) == {"champion": "2", "previous_champion": "1", "challenger": "3"}
+    assert "moved from 1 to 2" in refusal(registry.promote, versions[2], expected="1", reason="late")
+    assert aliases(remote, versions[0].name) == {"champion": "2", "previous_champion": "1"}
 
 
 def test_a_rollback_keeps_what_the_first_promotion_said(tmp_path: Path):
@@ -140,50 +195,42 @@ def test_a_rollback_keeps_what_the_first_promotion_said(tmp_path: Path):
         assert (tags[1]["promotion_reason"], tags[1]["promotion_reason.2"]) == ("second", "again")
 
 
-def test_of_many_promotions_at_once_one_wins(remote: Project, champion: str):
-    name = "moving"
-    versions = [registry.by_number(name, number) for number in ("1", "3")]
-    registry.promote(
-        registry.by_number(name, "2"), expected=registry.number_of(registry.champion_of(name)), reason="start"
-    )
+def test_of_many_promotions_at_once_one_wins(remote: Project, versions: list):
     outcomes: list[str] = []
 
     def promote(version) -> None:
         try:
-            registry.promote(version, expected="2", reason="race")
+            registry.promote(version, expected="1", reason="race")
             outcomes.append("moved")
         except UserError:
             outcomes.append("refused")
 
-    threads = [threading.Thread(target=promote, args=(version,)) for version in versions for _ in range(4)]
+    threads = [threading.Thread(target=promote, args=(version,)) for version in versions[1:] for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert outcomes.count("moved") == 1
-    assert aliases(remote, name)["previous_champion"] == "2"
+    assert outcomes.count("moved") == 1 and len(outcomes) == 8
+    assert aliases(remote, versions[0].name)["previous_champion"] == "1"
 
 
-def test_wrong_versions_and_names_are_clear(remote: Project, champion: str):
-    assert (
-        "give 1, 2, 3, challenger or previous"
-        in remote.step("promote", "version=99", "registered_model_name=moving", code=2).stderr
-    )
-    assert "has no version" in remote.step("promote", "version=1", "registered_model_name=nobody", code=2).stderr
-    assert "version is required" in remote.step("promote", *FAST[1:], code=2).stderr
+def test_wrong_versions_are_clear(remote: Project, versions: list):
+    name = versions[0].name
+    error = remote.step("promote", "version=99", f"registered_model_name={name}", code=2).stderr
+    assert "give 1, 2, 3, challenger or previous" in error
+    assert "nobody has no version" in registry.known_versions("nobody")
+    assert "version is required" in remote.step("promote", f"registered_model_name={name}", code=2).stderr
 
 
-def test_names_that_no_registry_takes_are_refused_before_training():
-    registry.check_name("catalog.schema.model")
-    for name in ("a/b", "a:b", "it's", 5, True, ["a"], " a"):
-        with pytest.raises(UserError, match="registered_model_name="):
-            registry.check_name(name)
+@pytest.mark.parametrize("name", ["a/b", "a:b", "it's", "a?b", "a#b", "a%41", "a&b", "a\nb", 5, True, ["a"], " a"])
+def test_names_that_cannot_be_read_again_are_refused_before_training(name):
+    assert "registered_model_name=" in refusal(registry.check_name, name).replace("\n", " ")
 
 
-def test_the_last_line_hands_on_the_run_id_on_a_server_too(remote: Project):
-    last = remote.step("train", *FAST).stdout.splitlines()[-1]
-    assert last.startswith("run_id=")
-    remote.step("evaluate", last, "gate.dry_run=true", *FAST[1:])
-    for step in ("train", "promote"):  # one that opens a run at once, and one that reads the registry first
-        gone = remote.step(step, FAST[1], code=2, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-        assert "MLFLOW_TRACKING_URI" in gone.stderr and len(gone.stderr.strip().splitlines()) == 1
+def test_a_name_with_dots_dashes_and_spaces_is_read_again(remote: Project, tmp_path: Path):
+    for name in ("catalog.schema.model", "my-model_2", "two words", "größe"):
+        registry.check_name(name)
+        remote.client.create_registered_model(name)
+        version = remote.client.create_model_version(name, str(tmp_path))
+        registry.promote(version, expected="none", reason="first")
+        assert registry.pin(None, name) == (f"models:/{name}/1", "1")

@@ -10,7 +10,7 @@ from people import SPLIT, people, refusal
 
 from alacarte.data import dataset as datasets
 from alacarte.data.dataset import DataReader, Dataset
-from alacarte.evaluation.rows import JudgingRows, choose_rows, describe
+from alacarte.evaluation.rows import JudgingRows, check_record, choose_rows, describe
 from alacarte.feedback.queries import Labelled
 
 
@@ -141,3 +141,15 @@ def test_data_that_changed_or_are_gone_or_not_recorded_need_the_word_of_the_oper
     assert "the data of the challenger have changed" in refusal(
         rows_for, challenger, challenger | {"dataset_digest": "0"}, DataReader()
     )
+
+
+def test_only_named_data_are_opened(file: Path) -> None:
+    own = recorded(DataReader(), file)
+    for text in ("/etc/passwd.csv", "http://10.0.0.1/rows.csv", "memory://rows.csv"):
+        forged = {"data": own["data"] | {"path": text}}
+        assert f"data.path={text}" in refusal(check_record, forged, [own["data"], None])
+        check_record(forged, [forged["data"]])
+    query = {"data": {"_target_": "project.data.load_sql", "query": "SELECT 1", "target": "y", "limit": 5}}
+    assert "data.query=SELECT 1" in refusal(check_record, query, [own["data"]])
+    for harmless in (own, {}, {"data": own["data"] | {"path": None, "rotate": 25.0, "drop": ["age"], "task": "auto"}}):
+        check_record(harmless, [own["data"]])

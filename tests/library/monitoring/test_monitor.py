@@ -31,12 +31,12 @@ def test_a_shift_is_seen_and_reported(case: Case):
     X, y = rows.drop(columns="digit"), rows["digit"].to_numpy()
     report(case.store, case.name, X[:400], y[:400], case.model.predict(X[:400]), classes=DIGITS, age=5 * 3600)
     case.report(200, seed=1, annotator="<b>alice</b>", age=60)
-    told = monitor(case, "monitor.hours=1", code=3)
+    told = monitor(case, "monitor.hours=1", "metrics=cost", code=3)
     assert "retrain yes" in told and "distributions moved" in told and "audit labels is proved below" in told
     (run,) = case.runs("monitor")
     assert told.splitlines()[-1] == f"run_id={run.info.run_id}" and run.info.status == "FINISHED"
     assert run.data.tags["retrain"] == "yes" and run.data.metrics["drift_share"] > 0.2
-    assert run.data.metrics["audit_accuracy"] < 0.6
+    assert run.data.metrics["audit_accuracy"] < 0.6 and run.data.metrics["audit_cost"] > 0.4
     page = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
     assert "<b>alice</b>" not in page and "&lt;b&gt;alice&lt;/b&gt;" in page and "data:image/png" in page
     files = {file.path for file in case.client.list_artifacts(run.info.run_id)}

@@ -180,7 +180,7 @@ POINTS = [
     ("mlflow:register_model", "after"),  # a version without an alias, of labels that are not marked
     ("alacarte.registry:register", "after"),
     ("alacarte.feedback.locks:use", "after"),
-    ("alacarte.registry:verdict_tags", "before"),  # from here on it is evaluate that dies
+    ("alacarte.evaluation.report:verdict_tags", "before"),  # from here on it is evaluate that dies
     ("mlflow:MlflowClient.set_registered_model_alias", "alias=previous_champion"),
 ]
 
