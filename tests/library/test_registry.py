@@ -15,7 +15,7 @@ from alacarte import learners, registry
 from alacarte.errors import UserError
 
 NAME = "served"
-SMALL = ("data.stop=700", f"registered_model_name={NAME}")
+SMALL = (f"registered_model_name={NAME}",)
 WEAK = (*SMALL, "model=sklearn_sgd", "model.max_iter=2", "explain=false")
 
 
@@ -66,7 +66,7 @@ def test_promotion_by_proof_then_rollback_and_back(remote: Project, promoted: st
     first = remote.client.get_model_version(NAME, "1").tags
     assert first["gate.reason"].startswith("no champion yet, and roc_auc 0.")
 
-    remote.step("promote", "version=previous", SMALL[1])
+    remote.step("promote", "version=previous", SMALL[0])
     assert aliases(remote)["champion"] == "1" and aliases(remote)["previous_champion"] == "2"
     # The pipeline sees the rollback: the verdict no longer holds, so it decides again.
     again = remote.step("pipeline", "model=sklearn_forest", *SMALL).stdout
@@ -93,7 +93,7 @@ def test_a_metric_of_the_team_decides_and_a_reject_moves_nothing(remote: Project
     assert aliases(remote)["challenger"] == number
     by_hand = f"python -m steps.promote registered_model_name={NAME} version={number} force=true"
     assert by_hand in done
-    refused = remote.step("promote", f"version={number}", SMALL[1], code=2)
+    refused = remote.step("promote", f"version={number}", SMALL[0], code=2)
     assert "gate verdict REJECT" in refused.stderr and "force=true" in refused.stderr
 
 
@@ -107,7 +107,7 @@ def test_a_function_that_does_not_exist_is_one_line_before_training(remote: Proj
 def test_a_model_is_not_compared_with_itself(remote: Project, promoted: str):
     before, versions = aliases(remote), len(remote.client.search_model_versions(f"name = '{NAME}'"))
     verdict = remote.client.get_model_version_by_alias(NAME, "champion").tags["gate.verdict"]
-    done = remote.step("evaluate", f"model_uri=models:/{NAME}@champion", SMALL[1], "explain=false")
+    done = remote.step("evaluate", f"model_uri=models:/{NAME}@champion", SMALL[0], "explain=false")
     assert "HOLD" in done.stdout and "this model is the champion" in done.stdout
     assert aliases(remote) == before
     assert len(remote.client.search_model_versions(f"name = '{NAME}'")) == versions
