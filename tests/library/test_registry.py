@@ -167,11 +167,11 @@ def test_a_store_that_does_not_answer_is_no_lost_champion(remote: Project, champ
 
 
 @pytest.fixture
-def versions(remote: Project, request: pytest.FixtureRequest, tmp_path: Path) -> list:
+def versions(remote: Project, request: pytest.FixtureRequest) -> list:
     """Three versions of a model of the test's own; the first one is the champion."""
     name = request.node.name
     remote.client.create_registered_model(name)
-    made = [remote.client.create_model_version(name, str(tmp_path)) for _ in range(3)]
+    made = [remote.client.create_model_version(name, "s3://nowhere/model") for _ in range(3)]
     registry.promote(made[0], expected="none", reason="start")
     return made
 
@@ -224,13 +224,13 @@ def test_wrong_versions_are_clear(remote: Project, versions: list):
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", "it's", "a?b", "a#b", "a%41", "a&b", "a\nb", 5, True, ["a"], " a"])
 def test_names_that_cannot_be_read_again_are_refused_before_training(name):
-    assert "registered_model_name=" in refusal(registry.check_name, name).replace("\n", " ")
+    assert "registered_model_name=" in refusal(registry.check_name, name)
 
 
-def test_a_name_with_dots_dashes_and_spaces_is_read_again(remote: Project, tmp_path: Path):
+def test_a_name_with_dots_dashes_and_spaces_is_read_again(remote: Project):
     for name in ("catalog.schema.model", "my-model_2", "two words", "größe"):
         registry.check_name(name)
         remote.client.create_registered_model(name)
-        version = remote.client.create_model_version(name, str(tmp_path))
+        version = remote.client.create_model_version(name, "s3://nowhere/model")
         registry.promote(version, expected="none", reason="first")
         assert registry.pin(None, name) == (f"models:/{name}/1", "1")
