@@ -34,8 +34,9 @@ def check_name(name: object) -> None:
     if not name:
         return
     if not isinstance(name, str) or set(name) & set(FORBIDDEN) or name != name.strip() or not name.isprintable():
+        shown = " ".join(str(name).split())
         raise UserError(
-            f"registered_model_name={' '.join(str(name).split())} is refused: use letters, digits, dots, dashes and spaces, such as my-model, "
+            f"registered_model_name={shown} is refused: use letters, digits, dots, dashes and spaces, such as my-model, "
             f"and none of {' '.join(FORBIDDEN)}"
         )
     if mlflow.get_registry_uri().startswith("databricks-uc") and [bool(part) for part in name.split(".")] != [True] * 3:
