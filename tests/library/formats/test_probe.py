@@ -215,7 +215,7 @@ def test_the_search_for_a_fast_path_is_rehearsed_in_the_child(tmp_path: Path, mo
     )  # fmt: skip
     served = ServedModel.load_tried(tmp_path / "model", trust_code=False)
     with pytest.raises(UserError, match="did not answer within 6 s"):
-        served.compile()
+        served.find_fast_path()
     assert served.path_in_use == "pyfunc" and served.predict_example() == [0, 1]
 
 

@@ -65,7 +65,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
         pip_requirements=["scikit-learn"],
     )  # fmt: skip
     served = ServedModel.load(folder, trust_code=False)
-    served.compile()
+    served.find_fast_path()
     assert served.path_in_use == "numpy"
     return served
 
@@ -171,11 +171,11 @@ def test_a_predict_that_does_not_end_is_stopped(what: float, slow: ServedModel) 
         batcher = Batcher(timeout=0.3, max_rows=100)
         with pytest.raises(TimeoutError):
             await batcher.predict(slow, rows(slow, what))
-        thread = batcher._retired[0].thread
+        thread = batcher._stopped[0].thread
         assert (await batcher.predict(slow, rows(slow, 7.0))).labels == [7.0]  # by another thread
         while thread.is_alive():
             await asyncio.sleep(0.01)
-        assert not batcher.stuck and not batcher._retired
+        assert not batcher.stuck and not batcher._stopped
 
     in_loop(test)
 
