@@ -3,7 +3,7 @@
 from typing import Any
 
 from mlflow.models import ModelSignature
-from mlflow.types import DataType, ParamSchema, Schema, TensorSpec
+from mlflow.types import DataType, Schema, TensorSpec
 
 # Type -> types that accept its values without loss, in JSON, CSV and DataFrames.
 WIDER = {"integer": {"long", "double"}, "long": {"double"}, "float": {"double"}}
@@ -15,17 +15,30 @@ TENSOR_TYPES = {"i": "integer", "u": "integer", "f": "float", "b": "boolean"}
 
 def objection(old: ModelSignature, new: ModelSignature) -> str | None:
     """Why a client of `old` cannot use `new`, or None. Columns are compared by name."""
-    reasons = [*_inputs(old.inputs, new.inputs), *_outputs(old.outputs, new.outputs), *_params(old.params, new.params)]
+    reasons = []
+    if old.inputs and new.inputs:
+        reasons += _inputs(old.inputs, new.inputs)
+    if old.outputs:
+        before, after = ([_output_type(spec) for spec in schema or ()] for schema in (old.outputs, new.outputs))
+        if len(before) != len(after):
+            reasons.append(f"{len(after)} outputs, was {len(before)}")
+        pairs = enumerate(zip(before, after, strict=False), 1)
+        reasons += [f"output {position} is {now}, was {was}" for position, (was, now) in pairs if now != was]
+    params = {param.name: param for param in old.params or ()}
+    for param in new.params or ():
+        was = params.get(param.name, param)
+        if (param.dtype, param.shape) != (was.dtype, was.shape):
+            reasons.append(f"parameter {param.name} is {param.dtype!r}, was {was.dtype!r}")
     if not reasons:
         return None
     more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
     return "another signature than the version that serves: " + "; ".join(reasons[:3]) + more
 
 
-def _inputs(old: Schema | None, new: Schema | None) -> list[str]:
-    if old is None or new is None:
-        return []
-    before, after = _by_name(old), _by_name(new)
+def _inputs(old: Schema, new: Schema) -> list[str]:
+    before, after = (
+        {spec.name or f"number {position}": spec for position, spec in enumerate(schema, 1)} for schema in (old, new)
+    )
     reasons = []
     if not (old.has_input_names() and new.has_input_names()) and len(before) != len(after):
         reasons.append(f"{len(after)} inputs, was {len(before)}")
@@ -40,35 +53,11 @@ def _inputs(old: Schema | None, new: Schema | None) -> list[str]:
     return reasons
 
 
-def _by_name(schema: Schema) -> dict[str, Any]:
-    return {spec.name or f"number {position}": spec for position, spec in enumerate(schema.inputs, 1)}
-
-
 def _accepts(new: Any, old: Any) -> bool:
     if isinstance(new, TensorSpec) and isinstance(old, TensorSpec):
         same_rank = new.type == old.type and len(new.shape) == len(old.shape)
         return same_rank and all(n in (-1, o) for n, o in zip(new.shape, old.shape, strict=True))
     return _type(new) == _type(old) or _type(new) in WIDER.get(_type(old), ())
-
-
-def _outputs(old: Schema | None, new: Schema | None) -> list[str]:
-    if old is None:
-        return []
-    if new is None:
-        return ["no output is declared, one was"]
-    if len(old.inputs) != len(new.inputs):
-        return [f"{len(new.inputs)} outputs, was {len(old.inputs)}"]
-    types = zip(map(_output_type, old.inputs), map(_output_type, new.inputs), strict=True)
-    return [f"output {position} is {now}, was {was}" for position, (was, now) in enumerate(types, 1) if now != was]
-
-
-def _params(old: ParamSchema | None, new: ParamSchema | None) -> list[str]:
-    before = {param.name: param for param in old or ()}
-    return [
-        f"parameter {param.name} is {param.dtype!r}, was {before[param.name].dtype!r}"
-        for param in new or ()
-        if param.name in before and (param.dtype, param.shape) != (before[param.name].dtype, before[param.name].shape)
-    ]
 
 
 def _type(spec: Any) -> str:

@@ -224,15 +224,3 @@ def test_a_model_that_leaves(slow: ServedModel) -> None:
         assert (await batcher.predict(slow, rows(slow, 7.0))).labels == [7.0]
 
     in_loop(test)
-
-
-def test_the_loop_answers_while_a_predict_runs(slow: ServedModel) -> None:
-    async def test() -> None:
-        batcher, ticks = Batcher(timeout=0.5, max_rows=100), 0
-        task = asyncio.create_task(batcher.predict(slow, rows(slow, 1.0)))
-        while not task.done():
-            await asyncio.sleep(0.005)
-            ticks += 1
-        assert ticks > 10 and isinstance(task.exception(), TimeoutError)
-
-    in_loop(test)

@@ -181,21 +181,6 @@ def test_preparations_others_log(prepare):
     agree(make_pipeline(clone(prepare), linear_model.Ridge()).fit(X, y == "yes"), X)
 
 
-def test_unknown_and_missing_values_in_the_preparation_of_others():
-    X, y = people()[["age", "income", "city", "member"]], people()["y"]
-    model = make_pipeline(PREPARATIONS[0], LogisticRegression()).fit(X, y)
-    agree(model, X.assign(city="Lyon"))
-    ranks = make_pipeline(RANKS, ensemble.RandomForestClassifier(5, random_state=0)).fit(X[["city", "age"]], y)
-    agree(ranks, pd.DataFrame({"city": ["Bern", "Lyon", "Genève"], "age": [30, 31, 999]}))
-    floors = pd.DataFrame({"floors": [1.0, 2.0, np.nan, 2.0] * 75, "income": X["income"]})
-    agree(make_pipeline(ONE_HOT, LogisticRegression()).fit(floors, y), floors[:60], numeric=True)
-    imputer = SimpleImputer(missing_values=pd.NA, strategy="most_frequent", keep_empty_features=True)
-    filled = make_pipeline(
-        FunctionTransformer(np.asarray, kw_args={"dtype": "object"}), imputer, ONE_HOT, LogisticRegression()
-    )
-    agree(filled.fit(X[["city"]], y), pd.DataFrame({"city": pd.Series([None, "Bern", "Lyon"] * 4, dtype=object)}))
-
-
 ENCODERS = [
     encoder.set_params(**settings)
     for settings in ({}, {"max_categories": 4}, {"min_frequency": 9}, {"drop": "first"})

@@ -189,20 +189,6 @@ def test_every_family_answers_as_mlflow_does(family: str, tmp_path: Path) -> Non
             assert np.allclose(answer.confidence, sure, rtol=1e-5)
 
 
-def test_one_bad_request_spoils_no_other(models: dict) -> None:
-    for name, (_, quick) in models.items():
-        body = next(body for label, _, body in good(rows_of(name)) if label == "split")
-        column = quick.columns.index("listed") if name != "numeric" else 3
-        broken = json.loads(body)
-        for row in broken["dataframe_split"]["data"]:
-            row[column] = "never" if name != "numeric" else 1e300
-        requests = [quick.parse(json.dumps(sent).encode(), JSON, MAX_ROWS) for sent in (json.loads(body), broken)]
-        alone = quick.predict(requests[:1])[0].labels
-        answers = quick.predict([*requests, requests[0]])
-        assert equal(answers[0].labels, alone) and equal(answers[2].labels, alone)
-        assert isinstance(answers[1], RequestError) == (name != "numeric") or answers[1].labels
-
-
 def test_what_is_stored_of_a_request(models: dict) -> None:
     rows = rows_of("numeric")
     for model in models["numeric"]:
