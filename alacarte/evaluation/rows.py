@@ -39,7 +39,11 @@ def own_rows(
 
     Raises UserError where the model records no data, and where one of `slices` is no column.
     """
-    dataset = read(data, challenger.get("column_types")) if data else read.recorded(challenger, "this model", check_digest=False)
+    dataset = (
+        read(data, challenger.get("column_types"))
+        if data
+        else read.recorded(challenger, "this model", check_digest=False)
+    )
     X, _ = dataset.part("test")
     for column in set(slices) - set(X):
         raise UserError(f"gate.slices={column} is no input column: {nearest(column, X.columns)}")
