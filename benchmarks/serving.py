@@ -37,15 +37,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from project.data import load_digits  # noqa: E402
+from project.features import make_features  # noqa: E402
+
 BIN = Path(sys.executable).parent
 PORT = 5099
 URL = f"http://127.0.0.1:{PORT}"
 CELLS = [("numeric", 1, 1), ("numeric", 1, 8), ("numeric", 1, 64), ("numeric", 1000, 8),
-         ("mixed", 1, 1), ("mixed", 1, 8), ("mixed", 1, 64)]  # fmt: skip
+         ("mixed", 1, 1), ("mixed", 1, 8), ("mixed", 1, 64), ("own", 1, 1), ("own", 1, 8), ("own", 1, 64)]  # fmt: skip
 
 
 def tables() -> dict[str, tuple[pd.DataFrame, object]]:
-    """Per kind the rows and a fitted model."""
+    """Per kind the rows and a fitted model. "own" has a function of project/features.py among its steps."""
     numeric, target = load_breast_cancer(return_X_y=True, as_frame=True)
     scaled = make_pipeline(StandardScaler(), LogisticRegression()).fit(numeric, target)
     random = np.random.default_rng(0)
@@ -62,14 +66,17 @@ def tables() -> dict[str, tuple[pd.DataFrame, object]]:
         (OneHotEncoder(handle_unknown="ignore"), list(mixed.columns[6:])),
     )
     label = (mixed["number_1"] + (mixed["word_0"] == "red") > 0).astype(int)
+    digits = load_digits()
+    pixels, digit = digits.drop(columns="digit"), digits["digit"]
     return {
+        "own": (pixels, make_pipeline(make_features(), LogisticRegression(max_iter=500)).fit(pixels, digit)),
         "numeric": (numeric, scaled),
         "mixed": (mixed, make_pipeline(columns, LogisticRegression()).fit(mixed, label)),
     }
 
 
 def log(folder: Path) -> None:
-    """Both models in a registry in `folder`, and their requests as files for wrk."""
+    """The models in a registry in `folder`, and their requests as files for wrk."""
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     mlflow.set_experiment(
         experiment_id=mlflow.create_experiment("serving", artifact_location=str(folder / "artifacts"))
@@ -77,8 +84,9 @@ def log(folder: Path) -> None:
     for name, (rows, model) in tables().items():
         info = mlflow.sklearn.log_model(
             model, name="model", signature=infer_signature(rows, model.predict(rows)), input_example=rows.head(5),
-            serialization_format="skops", skops_trusted_types=["numpy.dtype"], pip_requirements=["scikit-learn"],
-            registered_model_name=name,
+            serialization_format="skops", skops_trusted_types=["numpy.dtype", "project.features.add_sums"],
+            pip_requirements=["scikit-learn"], registered_model_name=name,
+            code_paths=[str(ROOT / "project")] if name == "own" else None,
         )  # fmt: skip
         mlflow.MlflowClient().set_registered_model_alias(name, "champion", info.registered_model_version)
         path = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(folder / name)))
@@ -190,7 +198,7 @@ def commands(kind: str, folder: Path, bin_of_others: Path | None) -> dict[str, t
         ),
         "serve": (serve, {}),
     }
-    if bin_of_others:
+    if bin_of_others and kind != "own":
         bento = [str(bin_of_others / "bentoml"), "serve", "benchmarks.serving_bentoml:Model", "--port", str(PORT)]
         found["BentoML"] = ([*bento, "--host", "127.0.0.1"], {**given, "BENTOML_DO_NOT_TRACK": "true"})
         found["LitServe"] = ([str(bin_of_others / "python"), "benchmarks/serving_litserve.py"], given)
@@ -211,7 +219,7 @@ def main() -> None:
         folder = Path(temporary)
         log(folder)
         for _ in range(options.rounds):
-            for kind in ("numeric", "mixed"):
+            for kind in dict.fromkeys(cell[0] for cell in CELLS):
                 cells = [cell for cell in CELLS if cell[0] == kind]
                 for cell in cells:
                     rates[cell].append({})
@@ -239,7 +247,10 @@ def main() -> None:
     )
     print("|---|---|---|" + "---|" * (len(names) + 2))
     for cell in CELLS:
-        figures = " | ".join(f"{statistics.median(one[name] for one in rates[cell]):,.0f}" for name in names)
+        figures = " | ".join(
+            f"{statistics.median(one[name] for one in rates[cell]):,.0f}" if name in rates[cell][0] else ""
+            for name in names
+        )
         ratio = statistics.median(one["serve"] / one["mlflow"] for one in rates[cell])
         late = statistics.median(one["serve"] / one["mlflow"] for one in slowest[cell])
         print(f"| {cell[0]} | {cell[1]} | {cell[2]} | {figures} | {ratio:.1f} | {late:.3f} |")

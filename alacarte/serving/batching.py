@@ -1,6 +1,6 @@
-"""Concurrent requests to one predict: in the event loop when that is quick, else in a thread that can be stopped.
+"""Concurrent requests as one call of the model: in the event loop if the call is short, otherwise in a thread.
 
-Everything here runs in the event loop but `_Worker._run`, so nothing needs a lock.
+Everything except `_Worker._run` runs in the event loop, so nothing needs a lock.
 """
 
 import asyncio
@@ -9,193 +9,174 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
 
-from alacarte.serving.model import Answer, RequestError, Rows, ServedModel
+from alacarte.serving.model import ServedModel
+from alacarte.serving.rows import Answer, RequestError, Rows
 
-# Seconds that a batch may hold up the event loop; longer ones go to the thread, so that health checks stay live.
-QUICK = 0.001
+QUICK = 0.001  # seconds: a longer call runs in the thread, so that health checks are answered meanwhile
+STOP_AGAIN = 0.05  # seconds until the next attempt to stop a thread
+PATIENCE = 1.0  # seconds until a thread that does not stop counts as stuck
 
-# Seconds between two tries to stop a thread, and until it counts as stuck.
-AGAIN, PATIENCE = 0.05, 1.0
+Result = Answer | RequestError | RuntimeError
 
 
 class _Stop(BaseException):
-    """Thrown into a predict that took too long; not an Exception, so that a model does not swallow it by habit."""
+    """Raised in a predict that takes too long. It is not an Exception, so that `except Exception` does not catch it."""
 
 
 @dataclass(eq=False)
-class _Item:
-    """One request that waits for its answer."""
+class _Request:
+    """A request that waits for its answer."""
 
     model: ServedModel
     rows: Rows
     future: asyncio.Future[Answer]
-    joins: bool
+    can_join: bool
     timer: asyncio.TimerHandle | None = None
 
+    def resolve(self, result: Result) -> None:
+        if self.timer:
+            self.timer.cancel()
+        if self.future.done():  # it timed out, or the client has gone
+            return
+        if isinstance(result, Exception):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
 
-@dataclass(eq=False)
+
 class _Worker:
     """A thread that predicts one batch after the other."""
 
-    done: Callable[["_Worker", list[_Item], Any], None]  # called in the event loop
-    loop: asyncio.AbstractEventLoop
-    batch: list[_Item] | None = None
-    stopped_at: float = 0.0
-    inbox: SimpleQueue[list[_Item] | None] = field(default_factory=SimpleQueue)
-
-    def __post_init__(self) -> None:
+    def __init__(self, finish: Callable[["_Worker", list[Result]], None]) -> None:
+        self.batch: list[_Request] = []
+        self.stopped_at = 0.0
+        self._finish, self._loop = finish, asyncio.get_running_loop()
+        self._batches: SimpleQueue[list[_Request]] = SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="predict", daemon=True)
         self.thread.start()
 
-    def start(self, batch: list[_Item]) -> None:
+    def start(self, batch: list[_Request]) -> None:
         self.batch = batch
-        self.inbox.put(batch)
+        self._batches.put(batch)
 
     def stop(self) -> None:
-        """Throw _Stop into the thread. It arrives between two steps of Python code: not inside one long call of C."""
-        self.inbox.put(None)
-        ident = self.thread.ident
-        if ident is not None and self.thread.is_alive():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(_Stop))
+        """Raise _Stop in the thread until it ends. Python raises it between two steps of Python code, not inside C code."""
+        if self.thread.is_alive():
+            self._batches.put([])
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(_Stop))
+            self._loop.call_later(STOP_AGAIN, self.stop)
 
     def _run(self) -> None:
         try:
-            while batch := self.inbox.get():
-                found = _predict(batch)
-                self.loop.call_soon_threadsafe(self.done, self, batch, found)
-                batch = None
-        except (_Stop, RuntimeError):  # told to end, or the event loop is gone
+            while batch := self._batches.get():
+                results = _predict(batch)
+                self._loop.call_soon_threadsafe(self._finish, self, results)
+                del batch
+        except (_Stop, RuntimeError):  # stopped, or the event loop is closed
             pass
 
 
 class Batcher:
-    """One per event loop. `timeout` in seconds, from the call of predict to its answer; `max_rows` per call of a model."""
+    """One per event loop. `timeout` is in seconds per request, `max_rows` the limit of one call of a model."""
 
     def __init__(self, timeout: float, max_rows: int) -> None:
         self._timeout, self._max_rows = timeout, max_rows
-        self._arrived: list[_Item] = []
-        self._waiting: deque[_Item] = deque()
+        self._arrived: list[_Request] = []  # in this tick of the event loop
+        self._waiting: deque[_Request] = deque()  # for the thread
         self._worker: _Worker | None = None
-        self._retired: list[_Worker] = []
+        self._stopped: list[_Worker] = []
 
     @property
     def stuck(self) -> bool:
-        """Whether a predict that was stopped goes on all the same, which only a restart of the process ends."""
-        self._retired = [worker for worker in self._retired if worker.thread.is_alive()]
-        return any(time.monotonic() - worker.stopped_at > PATIENCE for worker in self._retired)
+        """Whether a stopped predict still runs. Only a restart of the process ends it."""
+        self._stopped = [worker for worker in self._stopped if worker.thread.is_alive()]
+        return any(time.monotonic() - worker.stopped_at > PATIENCE for worker in self._stopped)
 
     async def predict(self, model: ServedModel, rows: Rows) -> Answer:
-        """The answer, from one call of `model` with what else arrived in the same tick of the event loop.
+        """Answer in one call of `model` together with the other requests of this tick of the event loop.
 
-        Raises RequestError where the model refuses the rows, TimeoutError after `timeout` seconds, in which case no
-        work goes on for this request.
+        Raises RequestError if the model refuses the rows. Raises TimeoutError after `timeout` seconds, and then no work
+        continues for this request.
         """
-        loop = asyncio.get_running_loop()
-        item = _Item(model, rows, loop.create_future(), model.joins(rows))
-        self._arrived.append(item)
+        request = _Request(model, rows, asyncio.get_running_loop().create_future(), model.can_join(rows))
+        self._arrived.append(request)
         if len(self._arrived) == 1:
             try:
-                await asyncio.sleep(0)  # what else is ready in the event loop now joins in
+                await asyncio.sleep(0)  # the other requests of this tick join
             except asyncio.CancelledError:
-                item.future.cancel()
+                request.future.cancel()
                 raise
-            finally:  # the others get their answers, also when this client has gone
-                self._tick()
-        return await item.future
+            finally:  # the others are answered also if this client has gone
+                self._answer_arrived()
+        return await request.future
 
-    def _tick(self) -> None:
-        arrived, self._arrived = deque(item for item in self._arrived if not item.future.done()), []
-        if any(item.model is not arrived[0].model for item in arrived):  # a swap: old and new at once
-            arrived = deque(sorted(arrived, key=lambda item: id(item.model)))
+    def _answer_arrived(self) -> None:
+        arrived, self._arrived = deque(request for request in self._arrived if not request.future.done()), []
+        if any(request.model is not arrived[0].model for request in arrived):  # a swap in this tick
+            arrived = deque(sorted(arrived, key=lambda request: id(request.model)))
         while arrived:
-            batch = self._take(arrived)
-            model, n = batch[0].model, sum(item.rows.n for item in batch)
-            if batch[0].joins and model.cost(n) <= QUICK:
-                found = model.predict_fast([item.rows for item in batch])
-                _resolve(batch, found)
-                batch = [item for item, answer in zip(batch, found, strict=True) if answer is None]
-                for item in batch:
-                    item.joins = False
-            self._enqueue(batch)
+            batch = self._take_batch(arrived)
+            model, n = batch[0].model, sum(request.rows.n for request in batch)
+            if batch[0].can_join and model.cost(n) <= QUICK:
+                answers = model.predict_fast([request.rows for request in batch])
+                for request, answer in zip(batch, answers, strict=True):
+                    if answer:
+                        request.resolve(answer)
+                batch = [request for request, answer in zip(batch, answers, strict=True) if answer is None]
+                for request in batch:
+                    request.can_join = False
+            for request in batch:
+                request.timer = asyncio.get_running_loop().call_later(self._timeout, self._expire, request)
+            self._waiting.extend(batch)
+        self._start_next()
 
-    def _enqueue(self, items: list[_Item]) -> None:
-        if not items:
-            return
-        loop = asyncio.get_running_loop()
-        for item in items:
-            item.timer = loop.call_later(self._timeout, self._expire, item)
-        self._waiting.extend(items)
-        self._next()
-
-    def _take(self, items: deque[_Item]) -> list[_Item]:
-        """Remove from the front what goes into one call: one request, or up to max_rows rows that gain from it."""
-        batch = [items.popleft()]
-        total = batch[0].rows.n
-        while items and batch[0].joins and items[0].joins and items[0].model is batch[0].model:
-            if (total := total + items[0].rows.n) > self._max_rows:
+    def _take_batch(self, requests: deque[_Request]) -> list[_Request]:
+        """Remove the requests of one call from the front: one request, or up to max_rows rows that can be joined."""
+        batch = [requests.popleft()]
+        n = batch[0].rows.n
+        while requests and batch[0].can_join and requests[0].can_join and requests[0].model is batch[0].model:
+            n += requests[0].rows.n
+            if n > self._max_rows:
                 break
-            batch.append(items.popleft())
+            batch.append(requests.popleft())
         return batch
 
-    def _next(self) -> None:
-        """Give the thread its next batch, when it is free; what nobody waits for any more is dropped."""
-        if self._worker and self._worker.batch is not None:
+    def _start_next(self) -> None:
+        """Give the thread its next batch if it is idle. Requests whose client has gone are dropped."""
+        if self._worker and self._worker.batch:
             return
-        self._waiting = deque(item for item in self._waiting if not item.future.done())
+        self._waiting = deque(request for request in self._waiting if not request.future.done())
         if self._waiting:
-            if self._worker is None:
-                self._worker = _Worker(self._done, asyncio.get_running_loop())
-            self._worker.start(self._take(self._waiting))
+            self._worker = self._worker or _Worker(self._finish)
+            self._worker.start(self._take_batch(self._waiting))
 
-    def _done(self, worker: _Worker, batch: list[_Item], found: Any) -> None:
-        _resolve(batch, found)
-        worker.batch = None
+    def _finish(self, worker: _Worker, results: list[Result]) -> None:
+        for request, result in zip(worker.batch, results, strict=True):
+            request.resolve(result)
+        worker.batch = []
         if worker is self._worker:
-            self._next()
+            self._start_next()
 
-    def _expire(self, item: _Item) -> None:
-        if not item.future.done():
-            item.future.set_exception(TimeoutError(f"no answer within {self._timeout} s"))
+    def _expire(self, request: _Request) -> None:
+        if not request.future.done():
+            request.future.set_exception(TimeoutError(f"no answer within {self._timeout} s"))
         worker = self._worker
-        # Requests that came later into the same batch still have time, and whoever waits for them is not let down.
-        if worker and worker.batch and item in worker.batch and all(each.future.done() for each in worker.batch):
+        # A batch goes on while one of its requests has time left.
+        if worker and request in worker.batch and all(each.future.done() for each in worker.batch):
             self._worker = None
             worker.stopped_at = time.monotonic()
-            self._retired.append(worker)
-            self._stop(worker)
-            self._next()
-
-    def _stop(self, worker: _Worker) -> None:
-        """Until the thread has ended: a model may swallow one _Stop, or several."""
-        if worker.thread.is_alive():
+            self._stopped.append(worker)
             worker.stop()
-            asyncio.get_running_loop().call_later(AGAIN, self._stop, worker)
+            self._start_next()
 
 
-def _predict(batch: list[_Item]) -> list[Answer | RequestError] | Exception:
+def _predict(batch: Sequence[_Request]) -> list[Result]:
     try:
-        return batch[0].model.predict([item.rows for item in batch])
+        return list(batch[0].model.predict([request.rows for request in batch]))
     except _Stop:
         raise
-    except BaseException as error:  # a fault of the server, or a model that calls sys.exit
-        return RuntimeError(f"predict failed: {type(error).__name__}")
-
-
-def _resolve(batch: list[_Item], found: Sequence[Answer | RequestError | None] | Exception) -> None:
-    """Hand out the answers; where one is None the request waits on."""
-    for i, item in enumerate(batch):
-        answer = found if isinstance(found, Exception) else found[i]
-        if answer is None:
-            continue
-        if item.timer:
-            item.timer.cancel()
-        if item.future.done():  # timed out, or the client went away
-            continue
-        if isinstance(answer, Exception):
-            item.future.set_exception(answer)
-        else:
-            item.future.set_result(answer)
+    except BaseException as error:  # an error of the server, or a model that calls sys.exit
+        return [RuntimeError(f"predict failed: {type(error).__name__}")] * len(batch)

@@ -1,31 +1,28 @@
-"""Versions of one model on disk, for a restart while the registry is down. Several servers may share one cache.
+"""Versions of one model on disk, for a restart while the registry does not answer.
 
     <serve.cache>/<model and registry>/<version>-<digest of its source>/model/        the MLflow model folder
     <serve.cache>/<model and registry>/<version>-<digest of its source>/version.json  its VersionRef, and the folder's digest
     <serve.cache>/<model and registry>/<version>-<digest of its source>/served        its time: when it began to serve
 
-A version is written beside its place and renamed into it, so it is whole or absent. A copy is compared with its digest
+A version is written beside its place and renamed into it, so it is complete or absent. A copy is compared with its digest
 before it is used. This finds damage, but no forgery: a process that may write here may also write a digest.
 """
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import mlflow
-from filelock import FileLock
+import msgspec
 from mlflow.entities.model_registry import ModelVersion
 
 from alacarte import registry
@@ -33,8 +30,7 @@ from alacarte.errors import UserError
 
 KEEP = 3  # versions on disk, beside the versions in use
 KEEP_SERVED = 2  # of the versions that served, so that one is left when the last one is refused at a restart
-ABANDONED = 3600  # seconds after which locks, and downloads that a killed process left, are removed
-WAIT = 600  # seconds for the download of the same version by another process
+ABANDONED = 3600  # seconds after which a download that a killed process left is removed
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class VersionRef:
     number: str
     run_id: str | None
     source: str
-    created: int  # ms since 1970; a model deleted and made again has the same numbers
+    created: int  # ms since 1970; a model that is deleted and registered again has the same numbers
 
     @classmethod
     def of(cls, version: ModelVersion) -> "VersionRef":
@@ -54,41 +50,46 @@ class VersionRef:
 
     @cached_property
     def key(self) -> str:
-        return f"{re.sub('[^0-9A-Za-z]', '_', self.number)}-{_short(f'{self.source} {self.created}')}"
+        return f"{re.sub('[^0-9A-Za-z]', '_', self.number)}-{_short_digest(f'{self.source} {self.created}')}"
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """The content of version.json."""
+
+    version: VersionRef
+    registry: str
+    digest: str
 
 
 class Cache:
-    """Raises UserError where the folder cannot be written."""
+    """Raises UserError if the folder cannot be written."""
 
     def __init__(self, root: str | Path, name: str) -> None:
-        self.registry = without_password(mlflow.get_registry_uri())
+        uri = urlsplit(mlflow.get_registry_uri())
+        self.registry = uri._replace(netloc=uri.netloc.rpartition("@")[2], query="", fragment="").geturl()
         readable = re.sub(r"[^\w.-]", "_", name)[:50]
-        self.folder = Path(root).resolve() / f"{readable}-{_short(f'{name} {self.registry}')}"
+        self.folder = Path(root).resolve() / f"{readable}-{_short_digest(f'{name} {self.registry}')}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise UserError(f"serve.cache={root}: {error.strerror}: choose a folder that can be written") from None
 
     def fetch(self, version: VersionRef) -> Path:
-        """The model folder of a version, downloaded where it is not here or damaged. Of several processes one downloads."""
+        """The model folder of a version. It is downloaded if it is absent or damaged."""
         place = self.folder / version.key
-        with FileLock(self.folder / f".{version.key}.lock", timeout=WAIT):
-            origin = _read(place / "version.json")
-            if origin and origin.get("digest", "none") == digest(place / "model"):
-                os.utime(place)
-                return place / "model"
-            self._remove(place)
+        if not _is_complete(place):
             temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
             try:
+                (temporary / "model").mkdir()
                 download(version, temporary / "model")
-                origin = {**asdict(version), "registry": self.registry, "digest": digest(temporary / "model")}
-                (temporary / "version.json").write_text(json.dumps(origin, indent=1))
-                temporary.rename(place)
-            except OSError:
-                if not (place / "version.json").is_file():
-                    raise  # else another process was first: a lock that was removed as abandoned locks nothing
+                record = _Record(version, self.registry, digest(temporary / "model"))
+                (temporary / "version.json").write_bytes(msgspec.json.encode(record))
+                if not _is_complete(place):  # another server may have been faster
+                    self._remove(place)
+                    temporary.rename(place)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+        os.utime(place)
         return place / "model"
 
     def mark_served(self, version: VersionRef) -> None:
@@ -101,90 +102,72 @@ class Cache:
         return [mark.parent.name for mark in sorted(self.folder.glob("[!.]*/served"), key=_age)]
 
     def read(self, key: str) -> tuple[VersionRef, Path]:
-        """A version and its model folder. Raises UserError where the copy is damaged."""
+        """A version and its model folder. Raises UserError if the copy is damaged."""
         place = self.folder / key
-        origin = _read(place / "version.json") or {}
-        version = _version(origin)
-        if version is None or version.key != key or origin.get("registry") != self.registry:
+        record = _read(place)
+        if record is None or record.version.key != key or record.registry != self.registry:
             raise UserError(f"{place}/version.json is damaged, so this copy is not loaded")
-        if origin.get("digest", "none") != digest(place / "model"):
-            raise UserError(f"the copy of version {version.number} in {place} is damaged, so it is not loaded")
-        return version, place / "model"
+        if not _is_complete(place):
+            raise UserError(f"the copy of version {record.version.number} in {place} is damaged, so it is not loaded")
+        return record.version, place / "model"
 
     def evict(self, in_use: Iterable[str]) -> None:
-        """Remove the versions beyond KEEP and KEEP_SERVED that are not in use (keys)."""
+        """Remove the versions beyond KEEP and KEEP_SERVED that are not in use (keys), and abandoned downloads."""
         kept = {*in_use, *self.served()[:KEEP_SERVED]}
-        places = (place for place in self.folder.iterdir() if place.is_dir() and not place.name.startswith("."))
-        for place in sorted(places, key=_age)[KEEP:]:
-            if place.name not in kept:
-                self._remove(place)
-        for place in self.folder.iterdir():
-            if place.name.startswith(".") and _age(place) > ABANDONED:
-                shutil.rmtree(place, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    place.unlink(missing_ok=True)
+        places = sorted(self.folder.iterdir(), key=_age)
+        versions = [place for place in places if not place.name.startswith(".")]
+        abandoned = [place for place in places if place.name.startswith(".") and _age(place) > ABANDONED]
+        for place in [*(place for place in versions[KEEP:] if place.name not in kept), *abandoned]:
+            self._remove(place)
 
     def _remove(self, place: Path) -> None:
-        """Rename the folder before it is deleted, so that no process reads half of it."""
-        away = self.folder / f".old-{uuid.uuid4().hex}"
+        """Rename the folder before it is deleted, so that it is never incomplete at its place."""
+        removed = Path(tempfile.mkdtemp(prefix=".old-", dir=self.folder))
         with contextlib.suppress(FileNotFoundError):
-            place.rename(away)
-        shutil.rmtree(away, ignore_errors=True)
+            place.rename(removed / "version")
+        shutil.rmtree(removed, ignore_errors=True)
 
 
-def download(version: VersionRef, to: Path) -> None:
-    """Bring a version's model folder here."""
-    to.mkdir()
+def download(version: VersionRef, folder: Path) -> None:
+    """Download the model folder of a version."""
     uri = f"models:/{version.name}/{version.number}"
     if version.source.startswith("models:/m-") and mlflow.get_registry_uri() == mlflow.get_tracking_uri():
         uri = version.source  # the same files, two calls fewer
-    mlflow.artifacts.download_artifacts(uri, dst_path=str(to))
-    if not (to / "MLmodel").is_file():
+    mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))
+    if not (folder / "MLmodel").is_file():
         raise UserError(f"{uri} holds no file MLmodel")
 
 
-def digest(folder: Path) -> str | None:
-    """Of the names and contents of the files in a folder, without `__pycache__`; None where there is no folder."""
-    if not folder.is_dir():
-        return None
+def digest(folder: Path) -> str:
+    """Of the names and contents of the files in a folder, without `__pycache__`."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"):
         with path.open("rb") as file:
-            total.update(
-                f"{path.relative_to(folder).as_posix()}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
-            )
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return total.hexdigest()
 
 
-def without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(place: Path) -> _Record | None:
+    """None if version.json is absent or damaged."""
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
+        return msgspec.json.decode((place / "version.json").read_bytes(), type=_Record)
+    except (OSError, msgspec.MsgspecError):
         return None
-    return content if isinstance(content, dict) else None
 
 
-def _version(origin: dict[str, Any]) -> VersionRef | None:
-    """The version that a version.json describes; None where it is damaged."""
-    try:
-        name, number, source = (str(origin[key]) for key in ("name", "number", "source"))
-        return VersionRef(name, number, origin["run_id"], source, int(origin["created"]))
-    except (KeyError, TypeError, ValueError):
-        return None
+def _is_complete(place: Path) -> bool:
+    record = _read(place)
+    return record is not None and record.digest == digest(place / "model")
 
 
 def _age(path: Path) -> float:
-    """Seconds since a path was written or used; 0 where it has just been removed."""
+    """Seconds since a path was written or used; 0 if it was just removed."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:
         return 0.0
 
 
-def _short(text: str) -> str:
+def _short_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]

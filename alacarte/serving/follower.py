@@ -1,9 +1,9 @@
-"""Keeps the served model up to date: follows the registry's alias, and swaps when the next version is ready in memory.
+"""Keeps the served model up to date: follows the alias in the registry, and swaps when the next version is ready in memory.
 
 One thread reads the alias (at each poll, and after `refresh`) and swaps. Each version is downloaded, tried and loaded in a
-thread of its own, so that a slow or broken version delays neither the reads nor a way back. The version under `challenger`
-is made ready before its promotion, which is then only a swap. Where there is no challenger, the version before the current
-one stays ready for a rollback.
+thread of its own, so that a slow or broken version delays neither the reads nor a rollback. The version under `challenger`
+is prepared before its promotion, which is then only a swap. Without a challenger, the version before the current one stays
+ready for a rollback.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from alacarte.serving.model import ServedModel
 from alacarte.serving.settings import Settings
 from alacarte.serving.signatures import objection
 
-RETRY = 60  # seconds until a version that failed is tried again, if the alias still names it; doubled each time
-DOUBLED = 6  # times, at most
-SILENCE = 3  # seconds without an answer of the registry, after which a version from the cache serves until it answers
-YIELD = 0.2  # seconds that a compilation waits, so that the swap comes first
+RETRY = 60  # seconds until a refused version is tried again, if an alias still names it; doubled each time
+MAX_DOUBLINGS = 6
+SILENCE = 3  # seconds without an answer of the registry, after which a version from the cache serves
+SEARCH_DELAY = 0.2  # seconds that the search for a fast path waits, so that the swap comes first
 
-# MLflow's own limits (120 s, 7 tries) would hide for minutes that the registry is gone.
+# MLflow's own limits (120 s, 7 attempts) would hide for minutes that the registry does not answer.
 MLFLOW_LIMITS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The version that serves. A request reads `ModelFollower.current` once and so answers with one version throughout."""
+    """The version that serves. A request reads `ModelFollower.current` once, so that one version answers it."""
 
     model: ServedModel
     version: str
@@ -52,21 +52,21 @@ class LoadedModel:
 
 @dataclass
 class _Candidate:
-    """A version that is being made ready. `ready` is set last: from then on it has a model or an error."""
+    """A version that is prepared. `ready` is set last: from then on it has a model or an error."""
 
     version: VersionRef
-    failures: int = 0  # before this attempt
+    earlier_failures: int = 0
     model: ServedModel | None = None
     error: str | None = None
-    counted: bool = False
+    counted: bool = False  # in `failures`
     ended: float = 0.0
     ready: bool = False
 
 
 class ModelFollower:
-    """`load` makes a model of a folder, and refuses the version by any exception.
+    """`load` makes a model from a folder. Any exception refuses the version.
 
-    Sets MLflow's timeouts in the environment where the user has not. UserError where `serve.cache` cannot be written.
+    Sets MLflow's timeouts in the environment unless the user has set them. Raises UserError if `serve.cache` cannot be written.
     """
 
     def __init__(self, settings: Settings, load: Callable[[Path], ServedModel]) -> None:
@@ -77,39 +77,36 @@ class ModelFollower:
         self._candidates: dict[str, _Candidate] = {}
         self._champion: VersionRef | None = None
         self._challenger: VersionRef | None = None
-        self._key = self._previous = ""
+        self._current_key = self._previous_key = ""
         self._swaps = self._failures = 0
         self._registry_answered = self._cache_tried = False
         self._registry_error: str | None = None
         self._version_error: str | None = None
         self._cache_error: str | None = None
         self._refresh, self._wake, self._stopping = threading.Event(), threading.Event(), threading.Event()
-        self._compiling, self._swapping = threading.Lock(), threading.Lock()
+        self._swap_lock, self._search_lock = threading.Lock(), threading.Lock()
         self._threads: list[threading.Thread] = []
-        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
 
     def start(self) -> None:
-        """Follow the registry from now on."""
-        self._thread.start()
+        """Start to follow the registry."""
+        self._in_thread(self._follow)
         self._in_thread(self._wait_for_registry)
 
     def stop(self, seconds: float = 10) -> None:
-        """Stop following; the current version stays. Waits for versions on their way, but not longer than `seconds`."""
+        """Stop following. The current version stays. Waits at most `seconds` for versions that are being prepared."""
         self._stopping.set()
         self._wake.set()
         end = time.monotonic() + seconds
-        if self._thread.ident is not None:
-            self._thread.join(seconds)
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
 
     def refresh(self) -> None:
-        """Read the alias now. From any thread; does not wait."""
+        """Read the alias now. Callable from any thread; does not wait."""
         self._refresh.set()
         self._wake.set()
 
     def status(self) -> dict[str, Any]:
-        """For people: the version that serves, since when (ISO 8601), through which path, and the last failure, in one line."""
+        """The version that serves, since when (ISO 8601), through which path, and the last failure in one line."""
         current = self.current
         return {
             "registered_model_name": self._name,
@@ -130,13 +127,12 @@ class ModelFollower:
             return f"no champion of {self._name} is loaded yet: the registry has not answered yet"
         if self._champion is None:
             return f"{self._name} has no champion: set the alias on a version in the registry"
-        return f"no champion of {self._name} is loaded yet: version {self._champion.number} is on its way"
+        return f"no champion of {self._name} is loaded yet: version {self._champion.number} is being prepared"
 
     def _error(self) -> str | None:
-        errors = [text for text in (self._version_error, self._registry_error) if text]
-        if errors and self.current is None and self._cache_error:
-            errors.append(self._cache_error)
-        return "; ".join(errors) or None
+        cache_error = None if self.current else self._cache_error
+        errors = [error for error in (self._version_error, self._registry_error) if error]
+        return "; ".join([*errors, cache_error] if errors and cache_error else errors) or None
 
     def _challenger_error(self) -> str | None:
         challenger = self._challenger
@@ -145,7 +141,7 @@ class ModelFollower:
             return None
         return f"version {candidate.version.number} is refused: {candidate.error} (it is the challenger)"
 
-    # --- the thread ---
+    # --- the thread that follows ---
 
     def _follow(self) -> None:
         next_poll = 0.0
@@ -167,148 +163,111 @@ class ModelFollower:
 
     def _read_champion(self) -> None:
         try:
-            entity = registry.champion_of(self._name)
+            version = registry.champion_of(self._name)
         except Exception as error:
             self._registry_error = f"the registry does not answer: {one_line(error)}"
             self._failures += 1
             return
-        with self._swapping:
+        with self._swap_lock:
             self._registry_error, self._registry_answered = None, True
-        version = VersionRef.of(entity) if entity else None
-        if version and version != self._champion:
-            candidate = self._candidates.get(version.key)
-            if (
-                candidate and candidate.error
-            ):  # a version that failed as challenger, or as champion before, is tried again
-                del self._candidates[version.key]
-        self._champion = version
+        champion = VersionRef.of(version) if version else None
+        if champion and champion != self._champion:
+            candidate = self._candidates.get(champion.key)
+            if candidate and candidate.error:  # it failed earlier under an alias; it is tried again now
+                del self._candidates[champion.key]
+        self._champion = champion
 
     def _read_challenger(self) -> None:
-        """The next champion, which is made ready. Its failure is counted when it is promoted."""
-        if self._registry_error:
-            return
-        with contextlib.suppress(Exception):
-            entity = registry.by_alias(self._name, registry.CHALLENGER)
-            self._challenger = VersionRef.of(entity) if entity else None
-
-    def _swap_if_ready(self) -> None:
-        """Swap to the version that the alias names when it is ready; where nothing serves, to a version from the cache."""
-        with self._swapping:
-            self._forget()
-            wanted = self._champion
-            if wanted is None or wanted.key == self._key:
-                self._version_error = None
-            else:
-                candidate = self._candidate(wanted)
-                if candidate.ready:
-                    self._take(candidate)
-            if self._registry_error or self._version_error:
-                self._fall_back()
-            waiting = wanted is not None and wanted.key != self._key and not self._candidates[wanted.key].ready
-            if self._challenger and self._challenger.key != self._key and not waiting:
-                self._candidate(self._challenger)  # after the champion, for which requests may wait
+        """Its failures are counted when it is promoted."""
+        if not self._registry_error:
+            with contextlib.suppress(Exception):
+                version = registry.by_alias(self._name, registry.CHALLENGER)
+                self._challenger = VersionRef.of(version) if version else None
 
     def _wait_for_registry(self) -> None:
         """A registry that neither answers nor refuses must not delay a version that can serve without it."""
         self._stopping.wait(SILENCE)
-        if self._registry_error or self._stopping.is_set():
-            return
-        with self._swapping:
-            if self._registry_answered:
-                return
-            self._registry_error = f"the registry has not answered for {SILENCE} s"
-            self._fall_back()
+        with self._swap_lock:
+            if not (self._registry_error or self._registry_answered or self._stopping.is_set()):
+                self._registry_error = f"the registry has not answered for {SILENCE} s"
+                self._use_cache()
+
+    # --- swapping ---
+
+    def _swap_if_ready(self) -> None:
+        """Swap to the version that the alias names when it is ready. If nothing serves, use a version from the cache."""
+        with self._swap_lock:
+            self._forget_candidates()
+            champion, challenger = self._champion, self._challenger
+            preparing = False
+            if champion is None or champion.key == self._current_key:
+                self._version_error = None
+            else:
+                candidate = self._prepare(champion)
+                preparing = not candidate.ready
+                if not preparing:
+                    self._take(candidate)
+            if self._registry_error or self._version_error:
+                self._use_cache()
+            if challenger and challenger.key != self._current_key and not preparing:
+                self._prepare(challenger)  # after the champion, for which requests may wait
+
+    def _forget_candidates(self) -> None:
+        """Keep one version in memory beside the current and the next one: the challenger, or the version before."""
+        keys = {self._current_key, self._champion.key if self._champion else ""}
+        challenger = self._challenger.key if self._challenger else ""
+        keys.add(challenger if challenger not in ("", *keys) else self._previous_key)
+        self._candidates = {key: candidate for key, candidate in self._candidates.items() if key in keys}
 
     def _take(self, candidate: _Candidate) -> None:
-        model, number = candidate.model, candidate.version.number
-        if model and not candidate.error and self.current:
-            candidate.error = objection(self.current.model.signature, model.signature)
+        """Swap to a candidate that is ready, or report why it is refused."""
+        if candidate.model and not candidate.error and self.current:
+            candidate.error = objection(self.current.model.signature, candidate.model.signature)
             if candidate.error:
                 candidate.error += "; restart the server to take it all the same"
                 candidate.ended = time.monotonic()
-        if candidate.error:
-            self._version_error = f"version {number} is refused: {candidate.error}"
-            if not candidate.counted:
-                candidate.counted = True
-                self._failures += 1
-                logger.warning("%s %s", self._name, self._version_error)
-        if model and not candidate.error:
+        if candidate.model and not candidate.error:
             self._version_error = None
-            self._swap(candidate.version, model)
+            self._swap(candidate.version, candidate.model)
+            return
+        self._version_error = f"version {candidate.version.number} is refused: {candidate.error}"
+        if not candidate.counted:
+            candidate.counted = True
+            self._failures += 1
+            logger.warning("%s %s", self._name, self._version_error)
 
     def _swap(self, version: VersionRef, model: ServedModel) -> None:
-        self._previous, self._key = self._key, version.key
+        self._previous_key, self._current_key = self._current_key, version.key
         self._swaps += self.current is not None
         self.current = LoadedModel(model, version.number, version.run_id or model.run_id, datetime.now(UTC))
         logger.info("%s: version %s serves", self._name, version.number)
         try:
             self._cache.mark_served(version)
-            self._cache.evict({self._key, self._previous, self._challenger.key if self._challenger else ""})
+            challenger = self._challenger.key if self._challenger else ""
+            self._cache.evict({self._current_key, self._previous_key, challenger})
         except OSError as error:
             logger.warning("serve.cache: %s", one_line(error))
 
-    def _fall_back(self) -> None:
-        """Serve a version from the cache where nothing serves. Tried once: the copies on the disk do not change."""
-        if self.current is None and not self._cache_tried:
-            self._cache_tried = True
-            self._in_thread(self._load_from_cache)
+    # --- preparing versions ---
 
-    def _load_from_cache(self) -> None:
-        """Serve the last version that served from here before and is not refused."""
-        errors = []
-        for key in self._cache.served():
-            refused = self._candidates.get(key)
-            if refused and refused.error:
-                continue
-            try:
-                version, folder = self._cache.read(key)
-            except UserError as error:
-                errors.append(str(error))
-                continue
-            candidate = _Candidate(version)
-            self._try(candidate, folder)
-            if candidate.model is None:
-                errors.append(f"the copy of version {version.number} is refused: {candidate.error}")
-                continue
-            with self._swapping:
-                if self.current is not None:
-                    return
-                self._candidates[key] = candidate
-                self._swap(version, candidate.model)
-            self._compile(candidate)
-            return
-        self._cache_error = "; ".join(errors) or "no other version has served from here before"
-
-    # --- versions on their way ---
-
-    def _candidate(self, version: VersionRef) -> _Candidate:
-        """The version's candidate; a new one is sent on its way."""
+    def _prepare(self, version: VersionRef) -> _Candidate:
+        """The candidate of a version. A new one is prepared in its thread."""
         last = self._candidates.get(version.key)
-        if last and not (last.error and time.monotonic() - last.ended > RETRY * 2 ** min(last.failures, DOUBLED)):
-            return last
-        candidate = self._candidates[version.key] = _Candidate(version, last.failures + 1 if last else 0)
-        self._in_thread(self._prepare, candidate)
+        if last:
+            wait = RETRY * 2 ** min(last.earlier_failures, MAX_DOUBLINGS)
+            if not last.error or time.monotonic() - last.ended <= wait:
+                return last
+        candidate = self._candidates[version.key] = _Candidate(version, last.earlier_failures + 1 if last else 0)
+        self._in_thread(self._prepare_candidate, candidate)
         return candidate
 
-    def _forget(self) -> None:
-        """Keep, beside the current and the next version, one version in memory: the challenger, or the version before."""
-        wanted = {self._key, self._champion.key if self._champion else ""}
-        challenger = self._challenger.key if self._challenger else ""
-        wanted.add(challenger if challenger not in ("", *wanted) else self._previous)
-        self._candidates = {key: candidate for key, candidate in self._candidates.items() if key in wanted}
-
-    def _in_thread(self, function: Callable[..., None], *arguments: _Candidate) -> None:
-        thread = threading.Thread(target=function, args=arguments, name="candidate", daemon=True)
-        thread.start()
-        self._threads = [other for other in self._threads if other.is_alive()] + [thread]
-
-    def _prepare(self, candidate: _Candidate) -> None:
-        self._try(candidate)
+    def _prepare_candidate(self, candidate: _Candidate) -> None:
+        self._load_candidate(candidate)
         self._wake.set()
-        self._compile(candidate)
+        self._find_fast_path(candidate)
 
-    def _try(self, candidate: _Candidate, folder: Path | None = None) -> None:
-        """Load a version, downloaded where it is not in the cache, and let it answer its example."""
+    def _load_candidate(self, candidate: _Candidate, folder: Path | None = None) -> None:
+        """Download a version unless `folder` has it, load it, and compare its answers to its example."""
         try:
             folder = folder or self._cache.fetch(candidate.version)
             if self._stopping.is_set():
@@ -321,28 +280,64 @@ class ModelFollower:
         candidate.ended = time.monotonic()
         candidate.ready = True
 
-    def _compile(self, candidate: _Candidate) -> None:
-        """Look for a faster path, one version at a time."""
-        self._stopping.wait(YIELD)
+    def _find_fast_path(self, candidate: _Candidate) -> None:
+        """One version at a time."""
+        self._stopping.wait(SEARCH_DELAY)
         if candidate.model is None or self._stopping.is_set():
             return
         try:
-            with self._compiling:
-                candidate.model.compile()
+            with self._search_lock:
+                candidate.model.find_fast_path()
         except BaseException as error:
             logger.warning("version %s stays on MLflow's own path: %s", candidate.version.number, one_line(error))
 
+    def _use_cache(self) -> None:
+        """Serve a version from the cache if nothing serves. Tried once, because the copies on the disk do not change."""
+        if self.current is None and not self._cache_tried:
+            self._cache_tried = True
+            self._in_thread(self._load_from_cache)
+
+    def _load_from_cache(self) -> None:
+        """Serve the last version that served from here and is not refused."""
+        errors = []
+        for key in self._cache.served():
+            refused = self._candidates.get(key)
+            if refused and refused.error:
+                continue
+            try:
+                version, folder = self._cache.read(key)
+            except UserError as error:
+                errors.append(str(error))
+                continue
+            candidate = _Candidate(version)
+            self._load_candidate(candidate, folder)
+            if candidate.model is None:
+                errors.append(f"the copy of version {version.number} is refused: {candidate.error}")
+                continue
+            with self._swap_lock:
+                if self.current is not None:
+                    return
+                self._candidates[key] = candidate
+                self._swap(version, candidate.model)
+            self._find_fast_path(candidate)
+            return
+        self._cache_error = "; ".join(errors) or "no other version has served from here before"
+
+    def _in_thread(self, function: Callable[..., None], *arguments: _Candidate) -> None:
+        thread = threading.Thread(target=function, args=arguments, name="follower", daemon=True)
+        thread.start()
+        self._threads = [other for other in self._threads if other.is_alive()] + [thread]
+
 
 def shorten_mlflow_timeouts() -> None:
-    """Let MLflow's calls of this process fail after seconds, where the user has not set otherwise."""
+    """Let MLflow's calls of this process fail after seconds, unless the user has set other limits."""
     for name, value in MLFLOW_LIMITS.items():
         os.environ.setdefault(name, value)
 
 
 def one_line(error: BaseException, folder: str = "") -> str:
-    """What an error says: no traceback, no password, 300 characters at most, and not the folder it happened in."""
+    """The text of an error: no traceback, no password, at most 300 characters, without the folder at its start."""
     text = " ".join(re.sub(r"//[^/@\s]+@", "//", str(error)).split())
     if folder and text.startswith(folder):
         text = text.removeprefix(folder).lstrip("/: ")
-    named = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-    return named[:300]
+    return (text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")[:300]

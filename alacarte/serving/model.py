@@ -1,4 +1,4 @@
-"""A model folder that answers requests as `mlflow models serve` does, and faster where a fast path gives the same answers."""
+"""A loaded version. It answers as `mlflow models serve` does, and faster where a fast path gives the same answers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from mlflow.models import Model, ModelSignature
+from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel, scoring_server
 from sklearn.base import is_classifier, is_regressor
+from sklearn.pipeline import Pipeline
 
 from alacarte.errors import UserError
 from alacarte.formats import load as loading
@@ -24,229 +25,226 @@ from alacarte.serving.rows import Answer, InputSchema, RequestError, Rows
 if TYPE_CHECKING:
     from alacarte.serving.fastpath import FastPath
 
-__all__ = ["Answer", "RequestError", "Rows", "ServedModel", "check_answers"]
-
-# Seconds per call and seconds per row of MLflow's own way, roughly.
+# Seconds per call and per row of MLflow's own path, roughly.
 REFERENCE_COST = (0.005, 2e-5)
 
-log = logging.getLogger(__name__)
+# From a table to labels (n,) and probabilities (n, n_classes).
+PredictBoth = Callable[[Any], tuple[Any, np.ndarray]]
+
+logger = logging.getLogger(__name__)
 
 
 class ServedModel:
-    """A model and all that a server tells of it. Safe to use from several threads.
+    """Safe to use from several threads.
 
-    `columns` name the inputs in the order of the signature. `classes` and `task` are None where the model does not say.
-    `example` is the input example or None. `path_in_use`: "pyfunc" (MLflow's own way), "frame" (a DataFrame or array
-    straight into the estimator) or "numpy" (the pipeline as numpy calls).
+    `columns` are the inputs in the order of the signature. `classes` and `task` are None if the model does not tell them.
+    `example` is the input example or None. `path_in_use` is "pyfunc" (MLflow's own path), "frame" (a DataFrame or array
+    passed to the model without MLflow's checks) or "numpy" (the pipeline as numpy calls).
     """
-
-    columns: list[str]
-    signature: ModelSignature
-    classes: list | None
-    task: str | None
-    run_id: str | None
-    metadata: dict[str, Any]
-    folder: Path
-    path_in_use: str
-    example: pd.DataFrame | np.ndarray | None
 
     def __init__(self, folder: Path, kind: str, implementation: Any, pyfunc: PyFuncModel) -> None:
         meta = pyfunc.metadata
         self.folder, self.signature, self.run_id = folder, meta.signature, meta.run_id
-        self.metadata = meta.metadata or {}
+        self.metadata: dict[str, Any] = meta.metadata or {}
         self.input_schema = InputSchema.of(meta.signature.inputs)
         self.columns, self.path_in_use = self.input_schema.names, "pyfunc"
         example = pyfunc.input_example
         self.example = example if isinstance(example, pd.DataFrame | np.ndarray) and len(example) else None
-        self._kind, self._implementation, self._pyfunc, self._meta = kind, implementation, pyfunc, meta
+        self._kind, self._implementation, self._meta, self._pyfunc = kind, implementation, meta, pyfunc
         self._fast: FastPath | None = None
-        self._tried = False  # whether a child process tries first what this process does
-        self.task, self.classes, with_probabilities = _task(kind, implementation, meta)
-        self._has_probabilities = with_probabilities is not None
-        if with_probabilities:
-            self._pyfunc = PyFuncModel(meta, with_probabilities, model_id=meta.model_id)
+        self._try_first = False  # whether a child process tries the search for a fast path before this process
+        self.task, self.classes, self._predict_both = _inspect(kind, implementation, meta)
+        if self._predict_both:  # MLflow checks the input once for labels and probabilities
+            self._pyfunc = PyFuncModel(meta, _Predictor(self._predict_both), model_id=meta.model_id)
 
     @classmethod
     def load(cls, folder: Path, trust_code: bool) -> ServedModel:
-        """From a local MLflow model folder. UserError, before anything in it is made or run, for what is not admitted."""
+        """Load an MLflow model folder. Raises UserError before anything in the folder runs, if it may not be loaded."""
         folder = Path(folder).resolve()
         return cls(folder, *loading.load(folder, trust_code))
 
     @classmethod
     def load_tried(cls, folder: Path, trust_code: bool) -> ServedModel:
-        """Like `load`, after a child process has tried the model. UserError too where this process would not survive it."""
-        probe.check_start(folder, trust_code, rehearse_start)
+        """Like `load`, after a child process has tried the model. Raises UserError also for a model that ends its process."""
+        probe.check(folder, trust_code, rehearse_start)
         model = cls.load(folder, trust_code)
-        model._tried = True
+        model._try_first = True
         return model
 
     def parse(self, body: bytes, content_type: str, max_rows: int) -> Rows:
-        """RequestError: 415 for another content type, 413 for more than max_rows, 400 where MLflow refuses the body."""
-        fast = self._fast
-        if fast and content_type in ("application/json", "application/json; charset=utf-8"):
-            rows = fast.parser.parse(body, max_rows)
+        """Raises RequestError: 415 for another content type, 413 for too many rows, 400 if MLflow refuses the body."""
+        if self._fast and content_type in ("application/json", "application/json; charset=utf-8"):
+            rows = self._fast.parser.parse(body, max_rows)
             if rows is not None:
                 return rows
         return parse_as_mlflow(body, content_type, self._meta, self.input_schema, max_rows)
 
-    def predict(self, requests: list[Rows]) -> list[Answer | RequestError]:
-        """One entry per request; a request that cannot be answered never changes the answers to others. Blocks."""
-        fast = self.predict_fast(requests)
-        return [answer or self._as_mlflow(rows) for rows, answer in zip(requests, fast, strict=True)]
+    def predict(self, requests: Sequence[Rows]) -> list[Answer | RequestError]:
+        """One answer per request. A request that cannot be answered does not change the answers to others. Blocks."""
+        answers = self.predict_fast(requests)
+        return [answer or self._predict_as_mlflow(rows) for rows, answer in zip(requests, answers, strict=True)]
 
     def predict_fast(self, requests: Sequence[Rows]) -> list[Answer | None]:
-        """The same without MLflow's way: None for a request that MLflow has to answer, or to refuse."""
+        """Like `predict`, but None for a request that needs MLflow's own path."""
         fast = self._fast
         if fast and all(rows.fast for rows in requests):
             return fast.answer(requests)
         return [fast.answer([rows])[0] if fast and rows.fast else None for rows in requests]
 
-    def joins(self, rows: Rows) -> bool:
-        """Whether one call for these rows and those of other requests is faster than a call for each."""
+    def can_join(self, rows: Rows) -> bool:
+        """Whether one call for these rows and the rows of other requests is faster than a call for each request."""
         return rows.fast and self._fast is not None and self._fast.joint
 
-    def probabilities(self, rows: Rows) -> list[dict[str, float]] | None:
-        """Class -> probability, per row; None where the model has none. A class that is no text is named as in JSON.
+    def cost(self, n_rows: int) -> float:
+        """Expected seconds for n rows: measured for a fast path, an estimate for MLflow's own path."""
+        call, row = self._fast.cost if self._fast else REFERENCE_COST
+        return call + row * n_rows
 
-        Slow: through MLflow. RequestError for rows that the model does not take.
+    def probabilities(self, rows: Rows) -> list[dict[str, float]] | None:
+        """Class -> probability for each row; None if the model has none. A class that is not text is named as in JSON.
+
+        Uses MLflow's own path. Raises RequestError for rows that the model does not accept.
         """
-        if not self._has_probabilities or self.classes is None:
+        if not self._predict_both or self.classes is None:
             return None
         names = [label if isinstance(label, str) else json.dumps(label) for label in self.classes]
-        rows = self._reread(rows)
+        rows = self._for_mlflow(rows)
         try:
-            _, proba = self._predict(rows)
+            output: Any = self._pyfunc.predict(rows.data, params=rows.params)
         except Exception as error:
             raise explain(error, self.input_schema) from None
-        assert proba is not None
-        return [dict(zip(names, row, strict=True)) for row in proba.tolist()]
+        return [dict(zip(names, row, strict=True)) for row in output[1].tolist()]
 
     def predict_example(self) -> list | None:
-        """The labels of the input example, MLflow's way; None without one. RequestError where it is not answered."""
+        """The labels of the input example by MLflow's own path, None without an example. Raises RequestError."""
         if self.example is None:
             return None
-        answer = self._as_mlflow(Rows(len(self.example), self.input_schema, data=self.example))
+        answer = self._predict_as_mlflow(Rows(len(self.example), self.input_schema, data=self.example))
         if isinstance(answer, RequestError):
             raise answer
         return answer.labels
 
     def check_example(self) -> None:
-        """UserError where the answers on the input example are not those logged with the model. Also warms the model up."""
-        check_answers(self.predict_example(), self.metadata.get("example_predictions"))
+        """Raise UserError if the answers to the input example differ from the answers logged with the model."""
+        labels, logged = self.predict_example(), self.metadata.get("example_predictions")
+        if labels is not None and logged is not None and not _equal(labels, logged):
+            raise UserError("its answers on its input example are not those logged with it")
 
-    def cost(self, n_rows: int) -> float:
-        """Seconds expected for n rows: measured for a fast path, a guess for MLflow's own."""
-        call, row = self._fast.cost if self._fast else REFERENCE_COST
-        return call + row * n_rows
+    def find_fast_path(self) -> None:
+        """Use a fast path if it gives MLflow's answers on the input example and on rows made from it.
 
-    def compile(self) -> None:
-        """Look for a fast path that gives MLflow's answers on the input example and on rows made from it.
-
-        Takes seconds. May run while the model answers. UserError where a child process does not survive it, which does it
-        first for a model of `load_tried`. The model stays on MLflow's own path without an input example, with
-        columns that only MLflow reads, and without the folder fastpath.
+        Takes seconds. The model can answer meanwhile. Raises UserError if a child process does not survive the search. The
+        model stays on MLflow's own path without an input example, with columns of other types, and without the folder
+        fastpath.
         """
         predict_fn = self._meta.flavors["python_function"].get("predict_fn", "predict")
-        known = self._kind in ("sklearn", "torch") and predict_fn == "predict"
-        if not known or self.example is None or not self.input_schema.readable:
+        if self._implementation is None or predict_fn != "predict" or self.example is None:
             return
-        if self._tried:
-            probe.check_search(self.folder, rehearse_compilation)
+        if not self.input_schema.readable:
+            return
+        if self._try_first:
+            probe.check(self.folder, False, rehearse_search)
         try:
             from alacarte.serving.fastpath import find_fast_path
 
-            exact = self.task == "classification"
             self._fast = find_fast_path(
-                self._kind, self._implementation, self.input_schema, self.example, exact, self._as_mlflow
-            )
-        except Exception as error:  # for example an input example that is no request: MLflow's own path needs none
-            log.warning("%s: no fast path: %s: %s", self.folder, type(error).__name__, " ".join(str(error).split()))
+                self._kind, self._implementation, self._predict_frame, self.input_schema, self.example,
+                self.task == "classification", self._predict_as_mlflow,
+            )  # fmt: skip
+        except Exception as error:  # for example an input example that MLflow refuses
+            logger.warning("%s: no fast path: %s: %s", self.folder, type(error).__name__, " ".join(str(error).split()))
         if self._fast:
             self.path_in_use = self._fast.name
 
-    # --- MLflow's way ---
+    def _predict_frame(self, data: Any) -> tuple[Any, np.ndarray | None]:
+        return self._predict_both(data) if self._predict_both else (self._implementation.predict(data), None)
 
-    def _reread(self, rows: Rows) -> Rows:
+    # --- MLflow's own path ---
+
+    def _for_mlflow(self, rows: Rows) -> Rows:
         if not rows.fast:
             return rows
         return parse_as_mlflow(rows.body, "application/json", self._meta, self.input_schema, rows.n)
 
-    def _predict(self, rows: Rows) -> tuple[Any, np.ndarray | None]:
-        output: Any = self._pyfunc.predict(rows.data, params=rows.params)
-        return output if self._has_probabilities else (output, None)
-
-    def _as_mlflow(self, rows: Rows) -> Answer | RequestError:
+    def _predict_as_mlflow(self, rows: Rows) -> Answer | RequestError:
+        probabilities, text = None, StringIO()
         try:
-            rows = self._reread(rows)
-            output, proba = self._predict(rows)
-            out = StringIO()
-            scoring_server.predictions_to_json(output, out)
-            labels = json.loads(out.getvalue())["predictions"]
+            rows = self._for_mlflow(rows)
+            output: Any = self._pyfunc.predict(rows.data, params=rows.params)
+            if self._predict_both:
+                output, probabilities = output
+            scoring_server.predictions_to_json(output, text)
+            labels = json.loads(text.getvalue())["predictions"]
         except RequestError as error:
             return error
         except Exception as error:
             return explain(error, self.input_schema)
         if not isinstance(labels, list) or len(labels) != rows.n:
             return RequestError(501, "this model does not give one answer a row, which this server needs")
-        return Answer(labels, proba.max(axis=1).tolist() if proba is not None and np.isfinite(proba).all() else None)
+        if probabilities is None or not np.isfinite(probabilities).all():
+            return Answer(labels, None)
+        return Answer(labels, probabilities.max(axis=1).tolist())
 
 
-# --- in a child process first: these rows are not those of the trial, and a forged model may be made for them ---
+# --- what a child process does first: a forged model may end the process at rows that the trial did not have ---
 
 
 def rehearse_start(folder: Path, kind: str, implementation: Any, pyfunc: PyFuncModel) -> None:
-    """What the server does with a version before it serves."""
+    """Do what the server does with a version before it serves."""
     ServedModel(folder, kind, implementation, pyfunc).check_example()
 
 
-def rehearse_compilation(folder: Path, kind: str, implementation: Any, pyfunc: PyFuncModel) -> None:
-    """The search for a fast path: it asks the model for rows of its own, and parts of it are compiled code."""
-    ServedModel(folder, kind, implementation, pyfunc).compile()
+def rehearse_search(folder: Path, kind: str, implementation: Any, pyfunc: PyFuncModel) -> None:
+    """Search for a fast path. The search predicts rows of its own, and parts of it are compiled code."""
+    ServedModel(folder, kind, implementation, pyfunc).find_fast_path()
 
 
-def check_answers(answers: Sequence | None, expected: Sequence | None) -> None:
-    """Compare a model's answers on its input example with those logged with it, where there are both.
-
-    UserError where they differ.
-    """
-    if answers is None or expected is None:
-        return
-    if len(answers) != len(expected) or not all(_same(a, b) for a, b in zip(answers, expected, strict=True)):
-        raise UserError("its answers on its input example are not those logged with it")
-
-
-def _same(answer: Any, expected: Any) -> bool:
-    """Numbers nearly, since another processor rounds otherwise; labels exactly."""
-    if np.asarray(expected).dtype.kind != "f":
-        return bool(answer == expected)
+def _equal(labels: list, logged: Any) -> bool:
+    """Numbers may differ a little, because another processor rounds differently."""
+    if np.asarray(logged).dtype.kind != "f":
+        return labels == logged
     try:
-        return bool(np.allclose(answer, expected, rtol=1e-4, atol=1e-6, equal_nan=True))
+        return np.shape(labels) == np.shape(logged) and np.allclose(
+            labels, logged, rtol=1e-4, atol=1e-6, equal_nan=True
+        )
     except (TypeError, ValueError):
         return False
 
 
-class _WithProbabilities:
-    """A model whose predict gives labels and probabilities (n, n_classes), so that MLflow checks the input once for both."""
+class _Predictor:
+    """Gives a function the interface that PyFuncModel expects."""
 
-    def __init__(self, predict: Callable[[Any], Any], predict_proba: Callable[[Any], Any]) -> None:
-        self._predict, self._predict_proba = predict, predict_proba
-
-    def predict(self, data: Any) -> tuple[Any, np.ndarray]:
-        return self._predict(data), np.asarray(self._predict_proba(data))
+    def __init__(self, predict: PredictBoth) -> None:
+        self.predict = predict
 
 
-def _task(kind: str, model: Any, meta: Model) -> tuple[str | None, list | None, _WithProbabilities | None]:
-    """The task, the classes, and the model with its probabilities; None for each that the model does not have."""
+def _inspect(kind: str, model: Any, meta: Model) -> tuple[str | None, list | None, PredictBoth | None]:
+    """The task, the classes, and a function for labels and probabilities; None for each that the model does not have."""
     if kind in ("torch", "keras", "own"):
         task, classes = model.net["task"], model.net["classes"]
-        return task, classes, _WithProbabilities(model.predict, model.predict_proba) if classes else None
-    if kind != "sklearn" or meta.flavors["python_function"].get("predict_fn", "predict") != "predict":
+        return task, classes, _predict_twice(model) if classes else None
+    if model is None or meta.flavors["python_function"].get("predict_fn", "predict") != "predict":
         return None, None, None
     if not is_classifier(model):
         return "regression" if is_regressor(model) else None, None, None
     classes = getattr(model, "classes_", None)
-    if not isinstance(classes, np.ndarray) or classes.ndim != 1:  # several labels a row
+    if not isinstance(classes, np.ndarray) or classes.ndim != 1:  # several labels per row
         return "classification", None, None
-    with_probabilities = hasattr(model, "predict_proba")
-    both = _WithProbabilities(model.predict, model.predict_proba) if with_probabilities else None
-    return "classification", classes.tolist(), both
+    has_probabilities = hasattr(model, "predict_proba")
+    return "classification", classes.tolist(), _predict_sklearn(model) if has_probabilities else None
+
+
+def _predict_twice(model: Any) -> PredictBoth:
+    return lambda data: (model.predict(data), np.asarray(model.predict_proba(data)))
+
+
+def _predict_sklearn(model: Any) -> PredictBoth:
+    if type(model) is not Pipeline or len(model.steps) == 1:
+        return _predict_twice(model)
+    features, estimator = model[:-1], model.steps[-1][1]
+
+    def predict(data: Any) -> tuple[Any, np.ndarray]:
+        matrix = features.transform(data)  # once for both
+        return estimator.predict(matrix), np.asarray(estimator.predict_proba(matrix))
+
+    return predict

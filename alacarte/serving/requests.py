@@ -6,13 +6,11 @@ In any doubt it returns None, and MLflow's parser reads the body. So MLflow deci
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from functools import partial
 from io import StringIO
 from itertools import chain
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import numpy as np
@@ -30,7 +28,7 @@ MANY_BYTES = 20_000
 
 # MLflow's parser reads larger numbers: below it, squares and scaled values stay finite, and whole numbers exact.
 LARGE = 1e15
-MAX_LONG, MAX_INTEGER = int(LARGE), 2**31
+LIMITS = {"long": int(LARGE), "integer": 2**31}  # of whole numbers
 
 DATE = re.compile(r"(\d{4})-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d(?:\.\d{1,6})?)?", re.ASCII)
 YEARS = range(1678, 2262)  # the range of datetime64[ns]; MLflow refuses other years
@@ -48,7 +46,24 @@ REFUSALS = {
     "not the same": "every column must have as many values",
 }
 WRONG_TYPE = re.compile(r"(?:convert column|Incompatible input types for column) (.+?)(?: to type|\. Can)")
+
 Values = Sequence[Any]
+Cell = TypeVar("Cell")
+
+
+class _Split(msgspec.Struct, Generic[Cell], forbid_unknown_fields=True, gc=False):
+    columns: list[str]
+    data: list[list[Cell]]
+
+
+class _Table(msgspec.Struct, Generic[Cell], forbid_unknown_fields=True, gc=False):
+    dataframe_split: _Split[Cell] | UnsetType = UNSET
+    dataframe_records: list[dict[str, Cell]] | UnsetType = UNSET
+
+
+class _Tensor(msgspec.Struct, Generic[Cell], forbid_unknown_fields=True, gc=False):
+    instances: list[list[Cell]] | UnsetType = UNSET
+    inputs: list[list[Cell]] | UnsetType = UNSET
 
 
 class FastParser:
@@ -60,26 +75,14 @@ class FastParser:
 
     def __init__(self, schema: InputSchema, kinds: Sequence[frozenset[type]], missing: bool) -> None:
         assert schema.readable
-        self.schema, self.missing = schema, missing
+        self.schema, self._kinds, self._missing = schema, kinds, missing
         self._doubles = schema.tensor or set(schema.types) == {"double"}
-        self._readers = [_column_reader(kind, allowed) for kind, allowed in zip(schema.types, kinds, strict=True)]
-        cell: Any = bool | int | float | str | None
-        if schema.numeric:
-            cell = float | None if self._doubles else int | float | None
-        table: Any = list[list[cell]]
-        formats: dict[str, Any] = {"instances": table, "inputs": table}
-        if not schema.tensor:
-            formats = {"dataframe_split": _struct("Split", {"columns": list[str], "data": table})}
-            fields = {f"c{i}": name for i, name in enumerate(schema.names)}
-            with suppress(ValueError):  # msgspec takes no field with a name that JSON must escape
-                row = _struct("Row", dict.fromkeys(fields, cell), rename=fields)
-                formats["dataframe_records"] = list[row]  # type: ignore[valid-type]
-        optional = [(name, kind | UnsetType, UNSET) for name, kind in formats.items()]
-        body = msgspec.defstruct("Body", optional, forbid_unknown_fields=True, gc=False)
-        self._decode = msgspec.json.Decoder(body).decode
+        body: Any = _Tensor if schema.tensor else _Table
+        cell: Any = float | None if self._doubles else bool | int | float | str | None
+        self._decode = msgspec.json.Decoder(body[cell]).decode
 
     def parse(self, body: bytes, max_rows: int) -> Rows | None:
-        """None where MLflow's parser has to read the body. RequestError 413 for more than max_rows."""
+        """None if MLflow's parser has to read the body. Raises RequestError 413 for more than max_rows."""
         if len(body) > MANY_BYTES and self._doubles and not self.schema.tensor:
             numbers = read_numbers(body, self.schema.names)
             if numbers is not None and (np.abs(numbers) < LARGE).all():
@@ -92,47 +95,58 @@ class FastParser:
         tables = [value for value in msgspec.structs.astuple(decoded) if value is not UNSET]
         if len(tables) != 1:
             return None
-        table, names = tables[0], self.schema.names
-        order = None  # the position in a row of each column of the signature; None: the same
-        if not isinstance(table, list):
-            if table.columns != names:
-                if sorted(table.columns) != sorted(names):
-                    return None
-                order = [table.columns.index(name) for name in names]
-            table = table.data
+        try:
+            table = _in_order(tables[0], self.schema.names)
+        except (KeyError, ValueError):  # another column, or rows of different lengths
+            return None
         check_rows(len(table), max_rows)
         if not table:
             return None
-        if isinstance(table[0], msgspec.Struct):
-            table = [msgspec.structs.astuple(row) for row in table]
-        try:
-            return self._read_doubles(table, order, body) if self._doubles else self._read_columns(table, order, body)
-        except ValueError:  # rows of different lengths
-            return None
+        return self._read_doubles(table, body) if self._doubles else self._read_columns(table, body)
 
-    def _read_doubles(self, table: Sequence[Values], order: list[int] | None, body: bytes) -> Rows | None:
+    def _read_doubles(self, table: list[Values], body: bytes) -> Rows | None:
         numbers = np.array(table, dtype="float64")
-        if numbers.shape != (len(table), len(self.schema.names)):
-            return None
         small = np.abs(numbers) < LARGE
-        if not small.all() and not (self.missing and (small | np.isnan(numbers)).all()):
+        if not small.all() and not (self._missing and (small | np.isnan(numbers)).all()):
             return None
-        return Rows(len(table), self.schema, numbers=numbers if order is None else numbers[:, order], body=body)
+        return Rows(len(table), self.schema, numbers=numbers, body=body)
 
-    def _read_columns(self, table: Sequence[Values], order: list[int] | None, body: bytes) -> Rows | None:
-        n, columns = len(table), list(zip(*table, strict=True))
-        if len(columns) != len(self.schema.names):
-            return None
-        columns = columns if order is None else [columns[place] for place in order]
-        read = [values for reader, column in zip(self._readers, columns, strict=True) if (values := reader(column))]
-        if len(read) < len(columns) or (not self.missing and any(None in column for column in columns)):
-            return None
+    def _read_columns(self, table: list[Values], body: bytes) -> Rows | None:
+        n, columns = len(table), []
+        for kind, allowed, values in zip(self.schema.types, self._kinds, zip(*table, strict=True), strict=True):
+            column = _read_column(kind, allowed, values)
+            if column is None or (not self._missing and None in column):
+                return None
+            columns.append(column)
         if self.schema.numeric:
-            return Rows(n, self.schema, numbers=np.array(read, dtype="float64").T.copy(), body=body)
-        if n * len(body) > CHARACTERS and n * longest(chain.from_iterable(read)) > CHARACTERS:
+            return Rows(n, self.schema, numbers=np.array(columns, dtype="float64").T.copy(), body=body)
+        if n * len(body) > CHARACTERS and n * longest(chain.from_iterable(columns)) > CHARACTERS:
             return None
-        arrays = [np.fromiter(column, dtype=object, count=n) for column in read]
+        arrays = [np.fromiter(column, dtype=object, count=n) for column in columns]
         return Rows(n, self.schema, values=arrays, body=body)
+
+
+def _in_order(table: Any, names: list[str]) -> list[Values]:
+    """The rows of a decoded table with the columns of the signature. Raises KeyError or ValueError for other columns."""
+    if isinstance(table, _Split):
+        columns, rows = table.columns, table.data
+        if sorted(columns) != sorted(names):
+            raise ValueError("other columns")
+        if columns != names:
+            positions = [columns.index(name) for name in names]
+            _check_lengths(rows, len(names))
+            return [[row[position] for position in positions] for row in rows]
+        table = rows
+    elif table and isinstance(table[0], dict):
+        _check_lengths(table, len(names))
+        return [[row[name] for name in names] for row in table]
+    _check_lengths(table, len(names))
+    return table
+
+
+def _check_lengths(rows: Iterable[Any], length: int) -> None:
+    if any(len(row) != length for row in rows):
+        raise ValueError("rows of different lengths")
 
 
 def read_numbers(body: bytes, names: list[str]) -> np.ndarray | None:
@@ -155,49 +169,41 @@ def read_numbers(body: bytes, names: list[str]) -> np.ndarray | None:
         return None
 
 
-def _struct(name: str, fields: dict[str, Any], rename: dict[str, str] | None = None) -> type[msgspec.Struct]:
-    return msgspec.defstruct(name, list(fields.items()), rename=rename, forbid_unknown_fields=True, gc=False)
+# --- one column of JSON values as MLflow and pandas read it, or None if they have to read it ---
 
 
-# --- one column of JSON values as MLflow and pandas read it, or None where they have to read it ---
-
-
-def _column_reader(kind: str, allowed: frozenset[type]) -> Callable[[Values], Values | None]:
-    readers: dict[str, Callable[[Values], Values | None]] = {
-        "double": _doubles,
-        "long": partial(_whole_numbers, limit=MAX_LONG),
-        "integer": partial(_whole_numbers, limit=MAX_INTEGER),
-        "boolean": lambda values: values if set(map(type, values)) == {bool} else None,
-        "string": _texts,
-        "datetime": _dates,
-        "any": partial(_any, allowed=allowed),
-    }
-    return readers[kind]
-
-
-def _doubles(values: Values) -> Values | None:
+def _read_column(kind: str, allowed: frozenset[type], values: Values) -> Values | None:
     types = set(map(type, values))
-    if not types <= {float, int, type(None)}:
-        return None
+    present = types - {type(None)}
+    if (
+        kind == "any"
+    ):  # pandas looks at the whole column: whole numbers beside a missing value or a fraction become floats
+        if not present <= allowed:
+            return None
+        if present == {bool}:
+            return values
+        kind = "long" if types == {int} else "double" if present <= {int, float} else "string"
+    if kind == "double" and present <= {int, float}:
+        return _read_doubles(values)
+    if kind in LIMITS and types == {int}:
+        return values if all(-LIMITS[kind] < value < LIMITS[kind] for value in values) else None
+    if kind == "boolean" and types == {bool}:
+        return values
+    if kind == "string" and present <= {str}:  # numpy cuts a text at a zero character
+        return None if any("\0" in value for value in values if value) else values
+    if kind == "datetime" and present <= {str}:
+        return _read_dates(values)
+    return None
+
+
+def _read_doubles(values: Values) -> Values | None:
     if any(value is not None and not -LARGE < value < LARGE for value in values):
         return None
-    return [value if value is None else float(value) for value in values] if int in types else values
+    return [value if value is None else float(value) for value in values]
 
 
-def _whole_numbers(values: Values, limit: int) -> Values | None:
-    return values if set(map(type, values)) == {int} and all(-limit < value < limit for value in values) else None
-
-
-def _texts(values: Values) -> Values | None:
-    if not set(map(type, values)) <= {str, type(None)}:
-        return None
-    return None if any("\0" in value for value in values if value) else values  # numpy cuts a text there
-
-
-def _dates(values: Values) -> Values | None:
+def _read_dates(values: Values) -> Values | None:
     """Naive datetimes. pandas applies the format of the first value to all, so they must have the same format."""
-    if not set(map(type, values)) <= {str, type(None)}:
-        return None
     texts = [value for value in values if value is not None]
     matches = [DATE.fullmatch(text) for text in texts]
     formats = {(len(text), text[10:11]) for text in texts}
@@ -207,19 +213,6 @@ def _dates(values: Values) -> Values | None:
         return [value if value is None else datetime.fromisoformat(value) for value in values]
     except ValueError:
         return None
-
-
-def _any(values: Values, allowed: frozenset[type]) -> Values | None:
-    """pandas looks at the whole column: whole numbers beside a missing value or a fraction become floats."""
-    types = set(map(type, values))
-    present = types - {type(None)}
-    if not present <= allowed:
-        return None
-    if present <= {int, float}:
-        return _whole_numbers(values, MAX_LONG) if types == {int} else _doubles(values)
-    if present == {str}:
-        return _texts(values)
-    return values if present == {bool} else None
 
 
 # --- MLflow's parser ---

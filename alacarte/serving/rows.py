@@ -1,6 +1,5 @@
-"""The rows of one request, the answer to them, and the columns that a model takes."""
+"""The input columns of a model, the rows of one request, and the answer to it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +53,11 @@ class InputSchema:
                 return cls(names, [""] * len(names), False, False)
             width = int(np.prod(first.shape[1:])) if -1 not in first.shape[1:] else 1
             kind = "double" if np.issubdtype(first.type, np.number) else ""
-            plain = len(first.shape) == 2 and first.shape[0] == -1 != first.shape[1] and first.type == np.float64
-            return cls([str(i) for i in range(width)], [kind] * width, True, plain)
+            matrix = len(first.shape) == 2 and first.shape[0] == -1 != first.shape[1] and first.type == np.float64
+            return cls([str(i) for i in range(width)], [kind] * width, True, matrix)
         types = [_type_name(kind) for kind in schema.input_types()]
-        if not names:
-            return cls([str(i) for i in range(len(types))], types, False, False)
-        return cls(names, types, False, all(types) and len(set(names)) == len(names))
+        readable = bool(names) and all(types) and len(set(names)) == len(names)
+        return cls(names or [str(i) for i in range(len(types))], types, False, readable)
 
 
 def _type_name(kind: Any) -> str:
@@ -90,29 +88,16 @@ class Rows:
         Columns are in the order of the signature, without the columns in `redact`. A column that was not sent is NaN or null.
         """
         kept = [i for i, name in enumerate(self.schema.names) if name not in redact]
-        frame = None if self.fast else as_frame(self.data, self.schema)
-        numbers = self.numbers
-        if frame is not None and self.schema.numeric:
-            numbers = as_numbers(frame)
+        numbers, columns = self.numbers, [column.tolist() for column in self.values or []]
+        if not self.fast:
+            frame = as_frame(self.data, self.schema)
+            numbers = as_numbers(frame) if self.schema.numeric else None
+            columns = [to_python(frame.iloc[:, i]) for i in range(frame.shape[1])]
         if numbers is not None:
             numbers = numbers[:, kept] if redact else numbers
             return "f8", np.ascontiguousarray(numbers, dtype="<f8").tobytes()
-        if frame is not None:
-            columns = [to_python(frame.iloc[:, i]) for i in range(frame.shape[1])]
-        else:
-            columns = [column.tolist() for column in self.values or []]
         rows = list(zip(*[columns[i] for i in kept], strict=True)) or [()] * self.n
         return "json", msgspec.json.encode(rows, enc_hook=str)
-
-
-def join(requests: Sequence[Rows]) -> Any:
-    """The rows of one or more requests of the fast parser as one `numbers`, or one `values`."""
-    first = requests[0]
-    if len(requests) == 1:
-        return first.numbers if first.values is None else first.values
-    if first.values is None:
-        return np.concatenate([rows.numbers for rows in requests])
-    return [np.concatenate(columns) for columns in zip(*(rows.values or [] for rows in requests), strict=True)]
 
 
 @dataclass
@@ -126,10 +111,10 @@ class Answer:
 def to_python(column: pd.Series) -> list:
     """A column as plain Python values, None where one is missing."""
     values = column.astype(object)
-    return [_python(value) for value in values.where(values.notna(), None)]
+    return [_plain(value) for value in values.where(values.notna(), None)]
 
 
-def _python(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, pd.Timestamp):
         return value.to_pydatetime(warn=False)
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

@@ -33,7 +33,7 @@ def run(settings: Settings) -> None:
     """
     server = _Server(settings)
     server.end_start_on_signals()
-    with warm_processes():  # forked before there is a socket, a database or a thread
+    with warm_processes(settings.trust_code):  # forked before there is a socket, a database or a thread
         if settings.feedback.url:
             Store(settings.feedback.url).close()  # an error of the store ends the server here, in one line
         Cache(settings.cache, settings.registered_model_name)

@@ -1,11 +1,11 @@
-"""scikit-learn and torch models as a few numpy calls, used where they give MLflow's own answers. Optional: a server without
-this folder answers the same, but slower.
+"""A model without MLflow's checks and copies, used only if it gives MLflow's own answers. Optional: a server without this
+folder gives the same answers, but more slowly.
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -16,9 +16,9 @@ from mlflow.types import DataType
 
 from alacarte.serving.fastpath import parity, transformers
 from alacarte.serving.requests import FastParser
-from alacarte.serving.rows import Answer, InputSchema, RequestError, Rows, join
+from alacarte.serving.rows import Answer, InputSchema, RequestError, Rows
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 EXAMPLES = 100  # rows of the input example that a fast path is tried on
 MANY = 500  # rows of the larger of the two requests that are measured
@@ -31,30 +31,40 @@ Predict = Callable[[Any], tuple[np.ndarray, np.ndarray | None]]
 class FastPath:
     """A way to answer that passed the parity check. Safe to use from several threads.
 
-    `name`: "numpy" or "frame" (a DataFrame or array straight into the estimator). `joint`: several requests may be one
-    call. `cost`: measured seconds per call and seconds per row.
+    `name` is "numpy" or "frame". `joint`: several requests may be one call; then `group` tells which of them.
+    `seconds` are measured: per call, and per row.
     """
 
     name: str
     parser: FastParser
     predict: Predict
     joint: bool
+    group: Callable[[Rows], Hashable]
     cost: tuple[float, float] = (0.0, 0.0)
 
     def answer(self, requests: Sequence[Rows]) -> list[Answer | None]:
-        """One entry per request of the parser's rows; None for a request that MLflow has to answer, or to refuse."""
-        if len(requests) == 1 or (requests and self.joint):
-            try:
-                return _split(requests, *self.predict(join(requests)))
-            except Exception:  # MLflow's way decides what becomes of the request, whatever the error is
-                if len(requests) == 1:
-                    return [None]
-        return [answer for rows in requests for answer in self.answer([rows])]
+        """One entry per request of the parser's rows; None for a request that MLflow has to answer or to refuse."""
+        answers: dict[int, Answer | None] = {}
+        groups: dict[Hashable, list[int]] = {}
+        for i, rows in enumerate(requests):
+            groups.setdefault(self.group(rows) if self.joint else i, []).append(i)
+        for group in groups.values():
+            answers |= zip(group, self._answer_group([requests[i] for i in group]), strict=True)
+        return [answers[i] for i in range(len(requests))]
+
+    def _answer_group(self, requests: Sequence[Rows]) -> Sequence[Answer | None]:
+        try:
+            return _split(requests, *self.predict(_join(requests)))
+        except Exception:  # MLflow's own path decides about the request, whatever the error is
+            if len(requests) == 1:
+                return [None]
+        return [self._answer_group([rows])[0] for rows in requests]
 
 
 def find_fast_path(
     kind: str,
     implementation: Any,
+    predict_frame: Predict,
     schema: InputSchema,
     example: pd.DataFrame | np.ndarray,
     exact: bool,
@@ -62,42 +72,53 @@ def find_fast_path(
 ) -> FastPath | None:
     """The first fast path that gives the answers of `reference` on the input example and on rows made from it.
 
-    `kind` is "sklearn" or "torch", `implementation` the estimator or Predictor, `exact` whether labels must be equal
-    (classes) or close (numbers). `reference` answers rows of which only the body is set. Takes seconds.
+    `implementation` is the model of MLflow's flavor `kind`; `predict_frame` asks it for labels and probabilities. `exact`:
+    labels must be equal (classes) instead of close (numbers). `reference` answers rows of which only the body is set. Takes
+    seconds.
     """
     base = parity.table_of(example[:EXAMPLES], schema)
     cases = [parity.Case(body, reference(rows)) for rows, body in parity.requests_from(base, schema)]
-    for name, predict, joint in _candidates(kind, implementation, schema):
+    for name, predict, joint, group in _candidates(kind, implementation, predict_frame, schema):
         for missing in (True, False):
-            path = FastPath(name, FastParser(schema, parity.kinds_in(base), missing), predict, joint)
+            path = FastPath(name, FastParser(schema, parity.kinds_in(base), missing), predict, joint, group)
             if parity.holds(path, cases, exact):
                 return replace(path, cost=_measure(path, base))
     return None
 
 
-def _candidates(kind: str, implementation: Any, schema: InputSchema) -> Iterator[tuple[str, Predict, bool]]:
+def _candidates(
+    kind: str, implementation: Any, predict_frame: Predict, schema: InputSchema
+) -> Iterator[tuple[str, Predict, bool, Callable[[Rows], Hashable]]]:
     try:
-        yield "numpy", transformers.compile_model(kind, implementation, schema.names, schema.numeric), True
+        predict = transformers.compile_model(kind, implementation, schema.names, schema.numeric)
+        yield "numpy", predict, True, lambda rows: None
     except Exception as error:  # a model of another version may lack any attribute
-        log.debug("%s has no numpy path: %s: %s", type(implementation).__name__, type(error).__name__, error)
-    if kind == "sklearn":  # pandas types a column by all its values, so rows of several requests may not share a frame
-        yield "frame", lambda data: _through_frame(implementation, schema, data), schema.numeric
+        logger.debug("%s has no numpy path: %s: %s", type(implementation).__name__, type(error).__name__, error)
+    for joint in (True, False):  # a model may let the rows of one call influence each other
+        yield "frame", lambda data: _through_frame(predict_frame, schema, data), joint, _column_types
 
 
-def _through_frame(model: Any, schema: InputSchema, data: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """The rows as MLflow's schema enforcement leaves them, straight into the estimator."""
+def _column_types(rows: Rows) -> Hashable:
+    """pandas infers the type of a column from the types of its values, so only requests with equal types share a frame."""
+    inferred = zip(rows.schema.types, rows.values or (), strict=False)
+    return tuple(frozenset(map(type, values)) for kind, values in inferred if kind in ("string", "any"))
+
+
+def _through_frame(predict_frame: Predict, schema: InputSchema, data: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """Predict the rows as MLflow's schema enforcement leaves them."""
     if schema.tensor:
-        frame = data
+        table = data
     elif set(schema.types) == {"double"}:
-        frame = pd.DataFrame(data, columns=schema.names)
+        table = pd.DataFrame(data, columns=schema.names)
     else:
         columns = {}
         for i, (name, kind) in enumerate(zip(schema.names, schema.types, strict=True)):
             values = data[:, i] if schema.numeric else data[i].tolist()
             dtype = None if kind in ("string", "any") else DataType[kind].to_pandas()
             columns[name] = pd.Series(values, dtype=dtype)
-        frame = pd.DataFrame(columns)
-    return np.asarray(model.predict(frame)), model.predict_proba(frame) if hasattr(model, "predict_proba") else None
+        table = pd.DataFrame(columns)
+    labels, probabilities = predict_frame(table)
+    return np.asarray(labels), probabilities
 
 
 def _measure(path: FastPath, base: parity.Table) -> tuple[float, float]:
@@ -113,6 +134,16 @@ def _measure(path: FastPath, base: parity.Table) -> tuple[float, float]:
 
     one, many = seconds(1), seconds(MANY)
     return one, max(0.0, (many - one) / MANY)
+
+
+def _join(requests: Sequence[Rows]) -> Any:
+    """The rows of one or more requests as one `numbers`, or one `values`."""
+    first = requests[0]
+    if len(requests) == 1:
+        return first.numbers if first.values is None else first.values
+    if first.values is None:
+        return np.concatenate([rows.numbers for rows in requests])
+    return [np.concatenate(columns) for columns in zip(*(rows.values or [] for rows in requests), strict=True)]
 
 
 def _split(requests: Sequence[Rows], labels: np.ndarray, proba: np.ndarray | None) -> list[Answer | None]:

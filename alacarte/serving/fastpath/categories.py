@@ -12,8 +12,6 @@ from alacarte.serving.fastpath.estimators import NotKnown
 
 # The code of a value that only the model itself can encode.
 ASK = -1
-# Stands for the fill value of missing values where only the model itself knows it.
-UNSURE = object()
 
 # Of the table of all columns together: 80 MB.
 MAX_CELLS = 10_000_000
@@ -55,12 +53,10 @@ def make_lookups(encoder: Any, fill: tuple | None, is_text: bool) -> list[Lookup
     encoded = _encode_samples(encoder, samples, sum(widths))
     lookups = []
     for i, end in enumerate(np.cumsum(widths)):
-        n = len(known[i])
         codes = {value: code for code, value in enumerate(known[i].tolist()) if value is not None and value == value}
-        unknown = n if len(samples[i]) > n else ASK
-        nan = ASK if len(codes) == n else n - 1  # nan is the last category
-        missing = _code_of_missing(known[i], codes, unknown, nan, fill[i] if fill else None, is_text)
+        unknown = len(known[i]) if len(samples[i]) > len(known[i]) else ASK
         table = np.ascontiguousarray(encoded[: len(samples[i]), end - widths[i] : end])
+        missing = _code_of_missing(known[i], codes, unknown, fill[i] if fill else None, is_text)
         lookups.append(Lookup(codes, unknown, missing, is_text, table))
     return lookups
 
@@ -88,11 +84,11 @@ def _encode_samples(encoder: Any, samples: list[list], width: int) -> np.ndarray
     return np.asarray(encoded.toarray() if hasattr(encoded, "toarray") else encoded, dtype="float64")
 
 
-def _code_of_missing(known: np.ndarray, codes: dict, unknown: int, nan: int, fill: Any, is_text: bool) -> int:
-    if fill is UNSURE or (fill is None and is_text):
+def _code_of_missing(known: np.ndarray, codes: dict, unknown: int, fill: Any, is_text: bool) -> int:
+    if fill is not None and fill == fill:
+        return codes.get(str(fill) if is_text else fill, unknown)
+    if is_text:
         return ASK
-    if fill is None and nan == ASK:
+    if len(codes) == len(known):
         return unknown
-    if fill is None or fill != fill:  # text may have None and nan as categories, and either may come
-        return nan if known.dtype.kind == "f" else ASK
-    return codes.get(str(fill) if is_text else fill, unknown)
+    return len(known) - 1 if known.dtype.kind == "f" else ASK  # text may have None and nan as categories

@@ -9,10 +9,10 @@ import json
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from alacarte.serving.rows import Answer, InputSchema, RequestError, Rows, as_frame, to_python
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-5  # relative, of numbers and confidences; labels must be equal
 
-ALONE = 20  # columns for which a row with one missing value is a request of its own: each costs MLflow's time
+SINGLE = 20  # columns for which a row with one missing value is a request of its own: each costs MLflow's time
+TEXTS = ("never seen \u00e9\U0001f600", "", "1", "nan", "x" * 300)
+FACTORS = (0.0, -1.0, 0.5, 1e3, 1e6, -1e9, 1e-6)
+SCALES = (0.01, 0.3, 1, 10)
 
 Table = list[list[Any]]
 
@@ -37,8 +40,7 @@ class Case:
 
 def table_of(example: Any, schema: InputSchema) -> Table:
     """The rows of an input example as JSON has them, columns as in the signature."""
-    frame = as_frame(example, schema)
-    columns = [[_json(value) for value in to_python(frame.iloc[:, i])] for i in range(frame.shape[1])]
+    columns = [msgspec.to_builtins(to_python(column)) for _, column in as_frame(example, schema).items()]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -64,66 +66,64 @@ def requests_from(base: Table, schema: InputSchema) -> Iterator[tuple[Rows, byte
         yield Rows(len(table), schema, values=[], body=body), body
 
 
-def _tables(base: Table, seed: int = 0) -> Iterator[Table]:
-    """The example, its rows one by one, shuffled columns, changed numbers, unknown texts, other days, missing values."""
-    rng, width = np.random.default_rng(seed), len(base[0])
-
-    def every(change: Callable[[Any], Any], rows: Table) -> Table:
-        return [[value if value is None else change(value) for value in row] for row in rows]
+def _tables(base: Table) -> Iterator[Table]:
+    """The example, single rows, shuffled columns, other numbers, unknown texts, other days, and missing values."""
+    rng, width = np.random.default_rng(0), len(base[0])
 
     def shuffled(n: int) -> Table:
         columns = [[column[i] for i in rng.integers(0, len(base), n)] for column in zip(*base, strict=True)]
         return [list(row) for row in zip(*columns, strict=True)]
 
-    def at(places: Sequence[int], change: Callable[[Any], Any]) -> Table:
-        return [[change(value) if j in places else value for j, value in enumerate(row)] for row in base[:2]]
+    def vary(value: Any) -> Any:
+        if isinstance(value, bool):
+            return not value
+        if isinstance(value, str):  # another day
+            return "1990-05-17" + value[10:] if value[4:5] == value[7:8] == "-" else value
+        scale = rng.choice(SCALES)
+        return _map_number(value, lambda number: number * (1 + scale * rng.normal()) + scale * rng.normal())
 
-    def move(value: Any) -> Any:
-        scale = rng.choice([0.01, 0.3, 1, 10])
-        return _change(value, lambda number: number * (1 + scale * rng.normal()) + scale * rng.normal())
-
-    def with_rows_alone(table: Table) -> Iterator[Table]:
+    def with_single_rows(table: Table) -> Iterator[Table]:
         yield table
         yield from ([row] for row in table[:5])
 
-    yield from with_rows_alone(base)
+    yield from with_single_rows(base)
     yield shuffled(50)
-    for factor in (0.0, -1.0, 0.5, 1e3, 1e6, -1e9, 1e-6):
-        yield every(partial(_change, change=partial(operator.mul, factor)), base[:5])
-    yield from with_rows_alone(every(move, shuffled(300)))
-    texts = [i for i in range(width) if any(isinstance(row[i], str) for row in base[:2])]
-    for text in ("never seen \u00e9\U0001f600", "", "1", "nan", "x" * 300):
-        for i in texts:
-            yield from with_rows_alone(at([i], lambda value: text if isinstance(value, str) else value))  # noqa: B023
-    yield every(lambda value: not value if isinstance(value, bool) else value, shuffled(20))
-    yield every(_other_day, shuffled(20))
-    yield from with_rows_alone(every(lambda value: None if rng.random() < 0.2 else value, shuffled(60)))
-    one_missing = [[None if j == i else value for j, value in enumerate(base[0])] for i in range(width)]
+    for factor in FACTORS:
+        times = partial(operator.mul, factor)
+        yield [[_map_number(value, times) for value in row] for row in base[:5]]
+    yield from with_single_rows([list(map(vary, row)) for row in shuffled(300)])
+    for text in TEXTS:
+        for i in range(width):
+            if any(isinstance(row[i], str) for row in base[:2]):
+                yield from with_single_rows([[*row[:i], text, *row[i + 1 :]] for row in base[:2]])
+    yield from with_single_rows([[None if rng.random() < 0.2 else value for value in row] for row in shuffled(60)])
+    one_missing = [[*base[0][:i], None, *base[0][i + 1 :]] for i in range(width)]
     yield one_missing
-    yield from ([row] for row in one_missing[:ALONE])
+    yield from ([row] for row in one_missing[:SINGLE])
     all_missing = [None] * width
     yield from ([all_missing], [all_missing] * 3, [base[0], all_missing])
 
 
-def holds(path: FastPath, cases: list[Case], exact: bool) -> bool:
+def _map_number(value: Any, change: Callable[[float], float]) -> Any:
+    """A number changed; a whole number stays whole, as its column requires. Any other value as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return int(np.clip(change(value), -(2**31) + 1, 2**31 - 1)) if isinstance(value, int) else float(change(value))
+
+
+def holds(path: FastPath, cases: Sequence[Case], exact: bool) -> bool:
     """Whether `path` answers every case that its parser takes as MLflow does, one by one and all in one call.
 
     A path that leaves a case to MLflow does not disagree; but it must answer the first case.
     """
-    taken: list[tuple[Rows, Case]] = []
-    for case in cases:
-        rows = path.parser.parse(case.body, max_rows=10**9)
-        answer = path.answer([rows])[0] if rows else None
-        if answer is None or rows is None:
-            if case is cases[0]:
-                return False
-        elif not _agree(answer, case.expected, exact):
-            return False
-        else:
-            taken.append((rows, case))
-    answers = path.answer([rows for rows, _ in taken])
-    pairs = zip(answers, taken, strict=True)
-    return all(answer is None or _agree(answer, case.expected, exact) for answer, (_, case) in pairs)
+    parsed = [(rows, case) for case in cases if (rows := path.parser.parse(case.body, max_rows=10**9))]
+    single = [path.answer([rows])[0] for rows, _ in parsed]
+    if not single or single[0] is None or parsed[0][1] is not cases[0]:
+        return False
+    together = path.answer([rows for (rows, _), answer in zip(parsed, single, strict=True) if answer])
+    answered = [(case, answer) for (_, case), answer in zip(parsed, single, strict=True) if answer]
+    pairs = [*answered, *((case, answer) for (case, _), answer in zip(answered, together, strict=True) if answer)]
+    return all(_agree(answer, case.expected, exact) for case, answer in pairs)
 
 
 def _agree(answer: Answer, expected: Answer | RequestError, exact: bool) -> bool:
@@ -143,18 +143,3 @@ def _agree(answer: Answer, expected: Answer | RequestError, exact: bool) -> bool
 def _close(values: list[float], expected: list[float]) -> bool:
     near_zero = TOLERANCE * 1e-2 * float(np.max(np.abs(expected), initial=0.0))
     return np.allclose(values, expected, rtol=TOLERANCE, atol=near_zero)
-
-
-def _change(value: Any, change: Callable[[float], float]) -> Any:
-    """A number changed; a whole number stays whole, as its column requires. Any other value as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    return int(np.clip(change(value), -(2**31) + 1, 2**31 - 1)) if isinstance(value, int) else float(change(value))
-
-
-def _other_day(value: Any) -> Any:
-    return "1990-05-17" + value[10:] if isinstance(value, str) and value[4:5] == value[7:8] == "-" else value
-
-
-def _json(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value

@@ -20,7 +20,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from alacarte.serving.fastpath.categories import UNSURE, make_lookups
+from alacarte.serving.fastpath.categories import make_lookups
 from alacarte.serving.fastpath.estimators import (
     Labels,
     NotKnown,
@@ -103,7 +103,7 @@ def _step(step: Any, block: Block) -> Block:
         _check_names(step, block)
         if type(step) is FunctionTransformer and not isinstance(step.func, np.ufunc):
             return _cast(step, block)
-        if type(step) is SimpleImputer and (step.missing_values is pd.NA or isinstance(step.statistics_[0], str)):
+        if type(step) is SimpleImputer and step.missing_values is pd.NA:
             return _fill(step, block)
         if type(step) in (OneHotEncoder, OrdinalEncoder):
             return _encode(step, block)
@@ -137,7 +137,7 @@ def _numbers(block: Block, part: Any = None) -> Transform:
     columns = block
     if columns.cast == DATE and columns.fill:
         return partial(_dates, columns, columns.fill)
-    if columns.cast or any(value is UNSURE for value in columns.fill or ()):
+    if columns.cast:
         raise NotKnown("text where numbers are needed")
     places = list(columns.at)
     numbers: Transform = partial(_floats, columns)
@@ -202,22 +202,18 @@ def _cast(step: FunctionTransformer, columns: Columns) -> Block:
 
 
 def _fill(step: SimpleImputer, columns: Columns) -> Columns:
-    """An imputer of text, or of objects with any marker of a missing value."""
+    """An imputer for which pandas.NA stands for any marker of a missing value."""
     if columns.fill is not None or columns.cast or step.indicator_ is not None:
         raise NotKnown("an imputer of columns that another step has filled")
     if not step.keep_empty_features and pd.isna(step.statistics_).any():
         raise NotKnown("an imputer that drops columns")
-    if step.missing_values is pd.NA:  # stands for any marker of a missing value
-        return replace(columns, fill=tuple(step.statistics_))
-    # It fills either None or nan, and the other rows decide which of the two comes.
-    return replace(columns, fill=(UNSURE,) * len(columns.at))
+    return replace(columns, fill=tuple(step.statistics_))
 
 
 def _impute(step: SimpleImputer, numbers: Transform) -> Transform:
     fill, marker = step.statistics_.astype("float64"), step.missing_values
-    if not isinstance(marker, int | float):
-        raise NotKnown(f"SimpleImputer(missing_values={marker}) of numbers")
-    kept = None if step.keep_empty_features or not np.isnan(fill).any() else ~np.isnan(fill)
+    if not isinstance(marker, int | float) or (np.isnan(fill).any() and not step.keep_empty_features):
+        raise NotKnown(f"SimpleImputer(missing_values={marker}) of numbers, or one that drops columns")
     flagged = None if step.indicator_ is None or not len(step.indicator_.features_) else step.indicator_.features_
 
     def impute(inputs: Inputs) -> np.ndarray:
@@ -225,8 +221,6 @@ def _impute(step: SimpleImputer, numbers: Transform) -> Transform:
         missing = np.isnan(x) if math.isnan(marker) else finite(x) == marker
         if missing.any():
             x = np.where(missing, fill, x)
-        if kept is not None:
-            x = x[:, kept]
         return x if flagged is None else np.concatenate([x, missing[:, flagged]], axis=1)
 
     return impute

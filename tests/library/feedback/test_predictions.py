@@ -127,7 +127,7 @@ def test_a_running_server_keeps_the_store_below_its_size(store: Store):
 
 def test_room_for_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = Store(f"sqlite:///{tmp_path}/feedback.db")
-    monkeypatch.setattr(prediction_log, "ROOM", 100_000)
+    monkeypatch.setattr(prediction_log, "MAX_BYTES", 100_000)
     monkeypatch.setattr(prediction_log, "BATCH_BYTES", 10_000)
     log = PredictionLog(store, settings())
     ids = [record(log, 100)[0] for _ in range(100)]

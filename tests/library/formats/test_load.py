@@ -168,7 +168,7 @@ def test_code_needs_trust(tmp_path: Path) -> None:
     )
     refused(tmp_path / "code", r"serve\.trust_code=true")
     model = ServedModel.load(tmp_path / "code", trust_code=True)
-    model.compile()
+    model.find_fast_path()
     assert model.path_in_use == "pyfunc" and model.task is None and model.probabilities is not None
     body = {"dataframe_split": {"columns": ["a"], "data": [[3.0]]}}
     assert ours(model, JSON, json.dumps(body).encode()) == [6.0]

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from alacarte import registry
 from alacarte.errors import UserError
 from alacarte.formats import load as loading
 from alacarte.formats import probe
-from alacarte.serving.model import ServedModel
-from alacarte.serving.probe import WarmProcess
+from alacarte.serving.model import ServedModel, rehearse_start
+from alacarte.serving.probe import WarmProcess, warm_processes
+from alacarte.serving.probe import check as check_in_warm_process
 
 
 def save(folder: Path, model: Any, example: Any = ROWS[:5]) -> Path:
@@ -208,7 +210,7 @@ def test_the_search_for_a_fast_path_is_rehearsed_in_the_child(tmp_path: Path, mo
     )  # fmt: skip
     served = ServedModel.load_tried(tmp_path / "model", trust_code=False)
     with pytest.raises(UserError, match="did not answer within 6 s"):
-        served.compile()
+        served.find_fast_path()
     assert served.path_in_use == "pyfunc" and served.predict_example() == [0, 1]
 
 
@@ -231,6 +233,18 @@ def test_the_warm_process_is_started_again_when_it_ends(tmp_path: Path, monkeypa
         warm.stop()
     with pytest.raises(UserError, match="the server stops"):
         warm.check(good, False)
+
+
+def test_a_version_that_hangs_does_not_delay_the_next(tmp_path: Path, monkeypatch):
+    good = save(tmp_path / "good", HistGradientBoostingClassifier(max_iter=2).fit(ROWS, LABELS))
+    loop = with_code(tmp_path / "code", CODE["loop"], monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
+        with warm_processes(trust_code=True):
+            hanging = pool.submit(check_in_warm_process, loop, True, rehearse_start)
+            check_in_warm_process(good, False, rehearse_start)
+            assert not hanging.done()
+        with pytest.raises(UserError, match="the server stops"):
+            hanging.result()
 
 
 # --- a step ---

@@ -315,7 +315,7 @@ def test_the_copy_in_the_model_is_never_imported(own: Project, tmp_path: Path):
         from pathlib import Path
         from alacarte.serving.model import ServedModel
         model = ServedModel.load_tried(Path(sys.argv[1]), False)
-        model.compile()
+        model.find_fast_path()
         print(json.dumps([model.path_in_use])) if (json := __import__("json")) else None
     """
     assert in_project(own, code, str(folder)) == ["frame"]

@@ -17,7 +17,6 @@ from registries import (
     refuses,
     register,
     serves,
-    settings,
     until,
 )
 
@@ -70,12 +69,6 @@ def test_the_cache_keeps_few_and_mends_what_is_damaged(follow, tmp_path: Path):
     again = follow("few")
     serves(again, "6")
     assert answers(again) == 6 and (copy / "model/model.skops").read_bytes() != b"damaged"
-
-
-def test_a_cache_that_cannot_be_written(tmp_path: Path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"serve\.cache="):
-        ModelFollower(settings("any", tmp_path / "file"), load)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from bodies import JSON, SECRET, bad, good
 from conftest import environment, wait_for
 from learning import FAMILIES, fitted, table
 from mlflow.models import infer_signature
@@ -26,8 +28,6 @@ from threadpoolctl import threadpool_limits
 
 from alacarte.serving.model import RequestError, ServedModel
 
-JSON = "application/json"
-SECRET = "zebra4711"  # stands in every bad request, and in no answer
 MAX_ROWS = 1000
 
 
@@ -77,30 +77,24 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def servers(folders: dict[str, Path]) -> Iterator[dict[str, int]]:
-    """The port of a real `mlflow models serve` of each folder."""
-    ports, processes = {}, []
-    for name, folder in folders.items():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports[name] = probe.getsockname()[1]
-        command = ["mlflow", "models", "serve", "-m", str(folder), "--env-manager", "local", "--port", str(ports[name])]
-        log = (folder.parent / f"{name}.log").open("w")
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", *command],
-                cwd=folder.parent, env=environment(OMP_NUM_THREADS="1"), stdout=log, stderr=log, start_new_session=True,
-            )
+def port(folders: dict[str, Path]) -> Iterator[int]:
+    """Of a real `mlflow models serve` of the torch model."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["mlflow", "models", "serve", "-m", str(folders["torch"]), "--env-manager", "local", "--port", str(port)]
+    with (folders["torch"].parent / "serve.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=folders["torch"].parent, env=environment(OMP_NUM_THREADS="1"), stdout=log, stderr=log,
+            start_new_session=True,
         )  # fmt: skip
     try:
-        for port, process in zip(ports.values(), processes, strict=True):
-            wait_for(f"http://127.0.0.1:{port}/health", process)
-        yield ports
+        wait_for(f"http://127.0.0.1:{port}/health", process)
+        yield port
     finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, 15)
-                process.wait(30)
+        os.killpg(process.pid, 15)
+        process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +102,11 @@ def models(folders: dict[str, Path]) -> dict[str, tuple[ServedModel, ServedModel
     """Each model as it was loaded, and compiled."""
     found = {name: (ServedModel.load(path, False), ServedModel.load(path, False)) for name, path in folders.items()}
     for _, quick in found.values():
-        quick.compile()
+        quick.find_fast_path()
     return found
 
 
-def theirs(port: int, kind: str, body: bytes) -> list | None:
+def ask_server(port: int, kind: str, body: bytes) -> list | None:
     """What `mlflow models serve` predicts; None for a refusal."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", "/invocations", body, {"Content-Type": kind})
@@ -122,13 +116,13 @@ def theirs(port: int, kind: str, body: bytes) -> list | None:
     return json.loads(text)["predictions"] if answer.status == 200 else None
 
 
-def invoke(pyfunc: mlflow.pyfunc.PyFuncModel, body: bytes) -> list | None:
-    """The same from the function behind it, in this process."""
+def ask_mlflow(pyfunc: mlflow.pyfunc.PyFuncModel, kind: str, body: bytes) -> list | None:
+    """The same from the function behind that server, in this process."""
     try:
-        answer = scoring_server.invocations(body, JSON, pyfunc, pyfunc.metadata.get_input_schema())
-    except mlflow.exceptions.MlflowException:
+        answer = scoring_server.invocations(body, kind, pyfunc, pyfunc.metadata.get_input_schema())
+    except Exception:
         return None
-    return json.loads(answer.response)["predictions"]
+    return json.loads(answer.response)["predictions"] if answer.status == 200 else None
 
 
 def ours(model: ServedModel, kind: str, body: bytes) -> list | None:
@@ -151,134 +145,39 @@ def equal(found: list | None, expected: list | None) -> bool:
     return np.allclose(found, expected, rtol=1e-5)
 
 
-def good(rows: pd.DataFrame) -> Iterator[tuple[str, str, bytes]]:
-    """Each way to send the same rows, and rows alone."""
-    for part in (rows, rows[:1], rows[-1:], rows[rows.columns[::-1]]):
-        split, records = part.to_dict(orient="split"), part.to_dict(orient="records")
-        bodies = {
-            "split": {"dataframe_split": {"columns": split["columns"], "data": split["data"]}},
-            "index": {"dataframe_split": split},
-            "records": {"dataframe_records": records},
-            "instances": {"instances": records},
-            "inputs": {"inputs": records},
-            "columns": {"inputs": part.to_dict(orient="list")},
-            "params": {"dataframe_records": records, "params": {"a": 1}},
-        }
-        for name, body in bodies.items():
-            yield name, JSON, json.dumps(body).encode()
-        yield "csv", "text/csv", part.to_csv(index=False).encode()
-        yield "charset", f"{JSON}; charset=utf-8", json.dumps(bodies["split"]).encode()
-
-
-def bad(rows: pd.DataFrame) -> Iterator[tuple[str, str, bytes]]:
-    """What is no request, or a strange one; some of it MLflow takes."""
-    columns, data = list(rows.columns), rows.to_numpy(dtype=object).tolist()
-    records, d = rows.to_dict(orient="records"), len(columns)
-
-    def split(data: Any, columns: Any = columns, **more: Any) -> bytes:
-        return json.dumps({"dataframe_split": {"columns": columns, "data": data}, **more}).encode()
-
-    whole = split(data)
-    for name, body in {
-        "nothing": b"", "open": b"{", "list": b"[]", "null": b"null", "number": b"1", "text": f'"{SECRET}"'.encode(),
-        "deep": b"[" * 100_000, "deep inside": b'{"inputs":' + b"[" * 5000 + b"]" * 5000 + b"}",
-        "deep objects": b'{"a":' * 50_000, "latin": whole[:-2] + b"\xff" + whole[-2:], "half": whole[: len(whole) // 2],
-        "utf-16": whole.decode().encode("utf-16"), "bom": b"\xef\xbb\xbf" + whole, "more": whole + b" 1",
-        "twice": whole[:-1] + b',"dataframe_split":{"columns":[],"data":[]}}', "spaces": b" \n" + whole + b"\n",
-        "twice the same": b'{"dataframe_split":{"data":[]},' + whole[1:], "comma": whole[:-1] + b",}",
-        "digits": whole.replace(b"[[", b"[[" + b"9" * 5000 + b",", 1), "control": whole.replace(b"]]", b',"a\nb"]]'),
-    }.items():  # fmt: skip
-        yield name, JSON, body
-    for text in ("NaN", "Infinity", "-Infinity", "1e999", "-0", "1E3", "9" * 400, str(2**63), str(2**70), "0x1", "01",
-                 "1.0000000000000000000000000000001", "1e308", "-1e17", "true", "null", f'"{SECRET}"', '"1.5"', '""', '"\\ud800"',
-                 '"\\u0000"', f'["{SECRET}"]', "{}", "[]", '"2020-01-01"', '"a\\u0000b"'):  # fmt: skip
-        for i in (0, 1, 3, 4):
-            cells = [json.dumps(value) for value in data[0]]
-            cells[i] = text
-            body = f'{{"dataframe_split":{{"columns":{json.dumps(columns)},"data":[[{",".join(cells)}]]}}}}'
-            yield f"{text[:20]} in column {i}", JSON, body.encode()
-            if i in (0, 4):
-                both = f"[{json.dumps(data[0])},[{','.join(cells)}]]"
-                two = f'{{"dataframe_split":{{"columns":{json.dumps(columns)},"data":{both}}}}}'
-                yield f"{text[:20]} in column {i}, second row", JSON, two.encode()
-                named = ",".join(f"{json.dumps(name)}:{cell}" for name, cell in zip(columns, cells, strict=True))
-                for key in ("dataframe_records", "instances", "inputs"):
-                    yield f"{text[:20]} in column {i} of {key}", JSON, f'{{"{key}":[{{{named}}}]}}'.encode()
-    for name, content in {
-        "no columns": {"dataframe_split": {"data": data}}, "no data": {"dataframe_split": {"columns": columns}},
-        "no rows": {"dataframe_split": {"columns": columns, "data": []}},
-        "data is one": {"dataframe_split": {"columns": columns, "data": 1}},
-        "other key": {"dataframe_split": {"columns": columns, "data": data, SECRET: 1}},
-        "missing column": {"dataframe_split": {"columns": columns[1:], "data": [row[1:] for row in data]}},
-        "more columns": {"dataframe_split": {"columns": [*columns, SECRET], "data": [[*row, SECRET] for row in data]}},
-        "column twice": {"dataframe_split": {"columns": [*columns, columns[0]], "data": [[*row, row[0]] for row in data]}},
-        "column instead": {"dataframe_split": {"columns": [*columns[:-1], columns[0]], "data": data}},
-        "names are numbers": {"dataframe_split": {"columns": list(range(d)), "data": data}},
-        "ragged": {"dataframe_split": {"columns": columns, "data": [data[0], data[1][:-1]]}},
-        "long row": {"dataframe_split": {"columns": columns, "data": [[*data[0], 1]]}},
-        "index too short": {"dataframe_split": {"columns": columns, "data": data, "index": [1]}},
-        "index": {"dataframe_split": {"columns": columns, "data": data[:2], "index": [5, 5]}},
-        "null": {"dataframe_split": None}, "records of lists": {"dataframe_records": data},
-        "records object": {"dataframe_records": records[0]}, "records of text": {"dataframe_records": [SECRET]},
-        "records with a hole": {"dataframe_records": [records[0], {columns[0]: data[1][0]}]},
-        "records with more": {"dataframe_records": [{**records[0], SECRET: SECRET}]}, "no records": {"dataframe_records": []},
-        "two formats": {"inputs": data, "instances": data}, "none": {}, "unknown": {SECRET: data},
-        "unknown too": {"inputs": records, SECRET: 1}, "lists": {"inputs": data}, "lists too": {"instances": data},
-        "signature": {"inputs": records, "signature_name": "a"}, "empty": {"inputs": []}, "empty too": {"instances": []},
-        "scalars": {"inputs": records[0]}, "scalar": {"inputs": 1}, "text": {"inputs": SECRET}, "nothing": {"inputs": None},
-        "unequal": {"inputs": {name: [1.0] * (1 + (name == columns[0])) for name in columns}},
-        "hole": {"instances": [records[0], {columns[0]: data[1][0]}]}, "nested": {"inputs": {name: [[1.0]] for name in columns}},
-        "params": {"dataframe_records": records, "params": [SECRET]}, "no params": {"dataframe_records": records, "params": None},
-        "for a language model": {"prompt": SECRET}, "for one too": {"messages": [], "dataframe_records": records},
-    }.items():  # fmt: skip
-        yield name, JSON, json.dumps(content).encode()
-    csv = rows.to_csv(index=False).encode()
-    for name, kind, body in (
-        ("no type", "", whole), ("xml", "text/xml", whole), ("charset", f"{JSON}; charset=latin-1", whole),
-        ("parameter", f"{JSON}; {SECRET}=1", whole), ("upper case", "Application/JSON", whole),
-        ("bytes", "text/csv", b"\xff\xfe"),
-        ("empty csv", "text/csv", b""), ("csv of text", "text/csv", csv.replace(b".", SECRET.encode())),
-        ("half csv", "text/csv", csv[: len(csv) // 2]), ("csv as json", JSON, csv),
-        ("parquet", "application/vnd.apache.parquet", b"PAR1"),
-    ):  # fmt: skip
-        yield name, kind, body
-
-
 @pytest.mark.parametrize("name", ["numeric", "torch", "boosted"])
-def test_it_answers_as_mlflow_does(name: str, models: dict, servers: dict[str, int]) -> None:
+def test_it_answers_as_mlflow_does(name: str, models: dict, folders: dict[str, Path], request: pytest.FixtureRequest):
     slow, quick = models[name]
     assert (slow.path_in_use, quick.path_in_use) == ("pyfunc", "numpy")
+    if name == "torch":
+        ask = partial(ask_server, request.getfixturevalue("port"))
+    else:
+        ask = partial(ask_mlflow, mlflow.pyfunc.load_model(str(folders[name])))
     rows = rows_of(name)
-    strange = list(bad(rows))
-    for label, kind, body in [*good(rows), *strange[:: 4 if name == "boosted" else 1]]:  # its inputs are torch's
-        expected = theirs(servers[name], kind, body)
-        for model in (slow, quick):
-            if b"prompt" not in body and b"messages" not in body:
-                assert equal(ours(model, kind, body), expected), (label, model.path_in_use, expected)
-            else:
-                assert ours(model, kind, body) is None
     parquet = rows.astype({"x0": "float64"}) if name == "numeric" else table("mixed", "classification")[0][:9]
-    body = parquet.to_parquet()
-    expected = theirs(servers[name], "application/vnd.apache.parquet", body)
-    assert expected and equal(ours(quick, "application/vnd.apache.parquet", body), expected)
+    file = ("parquet", "application/vnd.apache.parquet", parquet.to_parquet())
+    assert ask(*file[1:])
+    strange = list(bad(rows))[:: 1 if name == "numeric" else 4]
+    for label, kind, body in [*good(rows), *strange, file]:
+        expected = None if b"prompt" in body or b"messages" in body else ask(kind, body)
+        for model in (slow, quick):
+            assert equal(ours(model, kind, body), expected), (label, model.path_in_use, expected)
 
 
-@pytest.mark.parametrize("kind", ["numeric", "mixed"])
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "torch_mlp"])
-def test_every_family_answers_as_pyfunc_does(family: str, kind: str, tmp_path: Path) -> None:
-    X, _ = table(kind, "classification")
-    fitted(family, kind, "classification").save(tmp_path / "model", example=X.head(8), metadata={})
+def test_every_family_answers_as_mlflow_does(family: str, tmp_path: Path) -> None:
+    X, _ = table("mixed", "classification")
+    fitted(family, "mixed", "classification").save(tmp_path / "model", example=X.head(8), metadata={})
     model = ServedModel.load(tmp_path / "model", trust_code=False)
-    model.compile()
+    model.find_fast_path()
     assert model.path_in_use != "pyfunc" and model.task == "classification" and model.classes == ["high", "low", "mid"]
     pyfunc = mlflow.pyfunc.load_model(str(tmp_path / "model"))
-    rows = X[:20].astype(object) if kind == "numeric" else rows_of("mixed")
-    bodies = [body for name, _, body in good(rows) if name in ("split", "records", "instances", "inputs")]
+    bodies = [body for name, _, body in good(rows_of("mixed")) if name in ("split", "records", "inputs")]
     parsed = [model.parse(body, JSON, MAX_ROWS) for body in bodies]
     assert all(rows.fast for rows in parsed[:2])
     together = model.predict(parsed)
     for body, rows, answer in zip(bodies, parsed, together, strict=True):
-        expected = invoke(pyfunc, body)
+        expected = ask_mlflow(pyfunc, JSON, body)
         if expected is None:  # MLflow makes the text "None" of a missing date in `inputs`
             assert isinstance(answer, RequestError) and not rows.fast
             continue
@@ -290,41 +189,24 @@ def test_every_family_answers_as_pyfunc_does(family: str, kind: str, tmp_path: P
             assert np.allclose(answer.confidence, sure, rtol=1e-5)
 
 
-def test_one_bad_request_spoils_no_other(models: dict) -> None:
-    for name, (_, quick) in models.items():
-        body = next(body for label, _, body in good(rows_of(name)) if label == "split")
-        column = quick.columns.index("listed") if name != "numeric" else 3
-        broken = json.loads(body)
-        for row in broken["dataframe_split"]["data"]:
-            row[column] = "never" if name != "numeric" else 1e300
-        requests = [quick.parse(json.dumps(sent).encode(), JSON, MAX_ROWS) for sent in (json.loads(body), broken)]
-        alone = quick.predict(requests[:1])[0].labels
-        answers = quick.predict([*requests, requests[0]])
-        assert equal(answers[0].labels, alone) and equal(answers[2].labels, alone)
-        assert isinstance(answers[1], RequestError) == (name != "numeric") or answers[1].labels
-
-
 def test_what_is_stored_of_a_request(models: dict) -> None:
     rows = rows_of("numeric")
     for model in models["numeric"]:
         for label, kind, body in good(rows):
             parsed = model.parse(body, kind, MAX_ROWS)
             how, stored = parsed.encode(frozenset(["x1"]))
-            found = np.frombuffer(stored, "<f8").reshape(parsed.n, 30)
-            assert how == "f8" and np.isnan(found[:, 1]).all(), label
-            sent = rows[:1] if parsed.n == 1 else rows
-            assert any(np.allclose(np.delete(found, 1, 1), part.drop(columns="x1")) for part in (sent, rows[-1:])), (
-                label
-            )
+            numbers = np.frombuffer(stored, "<f8").reshape(parsed.n, 29)
+            sent = (rows if parsed.n == 3 else part for part in (rows[:1], rows[-1:]))
+            assert how == "f8" and any(np.allclose(numbers, part.drop(columns="x1")) for part in sent), label
     rows = rows_of("torch")
     for model in models["torch"]:
         body = json.dumps({"dataframe_split": {"columns": list(rows), "data": rows.to_numpy(dtype=object).tolist()}})
         parsed = model.parse(body.encode(), JSON, MAX_ROWS)
         how, stored = parsed.encode(frozenset(["town"]))
-        found = json.loads(stored)
-        assert how == "json" and len(found) == parsed.n == 12 and found[2] == [None] * 6
-        assert found[0][3] is None and found[0][5] == rows["listed"][0] and found[3][:2] == rows.iloc[3, :2].tolist()
-        assert found[1][4].startswith(rows["sold"][1])
+        values = json.loads(stored)
+        assert how == "json" and len(values) == parsed.n == 12 and values[2] == [None] * 5
+        assert values[0][4] == rows["listed"][0] and values[3][:2] == rows.iloc[3, :2].tolist()
+        assert values[1][3].startswith(rows["sold"][1])
 
 
 def test_a_short_body_that_asks_for_much_memory_is_refused(models: dict) -> None:
@@ -387,7 +269,7 @@ def test_other_signatures(tmp_path: Path) -> None:
     for name, (model, rows, settings) in made.items():
         folder = save_sklearn(tmp_path / name, model, rows, **settings)
         served, pyfunc = ServedModel.load(folder, False), mlflow.pyfunc.load_model(str(folder))
-        served.compile()
+        served.find_fast_path()
         assert (served.path_in_use == "pyfunc") == (name in ("narrow", "proba", "blind")), name
         assert len(served.columns) == rows.shape[1] and (served.example is None) == (name == "blind")
         base = np.asarray(rows, dtype=object)[:2].tolist()
@@ -398,7 +280,7 @@ def test_other_signatures(tmp_path: Path) -> None:
             records = [dict(zip(served.columns, row, strict=True)) for row in data]
             for body in (split, {"inputs": data}, {"instances": records}, {"dataframe_records": records}):
                 raw = json.dumps(body).encode()
-                assert equal(ours(served, JSON, raw), invoke(pyfunc, raw)), (name, raw)
+                assert equal(ours(served, JSON, raw), ask_mlflow(pyfunc, JSON, raw)), (name, raw)
 
 
 def test_what_a_model_tells(models: dict, folders: dict[str, Path]) -> None:
@@ -420,44 +302,6 @@ def test_every_path_gives_the_same_confidence(models: dict) -> None:
         else:
             best = [max(row.values()) for row in slow.probabilities(slow.parse(body, JSON, MAX_ROWS))]
             assert before == best and after == pytest.approx(best, rel=1e-5)
-
-
-def test_a_path_that_disagrees_is_not_taken(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from alacarte.serving.fastpath import transformers
-
-    build = transformers.compile_model
-
-    def changes_numbers(*arguments: Any) -> Any:
-        answers = build(*arguments)
-        return lambda rows: (answers(rows)[0] * (1 + 1e-4), None)
-
-    def refuses_single_rows(*arguments: Any) -> Any:
-        answers = build(*arguments)
-        return lambda rows: answers(rows if len(rows[0]) > 1 else None)
-
-    def fills_missing_values(*arguments: Any) -> Any:
-        answers = build(*arguments)
-        return lambda rows: answers(np.nan_to_num(rows))
-
-    def has_no_confidence(*arguments: Any) -> Any:
-        answers = build(*arguments)
-        return lambda rows: (answers(rows)[0], None)
-
-    for name, made, expected in (
-        ("boosted", changes_numbers, "frame"),
-        ("boosted", refuses_single_rows, "numpy"),
-        ("numeric", has_no_confidence, "frame"),
-        ("numeric", fills_missing_values, "numpy"),
-    ):
-        monkeypatch.setattr(transformers, "compile_model", made)
-        model = ServedModel.load(folders[name], trust_code=False)
-        model.compile()
-        assert model.path_in_use == expected, made
-    row = {"columns": model.columns, "data": [[None] * 30]}
-    assert ours(model, JSON, json.dumps({"dataframe_split": row}).encode()) is None  # MLflow refuses the missing values
-
-
-# --- numbers ---
 
 
 def test_numbers_mean_the_same_to_both_readers(models: dict) -> None:

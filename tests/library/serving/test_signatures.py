@@ -34,7 +34,7 @@ A = ColSpec("double", "a")
         (columns(ColSpec("double"), ColSpec("double")), columns(ColSpec("double")), "1 inputs, was 2"),
         (columns(A, output="long"), columns(A, output="integer"), None),
         (columns(A, output="long"), columns(A, output="string"), "output 1 is string, was integer"),
-        (columns(A), ModelSignature(Schema([A]), None), "no output is declared"),
+        (columns(A), ModelSignature(Schema([A]), None), "0 outputs, was 1"),
         (ModelSignature(Schema([A]), None), columns(A), None),
         (columns(TensorSpec(np.dtype("f4"), (-1, 4))), columns(TensorSpec(np.dtype("f4"), (-1, -1))), None),
         (columns(TensorSpec(np.dtype("f4"), (-1, 4))), columns(TensorSpec(np.dtype("f4"), (-1, 5))), "(-1, 5), was a tensor"),
