@@ -88,7 +88,8 @@ def train(cfg: DictConfig, run_id: str, champion: Champion, choice: Choice, labe
     example = dataset.part("train")[0].head(5)
     info = learner.log("model", example=example, metadata=champion.lineage_metadata(run_id))
     own_metrics = load_metrics(launch.plain(cfg.metrics))
-    metrics = score_parts(learner, {"train": (*rows.train, rows.weight), "val": rows.val}, own_metrics)
+    parts = {"train": (*rows.train, rows.weight), "val": (*rows.val, rows.val_weight)}
+    metrics = score_parts(learner, parts, own_metrics)
     metrics |= {"samples_seen": update.samples_seen, "epochs": update.epochs, "new_labels": len(new)}
     mlflow.log_metrics(metrics, model_id=info.model_id)
     return info.model_uri

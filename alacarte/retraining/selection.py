@@ -30,6 +30,7 @@ class Rows:
     val: tuple[pd.DataFrame, pd.Series]
     n_replayed: int  # rows of `train` that come from the data
     weight: np.ndarray | None = None  # of the rows of `train`, with data.weight; a labelled row has the mean weight
+    val_weight: np.ndarray | None = None
 
 
 def has_new(labelled: Labelled) -> bool:
@@ -191,23 +192,27 @@ def make_rows(
     """
     X, y = dataset.part("train")
     X_val, y_val = dataset.part("val")
-    weight = dataset.weight("train")
+    weight, val_weight = dataset.weight("train"), dataset.weight("val")
     if max_replay_rows is not None and max_replay_rows < len(X):
         kept = _sample(y, max_replay_rows, dataset.task, seed)
         X, y, weight = X.iloc[kept], y.iloc[kept], None if weight is None else weight[kept]
     if labelled.labels.empty:
-        return Rows((X, y), (X_val, y_val), len(X), weight)
+        return Rows((X, y), (X_val, y_val), len(X), weight, val_weight)
     inputs, labels = align_columns(labelled.inputs, X), pd.Series(labelled.labels.tolist(), name=y.name, dtype=y.dtype)
     validates = hash_split(hash_present(inputs), **SplitRule.of(fractions).fractions) == "val"
     trains = np.repeat(np.flatnonzero(~validates), label_weight)
-    weights = None if weight is None else np.append(weight, np.full(len(trains), weight.mean()))
+
+    def extend(known: np.ndarray | None, count: int) -> np.ndarray | None:
+        """A labelled row has no weight of its own. It gets the mean weight of the training rows."""
+        return None if known is None or weight is None else np.append(known, np.full(count, weight.mean()))
 
     def join(table: Any, rows: Any) -> Any:
         return pd.concat([table, rows], ignore_index=True)
 
     return Rows(
         (join(X, inputs.iloc[trains]), join(y, labels.iloc[trains])),
-        (join(X_val, inputs[validates]), join(y_val, labels[validates])), len(X), weights,
+        (join(X_val, inputs[validates]), join(y_val, labels[validates])), len(X),
+        extend(weight, len(trains)), extend(val_weight, int(validates.sum())),
     )  # fmt: skip
 
 

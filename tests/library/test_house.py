@@ -10,8 +10,20 @@ from conftest import ROOT
 # From bottom to top. A module may import modules of its own layer, and of the layers below it.
 LAYERS = [
     {"errors", "folders", "locks"},
-    {"formats", "data", "features", "feedback", "arguments", "source", "stores", "help", "own_code", "template"},
-    {"learners", "evaluation", "registry", "tracking"},
+    {
+        "formats",
+        "data",
+        "features",
+        "feedback",
+        "arguments",
+        "source",
+        "stores",
+        "help",
+        "own_code",
+        "registry",
+        "template",
+    },
+    {"learners", "evaluation", "tracking"},
     {"launch", "processes", "retraining", "monitoring", "scoring", "serving"},
     {"databricks", "__main__"},
 ]

@@ -186,6 +186,7 @@ def test_a_split_by_time_or_column_keeps_its_test_rows(tmp_path: Path, split: di
     replayed, mean = rows.weight[: rows.n_replayed], dataset.weight("train").mean()
     assert replayed.tolist() == dataset.weight("train").tolist() and set(replayed) == {2.0, 4.0}
     assert set(rows.weight[rows.n_replayed :]) == {mean} and len(rows.weight) == len(rows.train[0])
+    assert set(rows.val_weight[len(dataset.part("val")[0]) :]) <= {mean} and len(rows.val_weight) == len(rows.val[0])
 
 
 def test_a_capped_replay_keeps_every_class_in_its_proportion(dataset: Dataset) -> None:
