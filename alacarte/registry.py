@@ -40,8 +40,10 @@ def check_name(name: object) -> None:
             f"and none of {' '.join(FORBIDDEN)}"
         )
     if mlflow.get_registry_uri().startswith("databricks-uc") and [bool(part) for part in name.split(".")] != [True] * 3:
+        model = name.rpartition(".")[2] or "alacarte"
         raise UserError(
-            f"registered_model_name={name} has no catalog and schema, which Unity Catalog requires: use main.default.{name}"
+            f"registered_model_name={name} is not catalog.schema.model, as Unity Catalog requires: "
+            f"use a name such as main.default.{model}"
         )
 
 
