@@ -23,7 +23,7 @@ CLASSES = ["", SCRIPT, "say \"a\" & 'b'", "été 東京 🦊"]
 TYPES = ["double", "long", "string", AnyType(), "boolean", "datetime", "double"]
 EXAMPLE = {
     "area": 71.25, "rooms": 3, SCRIPT: SCRIPT, "\"quoted\", 'too' &amp; <b>": "red", "été 東京": True,
-    "built": "2020-05-01 10:00:00", "__proto__": None,
+    "built": "2020-05-01T10:00:00", "__proto__": None,
 }  # fmt: skip
 
 
