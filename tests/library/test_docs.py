@@ -10,7 +10,12 @@ from conftest import ROOT, Project, copy_project
 from workspace import checkout_at, stand_in
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-FOLLOWED_ELSEWHERE = {"make-it-yours"}  # test_make_it_yours.py looks at the results too
+FOLLOWED_ELSEWHERE = {  # page -> the file that runs its commands and looks at the results
+    "kubernetes": "test_stack.py",
+    "make-it-yours": "test_make_it_yours.py",
+    "stack": "test_stack.py",
+    "updating": "test_template.py",
+}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +38,11 @@ def surroundings(page: Path, folder: Path) -> Iterator[tuple[Path, dict[str, str
         return
     with stand_in(folder) as workspace:
         yield checkout_at(folder / "project"), workspace.env()
+
+
+def test_the_other_pages_have_a_test():
+    for page, file in FOLLOWED_ELSEWHERE.items():
+        assert (ROOT / "docs" / f"{page}.md").exists() and Path(__file__).with_name(file).exists()
 
 
 def test_every_local_link_leads_somewhere():
