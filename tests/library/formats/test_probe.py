@@ -77,11 +77,12 @@ def test_a_forged_file_ends_or_blocks_the_child_alone(name: str, tmp_path: Path,
     monkeypatch.setattr(probe, "load", load_unchecked)
     monkeypatch.setattr(probe, "SECONDS", 5)
     folder = forged(name, tmp_path / "model")
+    before = psutil.Process().children(recursive=True)  # servers that other tests of this session share
     with pytest.raises(UserError) as refused:
         probe.load_safely(folder)
     end = "did not answer within 6 s" if "circle" in name else "ended with SIGSEGV"
     assert str(refused.value) == f"{folder}: the process that tried it {end}"
-    assert not psutil.Process().children(recursive=True)
+    assert set(psutil.Process().children(recursive=True)) <= set(before)
 
 
 @pytest.mark.parametrize(
