@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from bodies import JSON
 from learning import fitted, table
 from mlflow.models import infer_signature
 from safetensors.torch import load_file, save_file
@@ -23,7 +24,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from test_model import JSON, invoke, numeric_table, ours, save_sklearn
+from test_model import ask_mlflow, numeric_table, ours, save_sklearn
 
 from alacarte import learners
 from alacarte.errors import UserError
@@ -205,7 +206,7 @@ def test_pt2_models_of_others_need_trust(tmp_path: Path) -> None:
     refused(folder, r"a torch program \(pt2\), which runs code when it is opened; .*serve\.trust_code=true")
     model, pyfunc = ServedModel.load(folder, trust_code=True), mlflow.pyfunc.load_model(str(folder))
     body = json.dumps({"inputs": [[1.0, 2.0, 3.0], [0.5, 0.25, -1]]}).encode()
-    expected = invoke(pyfunc, body)
+    expected = ask_mlflow(pyfunc, JSON, body)
     assert expected and ours(model, JSON, body) == expected
     assert model.parse(body, JSON, 10).encode(frozenset())[0] == "f8"
 
