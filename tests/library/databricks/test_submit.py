@@ -105,7 +105,7 @@ def test_an_endpoint_follows_the_champion_and_keeps_the_rest(there: There, capsy
     for arguments, line in (
         (["nowhere", MODEL], "endpoint nowhere cannot be read"),
         (["there", "main.default.none"], "serves main.default.other, main.default.digits, not main.default.none"),
-        (["there", "none"], "asks for: write main.default.none"),
+        (["there", "none"], "such as main.default.none"),
     ):
         assert endpoint.main(arguments) == 2
         assert line in capsys.readouterr().err
