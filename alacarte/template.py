@@ -30,7 +30,9 @@ PLACES = {
     "steps/*.py": (r"registered_model_name=<name>\b", r"models:/<name>\b"),
     "notebooks/*.ipynb": (r'\\"REGISTERED_MODEL_NAME\\", \\"<name>\\"',),
     "databricks/databricks.yml": (r"name: <name>\b", r"/<name>\b(?!\.)", r"\w+\.default\.<name>\b"),
-    "compose.yaml": (r"(?m)^name: <name>$",),
+    "compose.yaml": (r"(?m)^name: <name>$", r"REGISTERED_MODEL_NAME:-<name>\b"),
+    "deploy/env.example": (r"(?m)^REGISTERED_MODEL_NAME=<name>$",),
+    "deploy/kubernetes.yaml": (r"registered_model_name=<name>\b", r"REGISTRY/<name>-serve"),
 }
 LIBRARY_FOLDERS = ("alacarte", "tests/library", "benchmarks")
 CHANGELOG = (
