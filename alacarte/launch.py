@@ -41,6 +41,8 @@ CONF = next(folder / "conf" for folder in (ROOT, TEMPLATE) if (folder / "conf").
 class Terminated(SystemExit):
     """SIGTERM arrived; 143 is what a shell reports for it."""
 
+    arrived = False  # a library may turn the exception into another one
+
 
 def step(
     config_name: str, run: bool = True, offline: bool = False
@@ -70,7 +72,9 @@ def step(
                 code, line = 2, str(error)
             except Exception as error:
                 code, line = 1, stores.explain_failure(error)
-                if line is None:
+                if Terminated.arrived:
+                    code, line = 128 + signal.SIGTERM, None
+                elif line is None:
                     traceback.print_exc()
             if line:
                 print(f"{config_name}: {line}", file=sys.stderr)
@@ -89,6 +93,7 @@ def _terminate(_: int, frame: FrameType | None) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0.01)
             return
         frame = frame.f_back
+    Terminated.arrived = True
     raise Terminated(128 + signal.SIGTERM)
 
 
