@@ -48,6 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("nightly")
 
 
+@pytest.fixture(autouse=True)
+def no_experiment_of_another_test() -> Iterator[None]:
+    """`mlflow.set_experiment` in this process holds for the whole process, and other test files run here too."""
+    yield
+    if os.environ.pop("MLFLOW_EXPERIMENT_ID", None) and "mlflow" in sys.modules:
+        sys.modules["mlflow"].tracking.fluent._active_experiment_id = None
+
+
 def environment(**more: str) -> dict[str, str]:
     """This environment without what would tie a test to a run or a server of the caller's."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
