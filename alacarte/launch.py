@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
+import mlflow.tracking.fluent
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -86,9 +87,14 @@ def step(
 
 
 def _terminate(_: int, frame: FrameType | None) -> None:
-    """Raise Terminated. Where an exception would be lost (in a finalizer or a weak reference's callback), try again soon."""
+    """Raise Terminated, or try again soon if an exception would be lost or would leave a run RUNNING.
+
+    A finalizer and a callback of a weak reference lose an exception. A run that is just created or ended has no owner.
+    """
     while frame:
-        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        opens_or_closes = name in ("start_run", "end_run") and file == mlflow.tracking.fluent.__file__
+        if name == "__del__" or file == weakref.__file__ or opens_or_closes:
             signal.signal(signal.SIGALRM, _terminate)
             signal.setitimer(signal.ITIMER_REAL, 0.01)
             return

@@ -60,8 +60,8 @@ def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
     name = None if os.environ.get("MLFLOW_RUN_ID") else step  # else it has one
     source = source_of(step, None if cfg is None else OmegaConf.to_container(cfg, resolve=True))
     tags = {"step": step, **git_tags(source.values()), **({} if cfg is None else _identity(step, cfg))}
-    run = mlflow.start_run(nested=mlflow.active_run() is not None, run_name=name, tags=tags)
     status = "FAILED"
+    run = mlflow.start_run(nested=mlflow.active_run() is not None, run_name=name, tags=tags)
     try:
         if "-sweep" in step:
             mlflow.set_tag(MLFLOW_RUN_NAME, step)
