@@ -144,6 +144,8 @@ def _open_database(uri: str, setting: str) -> None:
             pass
         with lock(f"store {uri}"):
             MlflowClient(uri)
+    except UserError:  # of the lock
+        raise
     except ModuleNotFoundError as error:
         raise UserError(f"{setting} needs a package: pip install {error.name}") from None
     except Exception as error:  # each driver, SQLAlchemy, Alembic and MLflow have classes of their own

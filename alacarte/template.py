@@ -121,11 +121,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="alacarte.template", description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["init"])
     parser.add_argument("name", help="name of the project: small letters, digits, hyphens")
-    parser.add_argument("--library", choices=["folder", "package"], default="folder")
+    parser.add_argument("--library", choices=["folder", "package"], default="folder", dest="form", help="where it is")
     parser.add_argument("--url", help="git address of the template; default: the remote `template`, else `origin`")
     arguments = parser.parse_args()
     try:
-        changed = init(Path.cwd(), arguments.name, arguments.library, arguments.url or None)
+        changed = init(Path.cwd(), arguments.name, arguments.form, arguments.url or None)
     except UserError as error:
         sys.exit(f"init: {error}")
     print(*(f"init: changed {file}" for file in changed), sep="\n", end="\n" if changed else "")

@@ -162,7 +162,12 @@ def label_texts(answers: Answers) -> list[str]:
 def short_text(name: object) -> str:
     """Text of a user as matplotlib draws it unchanged: without the sign that begins a formula, and not too long."""
     text = " ".join(str(name).split())
-    return (text if len(text) <= 20 else f"{text[:9]}…{text[-10:]}").replace("$", r"\$")
+    return plain_text(text if len(text) <= 20 else f"{text[:9]}…{text[-10:]}")
+
+
+def plain_text(text: object) -> str:
+    """The text as matplotlib shall show it: without this, text between two $ is a formula, and can be a wrong one."""
+    return str(text).replace("$", r"\$")
 
 
 def sample_rows(n: int) -> np.ndarray:

@@ -4,6 +4,7 @@ net.json describes such a model, preprocess.skops makes the matrix from the colu
 """
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,15 +50,15 @@ class _Net(msgspec.Struct):
     epochs: Size | None = None
 
 
-class NetworkModel:
+class NetworkModel(ABC):
     """A model with the contents `net` of net.json and the fitted transformer `preprocess`; a subclass has `outputs`."""
 
     net: dict[str, Any]
     preprocess: Any
 
+    @abstractmethod
     def outputs(self, numbers: np.ndarray) -> np.ndarray:
         """(n, n_outputs) from float32 (n, n_inputs): a logit per class, or one number in standard deviations."""
-        raise NotImplementedError
 
     def predict(self, data: pd.DataFrame, params: dict | None = None) -> np.ndarray:
         """(n,) labels, or float64 for regression."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from alacarte.features import Features
 
-__all__ = ["INITS", "Learner", "OnEpoch", "Update", "load", "register"]
+__all__ = ["INITS", "Learner", "OnEpoch", "Rows", "Update", "load", "register"]
 
 OnEpoch = Callable[[int, dict[str, float]], object]
 DEFAULT_LEARNER = "alacarte.learners.sklearn"  # of models that others logged
@@ -39,6 +39,15 @@ class Update:
     epochs: int  # passes over the rows; of boosted trees, iterations
     samples_seen: int  # rows x epochs: what it cost, whatever the machine
     note: str | None = None  # why it is not what was asked for
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a training as a framework gets them."""
+
+    inputs: Any  # (n, n_inputs)
+    targets: np.ndarray  # (n,)
+    weight: np.ndarray | None = None  # (n,)
 
 
 class Learner(Protocol):
@@ -137,21 +146,6 @@ def _learner_class(folder: Path) -> Any:
     except Exception:
         module = DEFAULT_LEARNER
     return registered_learner(module)
-
-
-def answers(path: str | Path, X: pd.DataFrame, y: pd.Series, task: str) -> np.ndarray:
-    """(n,) predictions for X of the model in a folder, to compare with those of another model of `task` on labels y.
-
-    Raises UserError where that would compare nothing: another task, other classes, other columns.
-    """
-    learner = load(path)
-    if learner.task != task:
-        raise UserError(f"it is a model of {learner.task}, and these rows ask for {task}")
-    if learner.classes is not None and not set(learner.classes) & set(y.tolist()):
-        raise UserError(
-            f"its classes, such as {learner.classes[0]!r}, are no labels of these rows, such as {y.iloc[0]!r}"
-        )
-    return learner.predict(X)
 
 
 def outputs(learner: Learner, X: pd.DataFrame) -> np.ndarray:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-from alacarte.learners import OnEpoch, onward_rate
+from alacarte.learners import OnEpoch, Rows, onward_rate
 
 BOOSTED = HistGradientBoostingClassifier, HistGradientBoostingRegressor
 MIN_L2 = 10  # with less, boosting on confident mistakes breaks what the earlier trees had learned
@@ -35,7 +36,7 @@ def reason_against_more_trees(stepped: Any, l2: str, classes: list | None, y: pd
     return f"{name} starts from scratch: the rows lack its class {min(lacking)!r}" if lacking else None
 
 
-def add_trees(stepped: Any, inputs: Any, targets: np.ndarray, iterations: int, weight: np.ndarray | None) -> int:
+def add_trees(stepped: Any, rows: Rows, iterations: int) -> int:
     """Add at most `iterations` iterations of trees to the ensemble. Return the number of iterations added."""
     bins, before = stepped._bin_mapper, stepped.n_iter_
     settings = {"warm_start": stepped.warm_start, "max_iter": stepped.max_iter}
@@ -49,22 +50,25 @@ def add_trees(stepped: Any, inputs: Any, targets: np.ndarray, iterations: int, w
     # then correct answers that the model does not give.
     stepped._bin_data = bin_as_before
     try:
-        stepped.set_params(warm_start=True, max_iter=before + iterations).fit(inputs, targets, weight)
+        stepped.set_params(warm_start=True, max_iter=before + iterations).fit(rows.inputs, rows.targets, rows.weight)
     finally:
         del stepped._bin_data
         stepped.set_params(**settings)  # the settings of a training from scratch
     return stepped.n_iter_ - before
 
 
-def descend(
-    stepped: Any,
-    inputs: Any,
-    targets: np.ndarray,
-    epochs: int,
-    seed: int,
-    on_epoch: OnEpoch | None,
-    weight: np.ndarray | None,
-) -> None:
+def add_boosters(stepped: Any, rows: Rows, iterations: int, seed: int, **earlier: Any) -> Any:
+    """An estimator of LightGBM or XGBoost with the trees of `stepped` and `iterations` more.
+
+    `earlier` is the argument of its fit that takes the earlier trees.
+    """
+    more = clone(stepped).set_params(n_estimators=iterations, random_state=seed)
+    return more.fit(rows.inputs, rows.targets, sample_weight=rows.weight, **earlier)
+
+
+def descend(stepped: Any, rows: Rows, epochs: int, seed: int, on_epoch: OnEpoch | None) -> None:
+    """Train further by partial_fit, one pass over the rows in random order for each epoch."""
+    inputs, targets, weight = rows.inputs, rows.targets, rows.weight
     rng, average = np.random.default_rng(seed), getattr(stepped, "average", False)
     if average:  # average the new steps only: an average with the old steps would hardly move
         stepped.average = int(stepped.t_)
@@ -77,8 +81,10 @@ def descend(
             if setting:
                 _set_rate(stepped, setting, rate * onward_rate(epoch, epochs))
             order = rng.permutation(len(targets))  # partial_fit itself shuffles in the same way each time
-            rows = inputs.iloc[order] if isinstance(inputs, pd.DataFrame) else inputs[order]
-            stepped.partial_fit(rows, targets[order], **({} if weight is None else {"sample_weight": weight[order]}))
+            shuffled = inputs.iloc[order] if isinstance(inputs, pd.DataFrame) else inputs[order]
+            stepped.partial_fit(
+                shuffled, targets[order], **({} if weight is None else {"sample_weight": weight[order]})
+            )
             if on_epoch and hasattr(stepped, "loss_"):
                 on_epoch(epoch, {"train_loss": float(stepped.loss_)})
     finally:

@@ -14,8 +14,8 @@ from alacarte.formats import network_pyfunc
 from alacarte.formats.frameworks import PACKAGES, register, resolve
 from alacarte.formats.keras_network import KerasModel, KerasNetwork, check_config, keras
 from alacarte.formats.network import check_settings
-from alacarte.learners import OnEpoch, onward_rate
-from alacarte.learners.network import NetworkLearner, Rows, describe_network
+from alacarte.learners import OnEpoch, Rows, onward_rate
+from alacarte.learners.network import NetworkLearner, describe_network
 
 
 @register("keras")

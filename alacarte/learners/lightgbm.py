@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from sklearn.base import clone
 
 from alacarte.errors import UserError
 from alacarte.formats.frameworks import import_extra
-from alacarte.learners import OnEpoch, register
-from alacarte.learners.further import reason_against_more_trees
+from alacarte.learners import OnEpoch, Rows, register
+from alacarte.learners.further import add_boosters, reason_against_more_trees
 from alacarte.learners.sklearn import SklearnLearner
 
 lightgbm = import_extra("lightgbm")
@@ -38,20 +36,9 @@ class LightGBMLearner(SklearnLearner):
     def reason_for_scratch(self, stepped: Any, y: pd.Series) -> str | None:
         return reason_against_more_trees(stepped, "reg_lambda", self.classes, y)
 
-    def train_further(
-        self,
-        stepped: Any,
-        inputs: Any,
-        targets: np.ndarray,
-        epochs: int,
-        seed: int,
-        on_epoch: OnEpoch | None,
-        sample_weight: np.ndarray | None = None,
-    ) -> int:
+    def train_further(self, stepped: Any, rows: Rows, epochs: int, seed: int, on_epoch: OnEpoch | None) -> int:
         """Add `epochs` iterations of trees to the ensemble."""
-        more = clone(stepped).set_params(n_estimators=epochs, random_state=seed)
-        stepped._Booster = more.fit(inputs, targets, sample_weight=sample_weight, init_model=stepped).booster_
-        stepped._Booster._Booster__init_predictor = (
-            None  # the earlier trees are in the ensemble; this copy is not saved
-        )
+        stepped._Booster = add_boosters(stepped, rows, epochs, seed, init_model=stepped).booster_
+        # The earlier trees are in the ensemble. skops would save this copy of them, too.
+        stepped._Booster._Booster__init_predictor = None
         return epochs

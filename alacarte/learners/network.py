@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,20 +31,11 @@ from alacarte.features import (
 from alacarte.folders import PACKAGE
 from alacarte.formats.frameworks import registered_learner
 from alacarte.formats.network import NetworkModel
-from alacarte.learners import OnEpoch, Update, check_changed, log_model, outputs, with_answers
+from alacarte.learners import OnEpoch, Rows, Update, check_changed, log_model, outputs, with_answers
 
 if TYPE_CHECKING:
     from mlflow.models import Model
     from mlflow.models.model import ModelInfo
-
-
-@dataclass(frozen=True)
-class Rows:
-    """`inputs` (n, n_inputs) float32; `targets` (n,): the number of the class, or the scaled target; a `weight` per row."""
-
-    inputs: np.ndarray
-    targets: np.ndarray
-    weight: np.ndarray | None = None
 
 
 class NetworkLearner(NetworkModel):
@@ -64,21 +55,24 @@ class NetworkLearner(NetworkModel):
 
     # --- what a framework implements; NetworkModel.outputs too ---
 
+    @abstractmethod
     def start(self) -> None:
         """Make an untrained network."""
-        raise NotImplementedError
 
+    @abstractmethod
     def train(self, rows: Rows, validation: Rows, epochs: int, further: bool, on_epoch: OnEpoch | None) -> int:
-        """Train for at most `epochs` epochs. Return the number of epochs. `further`: continue from the present weights."""
-        raise NotImplementedError
+        """Train for at most `epochs` epochs. Return the number of epochs. `further`: continue from the present weights.
 
+        The inputs are float32. The targets are the numbers of the classes, or the scaled target.
+        """
+
+    @abstractmethod
     def write(self, folder: Path) -> None:
         """Write the network to files, without pickle."""
-        raise NotImplementedError
 
     def read(self, folder: Path) -> None:
-        """Read what `write` wrote. The files can come from somebody else."""
-        raise NotImplementedError
+        """Read what `write` wrote. The files can come from somebody else. Torch and Keras have loaders in formats/."""
+        raise AssertionError(f"{type(self).__name__} needs a method read(folder)")
 
     def set_seed(self, seed: int) -> None:
         """Called before `start` and before each training."""
@@ -218,7 +212,7 @@ class NetworkLearner(NetworkModel):
 
     @classmethod
     def load(cls, folder: Path) -> NetworkLearner:
-        """The learner of a model of your own framework."""
+        """The learner of a model of your own framework, from the files of `write`."""
         learner = cls()
         learner.read_description(folder)
         learner.settings = learner.net["settings"]

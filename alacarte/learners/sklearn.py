@@ -30,7 +30,7 @@ from alacarte.features import (
     unfitted,
     widen,
 )
-from alacarte.learners import OnEpoch, Update, check_changed, log_model, outputs, register, with_answers
+from alacarte.learners import OnEpoch, Rows, Update, check_changed, log_model, outputs, register, with_answers
 from alacarte.learners.further import BOOSTED, add_trees, descend, reason_for_scratch
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ class SklearnLearner:
                 targets = estimator.le_.transform(targets)
             if isinstance(estimator, TransformedTargetRegressor):
                 targets = estimator.transformer_.transform(targets.reshape(-1, 1)).ravel()
-            weights = _weights(stepped, weight)
-            epochs = self.train_further(stepped, inputs, targets, epochs, seed, on_epoch, **weights)
+            _weights(stepped, weight)  # UserError if the estimator takes none
+            epochs = self.train_further(stepped, Rows(inputs, targets, weight), epochs, seed, on_epoch)
         assert self.classes == (self.model.classes_.tolist() if self.classes is not None else None)
         check_changed(before, self, X)
         return Update("warm", epochs, epochs * len(X), note)
@@ -137,20 +137,11 @@ class SklearnLearner:
         """Why an estimator cannot be trained further with the labels y, as a sentence. None: it can."""
         return reason_for_scratch(stepped, self.classes, y)
 
-    def train_further(
-        self,
-        stepped: Any,
-        inputs: Any,
-        targets: np.ndarray,
-        epochs: int,
-        seed: int,
-        on_epoch: OnEpoch | None,
-        sample_weight: np.ndarray | None = None,
-    ) -> int:
+    def train_further(self, stepped: Any, rows: Rows, epochs: int, seed: int, on_epoch: OnEpoch | None) -> int:
         """Train a fitted estimator further for at most `epochs` epochs. Return the number of epochs."""
         if isinstance(stepped, BOOSTED):
-            return add_trees(stepped, inputs, targets, epochs, sample_weight)
-        descend(stepped, inputs, targets, epochs, seed, on_epoch, sample_weight)
+            return add_trees(stepped, rows, epochs)
+        descend(stepped, rows, epochs, seed, on_epoch)
         return epochs
 
     def _start_over(self, X: pd.DataFrame, y: pd.Series, seed: int, weight: np.ndarray | None) -> None:

@@ -15,8 +15,8 @@ from alacarte.errors import UserError
 from alacarte.formats import network_pyfunc
 from alacarte.formats.frameworks import import_extra, register
 from alacarte.formats.network import check_settings
-from alacarte.learners import OnEpoch, onward_rate
-from alacarte.learners.network import NetworkLearner, Rows, describe_network
+from alacarte.learners import OnEpoch, Rows, onward_rate
+from alacarte.learners.network import NetworkLearner, describe_network
 
 import_extra("torch")
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from importlib.metadata import packages_distributions
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from sklearn.base import clone
 from sklearn.ensemble import VotingClassifier
 
 from alacarte.formats.frameworks import import_extra
-from alacarte.learners import OnEpoch, register
-from alacarte.learners.further import reason_against_more_trees
+from alacarte.learners import OnEpoch, Rows, register
+from alacarte.learners.further import add_boosters, reason_against_more_trees
 from alacarte.learners.sklearn import SklearnLearner
 
 xgboost = import_extra("xgboost")
@@ -36,19 +34,8 @@ class XGBoostLearner(SklearnLearner):
     def reason_for_scratch(self, stepped: Any, y: pd.Series) -> str | None:
         return reason_against_more_trees(stepped, "reg_lambda", self.classes, y)
 
-    def train_further(
-        self,
-        stepped: Any,
-        inputs: Any,
-        targets: np.ndarray,
-        epochs: int,
-        seed: int,
-        on_epoch: OnEpoch | None,
-        sample_weight: np.ndarray | None = None,
-    ) -> int:
+    def train_further(self, stepped: Any, rows: Rows, epochs: int, seed: int, on_epoch: OnEpoch | None) -> int:
         """Add `epochs` iterations of trees to the ensemble."""
-        more = clone(stepped).set_params(n_estimators=epochs, random_state=seed)
-        stepped._Booster = more.fit(
-            inputs, targets, sample_weight=sample_weight, xgb_model=stepped.get_booster()
-        ).get_booster()
+        more = add_boosters(stepped, rows, epochs, seed, xgb_model=stepped.get_booster())
+        stepped._Booster = more.get_booster()
         return epochs

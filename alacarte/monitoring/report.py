@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pandas as pd
 
+from alacarte.evaluation.plots import plain_text
 from alacarte.monitoring.drift import Decision
-from alacarte.monitoring.window import Comparison
+from alacarte.monitoring.window import WindowComparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ $body
 """)
 
 
-def log_report(comparison: Comparison, model: str, target: str) -> None:
+def log_report(comparison: WindowComparison, model: str, target: str) -> None:
     """Log metrics, the table of columns, plots and report.html to the active run."""
     mlflow.log_metrics(comparison.metrics)
     mlflow.log_table(comparison.columns, "drift.json")
@@ -47,11 +48,6 @@ def log_report(comparison: Comparison, model: str, target: str) -> None:
     tables = {"Metrics": metrics, "Annotators": comparison.annotators, "Columns": comparison.columns}
     title = f"{model}, {comparison.metrics['rows']:.0f} predictions"
     mlflow.log_text(page(title, comparison.decision, tables, figures), "report.html")
-
-
-def plain_text(text: object) -> str:
-    """The text as matplotlib shall show it: without this, text between two $ is a formula, and can be a wrong one."""
-    return str(text).replace("$", r"\$")
 
 
 def drift_figure(marked: pd.DataFrame) -> "Figure":

@@ -19,7 +19,7 @@ from alacarte.retraining.champion import Champion
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class WindowComparison:
     decision: Decision
     metrics: dict[str, float]
     columns: pd.DataFrame  # drift.compare_columns and `drifted`, with a row each for predictions and confidence
@@ -45,7 +45,7 @@ def compare_window(
     new_labels: int,
     settings: Mapping[str, Any],
     own_metrics: Metrics | None = None,
-) -> Comparison:
+) -> WindowComparison:
     """Measure a window. `labelled` holds the model's accepted and used labels.
 
     The reference is the data of the champion: the train part, and the labels that it and its ancestors used.
@@ -84,7 +84,7 @@ def compare_window(
     columns = columns.sort_values("psi", ascending=False, ignore_index=True)
     expected = measure(answer(learner, X_test, y_test, dataset.weight("test")))
     decision = drift.decide(columns, metrics, expected, margin=settings["margin"], labels=settings["labels"])
-    return Comparison(decision, metrics, columns, _count_by_annotator(labelled, about["prediction_id"]), answers)
+    return WindowComparison(decision, metrics, columns, _count_by_annotator(labelled, about["prediction_id"]), answers)
 
 
 def measure_audit(about: pd.DataFrame, champion: Champion, own_metrics: Metrics | None) -> dict[str, float]:
