@@ -17,6 +17,7 @@ from alacarte.serving.settings import Settings
 
 WRITE_SECONDS = 0.2  # between two writes: the predictions that a kill can lose
 RETRY_SECONDS = 0.5  # between two writes while the store does not answer
+TROUBLE_SECONDS = 1.0  # that `flush` waits for the thread while the store does not answer
 BATCH_REQUESTS, BATCH_BYTES = 2_000, 32_000_000  # of one transaction
 MAX_BYTES = 256_000_000  # of requests that wait; beyond it the oldest are dropped
 REQUEST_BYTES = 1_000  # memory of a request beside its rows
@@ -60,7 +61,8 @@ class PredictionLog:
         self._bytes_written, self._pruned_at = 0, -math.inf
         self._lock = threading.Lock()  # of the thread that writes
         self._wake, self._stopping = threading.Event(), threading.Event()
-        self._error = "the database does not answer, it may be locked"
+        self._flush_seconds = 2 * store.database.timeout  # for the lock of the database, and for the write
+        self._error = ""  # of the store, while it is not healthy
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self.dropped = 0
         self.healthy = True
@@ -76,7 +78,7 @@ class PredictionLog:
         if self._thread.is_alive():
             self._thread.join(10)
         try:
-            self.flush(5)
+            self.flush()
         except StoreError as error:
             logger.warning("%d requests are lost: %s", len(self._waiting), error)
 
@@ -101,10 +103,12 @@ class PredictionLog:
         ids = [f"{request}.{row}" for row in range(n)]
         return ids, [ids[row] for row in audit_rows or ()]
 
-    def flush(self, timeout: float = 1.0) -> None:
-        """Write what waits now. Raises StoreError if the store does not accept it within `timeout` seconds."""
-        if not self._lock.acquire(timeout=timeout):
-            raise StoreError(f"predictions wait to be stored: {self._error}")
+    def flush(self) -> None:
+        """Write what waits now. Raises StoreError if the store does not accept it, or the thread writes for too long."""
+        seconds = self._flush_seconds if self.healthy else TROUBLE_SECONDS
+        if not self._lock.acquire(timeout=seconds):
+            reason = f"an earlier write is not finished after {seconds:g} s" if self.healthy else self._error
+            raise StoreError(f"predictions wait to be stored: {reason}")
         try:
             self._write()
         finally:
@@ -142,7 +146,7 @@ class PredictionLog:
                 self._stopping.wait(RETRY_SECONDS)
             self._wake.clear()
             with suppress(StoreError):  # _write has logged it
-                self.flush(WRITE_SECONDS)
+                self.flush()
                 self._prune()
 
     def _write(self) -> None:
@@ -155,7 +159,7 @@ class PredictionLog:
                 self._waiting.extendleft(reversed(batch))
                 if self.healthy:
                     logger.warning("predictions wait for the store: %s", error)
-                self.healthy, self._error = False, str(error)
+                self._error, self.healthy = str(error), False
                 raise
             self.healthy = True
 

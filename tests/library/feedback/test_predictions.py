@@ -115,7 +115,7 @@ def test_a_running_server_keeps_the_store_below_its_size(store: Store):
     log.start()
     for _ in range(300):
         record(log, 1000)
-    log.flush(60)
+    log.flush()
     end = time.monotonic() + 60
     while size_of(store) > 2e6 and time.monotonic() < end:
         record(log)
