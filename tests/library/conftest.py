@@ -1,19 +1,21 @@
 """Tests run the real thing in a copy of the project: real `mlflow run`, real stores, real processes."""
 
+import contextlib
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from preloaded import programs
 
 if TYPE_CHECKING:
     from postgres import Postgres
@@ -69,10 +71,13 @@ class Project:
 
     root: Path
     uri: str
+    preloaded: bool = True  # steps and `mlflow run` are forked from a process with the packages loaded
 
     def run(self, *command: str, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command there; fail the test when it ends otherwise than with `code` (None: any)."""
         env = environment(**{"MLFLOW_TRACKING_URI": self.uri, **env})
+        if self.preloaded:
+            env["PATH"] = f"{programs()}{os.pathsep}{env['PATH']}"
         done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=600)
         if code is not None and done.returncode != code:
             pytest.fail(f"{' '.join(command)}: exit code {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}")
@@ -95,19 +100,39 @@ class Project:
 def copy_project(to: Path) -> Path:
     to.mkdir(parents=True, exist_ok=True)
     for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, to / folder)
     for file in ("MLproject", "python_env.yaml", "requirements.txt", ".gitignore"):
         shutil.copy(ROOT / file, to / file)
     return to
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables. To make them takes seconds."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(scope="session")
+def new_project(empty_store: Path) -> Callable[[Path], Project]:
+    """Makes a copy of the project in a folder, with an empty store in it."""
+
+    def make(root: Path) -> Project:
+        copy_project(root)
+        shutil.copy(empty_store, root / "mlflow.db")
+        with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+            database.execute("UPDATE experiments SET artifact_location = ?", [f"{root}/mlruns/0"])
+        return Project(root, f"sqlite:///{root}/mlflow.db")
+
+    return make
+
+
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    root = copy_project(tmp_path_factory.mktemp("project"))
-    made = Project(root, f"sqlite:///{root}/mlflow.db")
-    # Makes the store, there, so that a test and a step never make it at the same time.
-    made.run("python", "-c", "import mlflow; mlflow.search_experiments()")
-    return made
+def project(new_project: Callable[[Path], Project], tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return new_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="session")
@@ -174,7 +199,7 @@ def wait_for(url: str, process: subprocess.Popen, seconds: float = 90) -> None:
     raise AssertionError(f"{url} does not answer")
 
 
-@contextmanager
+@contextlib.contextmanager
 def tracking(uri: str) -> Iterator[None]:
     """MLflow's address within this process, and afterwards what it was: other test files run here too."""
     import mlflow

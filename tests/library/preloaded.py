@@ -1,0 +1,124 @@
+"""`python -m steps.NAME` and `mlflow run` without their imports, which cost several times more than a small step.
+
+A server loads the packages once. `programs` makes a folder for PATH whose `python` and `mlflow` ask the server to fork. The
+forked process has the folder, environment, streams and arguments of the caller, and loads the modules of the project by itself.
+"""
+
+import atexit
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+PACKAGES = (
+    *("hydra", "mlflow.cli", "mlflow.projects", "mlflow.sklearn", "pyarrow.parquet", "scipy.stats", "skops.io"),
+    *("mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store", "sklearn.compose"),
+    *("sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics", "sklearn.neural_network", "sklearn.pipeline"),
+)
+SCRIPT = """#!/bin/sh
+case "{module} $1 $2" in
+  " -m steps."*|" -m examples."*|"-m mlflow run "*) exec {python} -S -E {file} {socket} {module} "$@";;
+  *) exec {program} "$@";;
+esac
+"""
+
+
+@cache
+def programs() -> str:
+    """A folder with the programs `python` and `mlflow`. Its server ends with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="preloaded"))
+    address, own = folder / "socket", Path(sys.executable).parent
+    for name, module in (("python", ""), ("mlflow", "-m mlflow")):
+        names = {"python": sys.executable, "file": __file__, "socket": address, "module": module, "program": own / name}
+        (folder / name).write_text(SCRIPT.format(**names))
+        (folder / name).chmod(0o755)
+    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_WAIT_POLICY": "PASSIVE"}  # as alacarte/__init__.py
+    server = subprocess.Popen(
+        [sys.executable, __file__, str(address)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert server.stdout and server.stdout.readline() == b"ready\n"
+    atexit.register(server.terminate)
+    return str(folder)
+
+
+def ask(address: str, arguments: Sequence[str]) -> int:
+    """Let the server run `python arguments`, pass signals on, and return the exit code."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(address)
+        order = json.dumps([str(Path.cwd()), list(arguments), dict(os.environ)]).encode()
+        socket.send_fds(server, [len(order).to_bytes(8, "big")], [0, 1, 2])
+        server.sendall(order)
+        answers = server.makefile()
+        pid = int(answers.readline())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: os.kill(pid, received))
+        return int(answers.readline())
+
+
+def serve(address: str) -> None:
+    """Load the packages, and fork for each call. Returns in the forked processes only."""
+    for name in PACKAGES:
+        __import__(name)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that wait for a step
+        print("ready", flush=True)
+        while True:
+            readable = select.select([listener, 0], [], [])[0]
+            if 0 in readable:  # the process of the tests has ended
+                sys.exit()
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                break
+            connection.close()
+    with connection:
+        size, streams, _, _ = socket.recv_fds(connection, 8, 3)
+        with connection.makefile("rb") as orders:
+            order = json.loads(orders.read(int.from_bytes(size, "big")))
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if pid := os.fork():
+            connection.sendall(f"{pid}\n".encode())
+            wait_for(pid, connection)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+    run(*order)
+
+
+def wait_for(pid: int, connection: socket.socket) -> None:
+    """Send the exit code of a process. If the caller has been killed, end the process."""
+    ended = os.pidfd_open(pid)
+    for number in range(3):
+        os.close(number)
+    if ended not in select.select([connection, ended], [], [])[0]:
+        os.kill(pid, signal.SIGTERM)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    connection.sendall(f"{code}\n".encode())
+    os._exit(0)
+
+
+def run(folder: str, arguments: Sequence[str], env: dict[str, str]) -> None:
+    """`python arguments` in this process."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:1] = [folder, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.stdout.reconfigure(line_buffering="PYTHONUNBUFFERED" in env)  # type: ignore[union-attr]
+    _, module, *sys.argv[1:] = arguments
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        status = ask(sys.argv[1], sys.argv[2:])
+        sys.exit(status if status >= 0 else 128 - status)
+    serve(sys.argv[1])
