@@ -13,12 +13,12 @@ from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy import Boolean, Column, Double, ForeignKey, Index, Integer, LargeBinary, Table, Text
+from sqlalchemy import Boolean, Column, Double, Index, Integer, LargeBinary, Table, Text
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from alacarte.errors import StoreError, UserError
 
-SCHEMA_VERSION = 3  # 1 and 2 were never released
+SCHEMA_VERSION = 4  # earlier ones were never released
 ALLOWED_URLS = "write sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
 INSERT_ROWS = 256  # predictions in one INSERT, a power of 2
 MAX_CONNECTIONS = 40  # beside the five that stay open
@@ -54,32 +54,33 @@ predictions = Table(
     Column("audit", Text),  # JSON list of the rows drawn for a label; null: none
     Column("audit_share", Double, nullable=False),  # probability with which a stored row is drawn
     Column("sample", Double, nullable=False),  # probability with which a request is stored
-    Column("n_stored", Integer, nullable=False),  # n: rows in inputs, outputs and confidence
-    Column("stored_rows", Text),  # JSON list of n: which of the n_rows these are; null: all
     Index("predictions_of_model", "registered_model_name", "id"),
 )
-feedback = Table(
+feedback = Table(  # a label keeps a copy of its row, because predictions are deleted
     "feedback",
     metadata,
     Column("id", Serial, primary_key=True),
-    Column("prediction_id", Id, ForeignKey(predictions.c.id), nullable=False),
-    Column("row", Integer, nullable=False),
+    Column("prediction_id", Id, nullable=False),  # of one row: the id of the request, with ".row" if it has several
+    Column("registered_model_name", Text, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("input_schema", Id, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("inputs", LargeBinary, nullable=False),
+    Column("prediction", Text, nullable=False),  # JSON
+    Column("audit", Boolean, nullable=False),  # the row was drawn for a label
     Column("label", Text, nullable=False),  # JSON, in the type of the classes
-    Column("given", Text),  # JSON, as it came, where that was another type
+    Column("is_correction", Boolean, nullable=False),  # differs from the prediction
+    Column("annotator", Text, nullable=False),  # "token:NAME", "token:", "address:IP", or "local:USER": see Feedback
     Column("source", Text),
     Column("comment", Text),
     Column("time", Double, nullable=False),  # Unix seconds
     Column("state", Text, nullable=False),  # new, accepted, rejected, used
     Column("reason", Text),  # why it is in this state, where that needs a word
-    Column("is_correction", Boolean, nullable=False),  # differs from the prediction
-    Column("audit", Boolean, nullable=False),  # the row was drawn for a label
-    Column("times", Integer, nullable=False, default=1),  # how often this label was given for this row
     Column("reviewed", Double),  # when an administrator decided; Unix seconds
     Column("used_run_id", Text),  # the training that used it; of an accepted label: that has claimed it
     Column("used_version", Text),  # the version that came out
-    Column("annotator", Text, nullable=False),  # "token:NAME", "token:", "address:IP", or "local:USER": see Feedback
-    Index("feedback_of_prediction", "prediction_id", "row"),
-    Index("feedback_in_state", "state", "id"),
+    Index("feedback_of_prediction", "prediction_id"),
+    Index("feedback_in_state", "registered_model_name", "state", "id"),
     sqlite_autoincrement=True,  # an id is never given twice: trainings record them
 )
 # Floating point numbers do not shrink; PostgreSQL would try.
@@ -136,9 +137,8 @@ class Database:
         except OSError as error:
             raise UserError(f"{error.strerror}: name a file that can be written") from None
         url = sa.URL.create("sqlite", database=f"file:{quote(str(self.path))}", query={"mode": "rw", "uri": "true"})
-        engine = self._create_engine(url, {"timeout": self.timeout, "isolation_level": None, "cached_statements": 256})
-        sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=ON"))
-        return engine
+        options = {"timeout": self.timeout, "isolation_level": None, "cached_statements": 256}
+        return self._create_engine(url, options)
 
     def _open_server(self, url: sa.URL) -> sa.Engine:
         from psycopg import RawCursor, RawServerCursor  # the other cursors parse the text of a statement each time

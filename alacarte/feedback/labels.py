@@ -29,11 +29,8 @@ def convert(label: Any, predicted: Any) -> tuple[Any, str | None]:
     if not _is_number(predicted):
         if type(label) is type(predicted) and isinstance(label, str | bool) and label != "":
             return label, None
-        expected = {str: "text", bool: "true or false"}.get(type(predicted))
-        return (
-            label,
-            f"the label has the wrong type: expected {expected}" if expected else "such predictions take no label",
-        )
+        expected = {str: "expected text", bool: "expected true or false"}.get(type(predicted))
+        return label, f"the label has the wrong type: {expected or 'such predictions take no label'}"
     number = label
     if isinstance(label, str):
         try:
@@ -51,39 +48,40 @@ def convert(label: Any, predicted: Any) -> tuple[Any, str | None]:
     return (int(number) if isinstance(predicted, int) and number.is_integer() else number), None
 
 
-def decide(
-    labels: Sequence, chosen: Sequence, accept: bool, predicted: Any
-) -> tuple[dict[int, dict[str, Any]], str | None]:
+def decide(labels: Sequence, chosen: Sequence, accept: bool) -> tuple[dict[int, dict[str, Any]], str | None]:
     """The changes of a review, id -> values, and None; or no changes, and the obstacle.
 
     `labels`: all rows of `feedback` for one prediction; `chosen`: the labels that the review is about.
     """
-    waiting = [label for label in chosen if label.state == "new"]
-    unused = [label for label in chosen if label.state != "used"]
-    checked = [label for label in unused if label.state != "rejected" or label.reviewed]
+    unused = [known for known in chosen if known.state != "used"]
     if not unused:
         return {}, f"the label is used by version {chosen[-1].used_version}: it stays used; give another label"
+    checked = [known for known in unused if known.state != "rejected" or known.reviewed]
+    waiting = [known for known in checked if known.state == "new"]
     if not accept:
-        return {label.id: {"state": "rejected"} for label in waiting or checked}, None
-    new_classes = {}
-    for label in unused:
-        if label not in checked and (label.reason or "").startswith(NO_CLASS):
-            value, _ = convert(json.loads(label.label), predicted)
-            if type(value) is type(predicted) and not isinstance(value, bool) and str(value).strip():
-                new_classes[label.id] = value
-    candidates = waiting or checked or [label for label in unused if label.id in new_classes]
+        return {known.id: {"state": "rejected"} for known in waiting or checked}, None
+    new_classes = {known.id: value for known in unused if (value := _new_class(known)) is not None}
+    candidates = waiting or checked or [known for known in unused if known.id in new_classes]
     if not candidates:
         return {}, f"the label cannot be accepted: {unused[-1].reason}"
-    if len({label.label for label in candidates}) > 1:  # one may have come after the administrator looked
+    if len({known.label for known in candidates}) > 1:  # one may have come after the administrator looked
         return {}, f"{len(candidates)} different labels can be accepted: name the right one by `label`"
+    changes = {known.id: {"state": "rejected"} for known in labels if known.state in ("new", "accepted")}
     best = candidates[-1]
-    changes: dict[int, dict[str, Any]] = {
-        label.id: {"state": "rejected"} for label in labels if label.state in ("new", "accepted")
-    }
     changes[best.id] = {"state": "accepted"}
-    if best.id in new_classes and dumps(new_classes[best.id]) != best.label:  # "12" where classes are numbers
-        changes[best.id] |= {"label": dumps(new_classes[best.id]), "given": best.label}
+    if best.id in new_classes:
+        changes[best.id]["label"] = dumps(new_classes[best.id])  # "12" is 12 where classes are numbers
     return changes, None
+
+
+def _new_class(known: Any) -> Any:
+    """The value of a label that was rejected because it is none of the classes, if it has their type; else None."""
+    if known.state != "rejected" or known.reviewed or not (known.reason or "").startswith(NO_CLASS):
+        return None
+    predicted = json.loads(known.prediction)
+    value, _ = convert(json.loads(known.label), predicted)
+    is_class = type(value) is type(predicted) and not isinstance(value, bool) and str(value).strip()
+    return value if is_class else None
 
 
 def same(label: Any, predicted: Any) -> bool:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from alacarte.errors import UserError
-from alacarte.feedback.database import feedback, predictions
+from alacarte.feedback.database import feedback
 from alacarte.feedback.store import Store
 
 CLAIM_LABELS = 500  # in one statement
@@ -74,7 +74,7 @@ def lock(store: Store, name: str) -> Iterator[Lock | None]:
 
 def claim(model_lock: Lock, ids: Sequence[int], run_id: str) -> list[int]:
     """Claim accepted labels of the locked model for a run; the ids of those that no other run has claimed."""
-    free = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_(None) & _is_of_model(model_lock.name)
+    free = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_(None)
     claimed: list[int] = []
     with model_lock.store.database.write(durable=True) as connection:
         for start in range(0, len(ids), CLAIM_LABELS):
@@ -86,9 +86,10 @@ def claim(model_lock: Lock, ids: Sequence[int], run_id: str) -> list[int]:
 
 def claims(store: Store, name: str) -> list[str]:
     """The runs that claimed labels of a registered model and neither used nor released them."""
-    claimed = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_not(None) & _is_of_model(name)
+    claimed = (feedback.c.state == "accepted") & feedback.c.used_run_id.is_not(None)
+    is_of_model = feedback.c.registered_model_name == name
     with store.database.read() as connection:
-        return list(connection.scalars(sa.select(feedback.c.used_run_id).distinct().where(claimed)))
+        return list(connection.scalars(sa.select(feedback.c.used_run_id).distinct().where(claimed & is_of_model)))
 
 
 def give_back(model_lock: Lock, run_id: str) -> None:
@@ -102,13 +103,8 @@ def use(model_lock: Lock, run_id: str, version: str) -> None:
 
 
 def _change_claims(model_lock: Lock, run_id: str, values: dict[str, str | None]) -> None:
-    claimed = (feedback.c.used_run_id == run_id) & (feedback.c.state == "accepted") & _is_of_model(model_lock.name)
+    claimed = (feedback.c.used_run_id == run_id) & (feedback.c.state == "accepted")
     with model_lock.store.database.write(durable=True) as connection:
         changed = connection.execute(sa.update(feedback).where(claimed).values(values))
         if not model_lock.acquire() or not changed.rowcount:
             raise UserError(f"{model_lock.name}: another process took the lock: run it again")
-
-
-def _is_of_model(name: str) -> sa.ColumnElement[bool]:
-    """Whether a label belongs to a prediction of a registered model."""
-    return sa.exists().where(predictions.c.id == feedback.c.prediction_id, predictions.c.registered_model_name == name)

@@ -4,9 +4,9 @@ import getpass
 import json
 import os
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
@@ -58,42 +58,44 @@ class Outcome(NamedTuple):
     is_wrong: bool = False  # the label is none of the classes, or of another type
 
 
+def decode_inputs(encoding: str, inputs: bytes, n_rows: int) -> Any:
+    """An array (n, d) of numbers, or n lists of d values."""
+    return np.frombuffer(inputs, "<f8").reshape(n_rows, -1) if encoding == "f8" else json.loads(inputs)
+
+
 class StoredRequest:
-    """One row of `predictions`, decoded once. A place is the position of a row among the rows that are still stored."""
+    """One row of `predictions`, decoded once."""
 
     def __init__(self, stored: Any) -> None:
         self.stored = stored
-        self.rows: Sequence[int] = json.loads(stored.stored_rows) if stored.stored_rows else range(stored.n_rows)
-        self.place_of = {row: place for place, row in enumerate(self.rows)}
         self.outputs: list = json.loads(stored.outputs)
         self.audit = frozenset(json.loads(stored.audit or "[]"))
 
-    def place(self, row: int | None) -> int | None:
-        """None if the row is not stored. `row` comes from an id: None if the request has one row."""
-        return None if (row is None) != (self.stored.n_rows == 1) else self.place_of.get(row or 0)
+    def index(self, row: int | None) -> int | None:
+        """The index of the row that an id names: None if the request has no such row."""
+        n = self.stored.n_rows
+        if row is None:
+            return 0 if n == 1 else None
+        return row if 1 < n > row else None
 
-    def confidence(self) -> list:
-        return json.loads(self.stored.confidence) if self.stored.confidence else [None] * len(self.rows)
+    @cached_property
+    def inputs(self) -> Any:
+        return decode_inputs(self.stored.format, self.stored.inputs, self.stored.n_rows)
 
-    def inputs(self, places: Sequence[int]) -> Any:
-        """The inputs at these places: an array (n, d) of numbers, or n lists of d values."""
-        if self.stored.format == "f8":
-            width = len(self.stored.inputs) // 8 // len(self.rows)
-            return np.frombuffer(self.stored.inputs, "<f8").reshape(len(self.rows), width)[list(places)]
-        values = json.loads(self.stored.inputs)
-        return [values[place] for place in places]
-
-    def inputs_at(self, place: int, columns: Sequence[str]) -> dict[str, Any]:
-        """Column -> value of one row, None if it is missing."""
-        values = self.inputs([place])[0]
-        if self.stored.format == "f8":
-            values = [None if np.isnan(value) else float(value) for value in values]
-        return dict(zip(columns, values, strict=True))
+    def encode_row(self, index: int) -> bytes:
+        """The inputs of one row, in the same format."""
+        row = self.inputs[index]
+        return row.tobytes() if self.stored.format == "f8" else as_json([row]).encode()
 
 
 def request_id(time_ns: int, random_bits: int) -> str:
     """26 hexadecimal digits that sort by time. `random_bits` below 2**40."""
     return f"{time_ns:016x}{random_bits:010x}"
+
+
+def request_time(request: str) -> float:
+    """Unix seconds of a request."""
+    return int(request[:16], 16) / 1e9
 
 
 def prediction_id(request: str, row: int, n_rows: int) -> str:

@@ -20,7 +20,7 @@ from alacarte.feedback.database import Database, feedback, input_schemas, predic
 from alacarte.feedback.labels import check_label, decide, dumps, same
 from alacarte.feedback.records import Feedback, Outcome, Prediction, StoredRequest
 
-LISTED = ("state", "reason", "source", "annotator", "comment", "times", "audit")  # columns of `feedback`
+LISTED = ("prediction_id", "model_version", "state", "reason", "source", "annotator", "comment", "audit")
 ARRIVAL_SECONDS = 1.5  # from the answer of another server to its row in this database
 
 
@@ -47,7 +47,7 @@ class Store:
         rows = [
             (*request[:5], schemas[request.columns], request.format, request.inputs, records.as_json(request.outputs),
              records.as_json(request.confidence) if request.confidence else None, request.latency_ms,
-             records.as_json(request.audit) if request.audit else None, request.audit_share, request.sample, request.n_rows, None)
+             records.as_json(request.audit) if request.audit else None, request.audit_share, request.sample)
             for request in requests
         ]  # fmt: skip
         with self.database.write(durable=False) as connection:
@@ -71,19 +71,15 @@ class Store:
         """Check and store labels in one transaction that is on disk before this returns; one outcome each, in order.
 
         `classes` are those of the model; None for a regression. With review="manual" every label waits as `new`. A label
-        that is none of the classes is stored as `rejected`. The same label again is counted. Another label than an earlier
-        one waits as `new`, and so does the earlier one unless an administrator accepted or a training used it. An outcome
-        has the state that is stored at the end: a later item of the same call may have changed it.
+        that is none of the classes is stored as `rejected`. Another label than an earlier one waits as `new`, and so does
+        the earlier one unless an administrator accepted or a training used it. An outcome has the state that is stored at
+        the end: a later item of the same call may have changed it.
         """
         assert review in ("auto", "manual"), review
         requests = sorted({request for item in items if (request := records.parse(item.prediction_id)[0])})
         self._await(name, requests)
-        query = sa.select(predictions).where(
-            predictions.c.id.in_(requests), predictions.c.registered_model_name == name
-        )
         with self.database.write(durable=True) as connection:
-            # Locked, so that two labels for one prediction wait for each other; SQLite has one writer anyway.
-            locked = connection.execute(query.order_by(predictions.c.id).with_for_update())
+            locked = connection.execute(_requests(name, requests, locks=True))
             stored = {row.id: StoredRequest(row) for row in locked}
             added = [self._add(connection, item, stored, classes, review) for item in items]
             ids = [label_id for label_id, _, _ in added if label_id]
@@ -95,30 +91,26 @@ class Store:
                 outcomes.append(Outcome(item.prediction_id, label.state, _message(label, is_repeated), is_wrong))
             else:
                 is_request = records.parse(item.prediction_id)[0] in stored
-                message = (
-                    "the request is known, but not this row of it" if is_request else "no such prediction is stored"
-                )
+                message = "the request is known, but has no such row" if is_request else "no such prediction is stored"
                 outcomes.append(Outcome(item.prediction_id, "unknown", message))
         return outcomes
 
     def _add(
-        self, connection: sa.Connection, item: Feedback, stored: dict[str, StoredRequest], classes: Sequence | None,
-        review: str,
+        self, connection: sa.Connection, item: Feedback, stored: dict[str, StoredRequest], classes: Sequence | None, review: str
     ) -> tuple[int | None, bool, bool]:  # fmt: skip
         """The id of the label, None if its row is not stored; whether it was given before; whether it is no class."""
-        request_of_item, row = records.parse(item.prediction_id)
-        request = stored.get(request_of_item)
-        place = request.place(row) if request else None
-        if request is None or place is None:
+        request_id, row = records.parse(item.prediction_id)
+        request = stored.get(request_id)
+        index = request.index(row) if request else None
+        if request is None or index is None:
             return None, False, False
-        index, predicted = row or 0, request.outputs[place]
+        predicted = request.outputs[index]
         label, problem = check_label(item.label, classes, predicted)
         text = dumps(label)
-        is_here = (feedback.c.prediction_id == request_of_item) & (feedback.c.row == index)
+        is_here = feedback.c.prediction_id == item.prediction_id
         earlier = connection.execute(sa.select(feedback).where(is_here).order_by(feedback.c.id)).all()
-        again = next((known for known in earlier if text in (known.label, problem and known.given)), None)
+        again = next((known for known in earlier if known.label == text), None)
         if again and (again.state != "rejected" or again.reviewed or problem):
-            connection.execute(_update(again.id, times=again.times + 1))
             return again.id, True, bool(problem)
         if problem:
             state, reason = "rejected", problem
@@ -126,19 +118,18 @@ class Store:
             state, reason = "new", "conflict"
         else:
             state, reason = "accepted" if review == "auto" else "new", None
-        values = {
-            "state": state,
-            "reason": reason,
-            "annotator": records.clean(item.annotator) or records.local_annotator(),
-        }
+        annotator = records.clean(item.annotator) or records.local_annotator()
+        values = {"state": state, "reason": reason, "annotator": annotator}
         if again:  # it was no class then; the label belongs to the annotator who gives it now
             label_id = again.id
-            connection.execute(_update(label_id, times=again.times + 1, **values))
+            connection.execute(_update(label_id, **values))
         else:
+            copied = ("registered_model_name", "model_version", "input_schema", "format")
             label_row = sa.insert(feedback).values(
-                prediction_id=request_of_item, row=index, label=text, source=records.clean(item.source), time=time.time(),
-                comment=records.clean(item.comment), given=None if dumps(item.label) == text else dumps(item.label),
-                is_correction=not same(label, predicted), audit=index in request.audit, **values,
+                **{key: getattr(request.stored, key) for key in copied},
+                prediction_id=item.prediction_id, inputs=request.encode_row(index), prediction=records.as_json(predicted),
+                audit=index in request.audit, label=text, is_correction=not same(label, predicted),
+                source=records.clean(item.source), comment=records.clean(item.comment), time=time.time(), **values,
             )  # fmt: skip
             label_id = connection.execute(label_row.returning(feedback.c.id)).scalar_one()
         if reason == "conflict":
@@ -157,11 +148,13 @@ class Store:
         UserError with the reason if no label can be accepted or rejected.
         """
         with self.database.write(durable=True) as connection:
-            request, place, labels = _find_row(connection, name, prediction_id, locks=True)
-            chosen = [known for known in labels if label is None or dumps(label) in (known.label, known.given)]
+            # Locked, so that a label that is added now waits.
+            connection.execute(_requests(name, [records.parse(prediction_id)[0]], locks=True))
+            labels = connection.execute(_labels(name, prediction_id).with_for_update()).all()
+            chosen = [known for known in labels if label is None or known.label == dumps(label)]
             if not chosen:
                 return None
-            changes, obstacle = decide(labels, chosen, accept, request.outputs[place])
+            changes, obstacle = decide(labels, chosen, accept)
             if obstacle:
                 raise UserError(obstacle)
             for label_id, change in changes.items():
@@ -172,7 +165,7 @@ class Store:
     def get_feedback(self, name: str, prediction_id: str) -> dict[str, Any] | None:
         """One prediction with all its `labels`, and `state` and `label` of the label that counts, None if there is none.
 
-        None if the prediction is not stored.
+        None if neither the prediction nor a label of it is stored.
         """
         request, _ = records.parse(prediction_id)
         self._await(name, [request] if request else [])
@@ -180,63 +173,60 @@ class Store:
             return self._get(connection, name, prediction_id)
 
     def _get(self, connection: sa.Connection, name: str, prediction_id: str) -> dict[str, Any] | None:
-        request, place, labels = _find_row(connection, name, prediction_id)
-        if request is None:
-            return None
+        labels = connection.execute(_labels(name, prediction_id)).all()
+        facts: Any
+        request_id, row = records.parse(prediction_id)
+        if labels:
+            facts = labels[0]
+            prediction, audit = json.loads(facts.prediction), facts.audit
+        else:
+            facts = connection.execute(_requests(name, [request_id])).one_or_none()
+            index = StoredRequest(facts).index(row) if facts else None
+            if index is None:
+                return None
+            prediction, audit = StoredRequest(facts).outputs[index], index in StoredRequest(facts).audit
         order = ("rejected", "new", "used", "accepted")
         counts = max(labels, key=lambda label: (order.index(label.state), label.id), default=None)
         return {
             "prediction_id": prediction_id,
-            "time": records.iso(request.stored.time),
-            "model_version": request.stored.model_version,
-            "prediction": request.outputs[place],
-            "audit": request.rows[place] in request.audit,
+            "time": records.iso(records.request_time(request_id)),
+            "model_version": facts.model_version,
+            "prediction": prediction,
+            "audit": audit,
             "state": counts.state if counts else None,
             "label": json.loads(counts.label) if counts else None,
             "labels": [
-                {
-                    "label": json.loads(label.label),
-                    "state": label.state,
-                    "reason": label.reason,
-                    "time": records.iso(label.time),
-                }
+                {"label": json.loads(label.label), "state": label.state, "reason": label.reason, "time": records.iso(label.time)}
                 for label in labels
             ],
-        }
+        }  # fmt: skip
 
     def list_feedback(self, name: str, state: str, limit: int = 100) -> list[dict[str, Any]]:
         """Labels in a state, the oldest first, with inputs, prediction, annotator and reason for an administrator."""
-        query = (
-            sa.select(feedback)
-            .join_from(feedback, predictions)
-            .where(predictions.c.registered_model_name == name, feedback.c.state == state)
-            .order_by(feedback.c.id)
-            .limit(limit)
+        query = sa.select(feedback, input_schemas.c.columns).join(
+            input_schemas, input_schemas.c.id == feedback.c.input_schema
         )
-        listed = []
+        query = query.where(feedback.c.registered_model_name == name, feedback.c.state == state)
         with self.database.read() as connection:
-            for label in connection.execute(query).all():
-                query_of_request = sa.select(predictions, input_schemas.c.columns).join_from(
-                    predictions, input_schemas, predictions.c.input_schema == input_schemas.c.id
-                )
-                stored = connection.execute(query_of_request.where(predictions.c.id == label.prediction_id)).one()
-                request = StoredRequest(stored)
-                place = request.place_of[label.row]  # a labelled row stays stored
-                listed.append({
-                    "prediction_id": records.prediction_id(stored.id, label.row, stored.n_rows),
-                    "time": records.iso(label.time),
-                    "model_version": stored.model_version,
-                    "inputs": request.inputs_at(place, json.loads(stored.columns)),
-                    "prediction": request.outputs[place],
-                    "label": json.loads(label.label),
-                    **{key: getattr(label, key) for key in LISTED},
-                })  # fmt: skip
+            labels = connection.execute(query.order_by(feedback.c.id).limit(limit)).all()
+        listed = []
+        for label in labels:
+            values = records.decode_inputs(label.format, label.inputs, 1)[0]
+            if label.format == "f8":
+                values = [None if math.isnan(value) else value for value in values.tolist()]
+            listed.append({
+                **{key: getattr(label, key) for key in LISTED},
+                "time": records.iso(label.time),
+                "inputs": dict(zip(json.loads(label.columns), values, strict=True)),
+                "prediction": json.loads(label.prediction),
+                "label": json.loads(label.label),
+            })  # fmt: skip
         return listed
 
     def _await(self, name: str, requests: Sequence[str]) -> None:
         """Wait for requests that are so young that another server may still hold them in its buffer."""
         now = time.time()
-        missing = {request for request in requests if abs(now - int(request[:16], 16) / 1e9) < ARRIVAL_SECONDS}
+        missing = {request for request in requests if abs(now - records.request_time(request)) < ARRIVAL_SECONDS}
         while missing:
             is_missing = predictions.c.id.in_(missing) & (predictions.c.registered_model_name == name)
             with self.database.read() as connection:
@@ -267,24 +257,21 @@ class Store:
             return queries.window(connection, name, first, after, max_rows)
 
 
-def _find_row(
-    connection: sa.Connection, name: str, prediction_id: str, *, locks: bool = False
-) -> tuple[Any, int, Sequence[sa.Row]]:
-    """The stored request, the place of the row in it, and its labels. The request is None if the row is not stored."""
-    request_of_row, row = records.parse(prediction_id)
-    is_request = (predictions.c.id == request_of_row) & (predictions.c.registered_model_name == name)
-    query = sa.select(predictions).where(is_request)
-    stored = connection.execute(query.with_for_update() if locks else query).one_or_none()
-    request = StoredRequest(stored) if stored else None
-    if request is None or (place := request.place(row)) is None:
-        return None, 0, []
-    labels = sa.select(feedback).where(feedback.c.prediction_id == request_of_row, feedback.c.row == (row or 0))
-    return request, place, connection.execute(labels.order_by(feedback.c.id)).all()
+def _requests(name: str, requests: Sequence[str], *, locks: bool = False) -> sa.Select:
+    """Locked, two labels for one prediction wait for each other; SQLite has one writer anyway."""
+    is_request = predictions.c.id.in_(requests) & (predictions.c.registered_model_name == name)
+    query = sa.select(predictions).where(is_request).order_by(predictions.c.id)
+    return query.with_for_update() if locks else query
+
+
+def _labels(name: str, prediction_id: str) -> sa.Select:
+    is_label = (feedback.c.prediction_id == prediction_id) & (feedback.c.registered_model_name == name)
+    return sa.select(feedback).where(is_label).order_by(feedback.c.id)
 
 
 def _message(label: sa.Row, is_repeated: bool) -> str:
     if is_repeated:
-        return f"this label was given before and is {label.state}: counted"
+        return f"this label was given before and is {label.state}"
     if label.state == "accepted":
         return "corrects the prediction" if label.is_correction else "confirms the prediction"
     if label.reason == "conflict":

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from postgres import Postgres
     from there import There
 
+    from alacarte.feedback import Store
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("alacarte", "conf", "databricks", "examples", "project", "steps")
 
@@ -178,6 +180,16 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/feedback.db"
     return request.getfixturevalue("postgres").create()
+
+
+@pytest.fixture
+def store(url: str) -> Iterator["Store"]:
+    """An empty feedback store of each kind."""
+    from alacarte.feedback import Store
+
+    opened = Store(url, timeout=0.3)
+    yield opened
+    opened.close()
 
 
 def free_port() -> int:

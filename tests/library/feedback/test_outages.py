@@ -22,13 +22,6 @@ from alacarte.feedback.database import feedback, input_schemas, predictions, sch
 from alacarte.serving.prediction_log import PredictionLog
 
 
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    opened = Store(url, timeout=0.3)
-    yield opened
-    opened.close()
-
-
 @contextmanager
 def locked(store: Store, server: Postgres | None) -> Iterator[None]:
     if server:
