@@ -25,7 +25,8 @@ import learning  # noqa: E402
 from conftest import Project, copy_project, tracking  # noqa: E402
 from servers import KeptAlive, Served, serving  # noqa: E402
 
-from alacarte.serving.probe import NICENESS, WarmProcess  # noqa: E402
+from alacarte.serving import probe  # noqa: E402
+from alacarte.serving.model import rehearse_start  # noqa: E402
 
 NAME = "swapped"
 SECONDS = 1.0  # of each measurement of latency
@@ -43,17 +44,14 @@ def versions(project: Project, count: int) -> Path:
 
 
 def trial_seconds(folder: Path, rounds: int) -> list[float]:
-    warm = WarmProcess()
-    try:
-        warm.check(folder, False)
-        seconds = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            warm.check(folder, False)
-            seconds.append(time.perf_counter() - start)
-        return seconds
-    finally:
-        warm.stop()
+    probe.start()
+    probe.check(folder, False, rehearse_start)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        probe.check(folder, False, rehearse_start)
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def p99_during(served: Served, load: threading.Thread) -> float:
@@ -76,16 +74,16 @@ def main() -> None:
         project = Project(copy_project(Path(root)), f"sqlite:///{root}/mlflow.db")
         folder = versions(project, 1)
         seconds = trial_seconds(folder, rounds)
-        print(
-            f"trial in the warm process: median {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
-        )
+        print(f"trial: median {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})")
         project.client.set_registered_model_alias(NAME, "champion", "1")
         with serving(project, f"registered_model_name={NAME}") as served:
             served.wait("/status", model_version="1")
             while served.ask("/status").body["path"] == "pyfunc":
                 time.sleep(0.1)
             warm = psutil.Process(served.process.pid).children()[0].memory_full_info()
-            print(f"warm process: {warm.rss / 1e6:.0f} MB resident, of these {warm.uss / 1e6:.0f} MB of its own")
+            print(
+                f"process that forks the trials: {warm.rss / 1e6:.0f} MB resident, of these {warm.uss / 1e6:.0f} MB of its own"
+            )
             ratios: dict[str, list[float]] = {"trials": [], "a busy loop": []}
             for _ in range(rounds):
                 alone = p99_during(served, Pause(SECONDS))
@@ -110,24 +108,24 @@ class Pause(threading.Thread):
 
 
 class Trials(threading.Thread):
-    """Trials like those of the server, one after the other, in a warm process of its own."""
+    """Trials like those of the server, one after the other."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self._folder, self._warm = folder, WarmProcess()
+        self._folder = folder
 
     def run(self) -> None:
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
-            self._warm.check(self._folder, False)
-        self._warm.stop()
+            probe.check(self._folder, False, rehearse_start)
 
 
 class BusyLoop(threading.Thread):
     """A process of the lowest priority that only computes."""
 
     def run(self) -> None:
-        code = f"import os, time\nos.nice({NICENESS})\nend = time.monotonic() + {SECONDS}\nwhile time.monotonic() < end: pass"
+        code = f"import os, time\nos.nice({probe.NICENESS})\n"
+        code += f"end = time.monotonic() + {SECONDS}\nwhile time.monotonic() < end: pass"
         subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -4,17 +4,14 @@
     <serve.cache>/<model and registry>/<version>-<digest of its source>/version.json  its VersionRef, and the folder's digest
     <serve.cache>/<model and registry>/<version>-<digest of its source>/served        its time: when it began to serve
 
-A version is written beside its place and renamed into it, so it is complete or absent. A copy is compared with its digest
-before it is used. This finds damage, but no forgery: a process that may write here may also write a digest.
+version.json is written last, and a copy is compared with its digest before it is used. This finds copies that are damaged or
+incomplete, but no forgery: a process that may write here may also write a digest.
 """
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
-import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,9 +25,7 @@ from mlflow.entities.model_registry import ModelVersion
 from alacarte import registry
 from alacarte.errors import UserError
 
-KEEP = 3  # versions on disk, beside the versions in use
-KEEP_SERVED = 2  # of the versions that served, so that one is left when the last one is refused at a restart
-ABANDONED = 3600  # seconds after which a download that a killed process left is removed
+KEEP = 3  # versions that served, beside the versions in use: the last one may be refused at a restart
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,6 @@ class _Record(msgspec.Struct, frozen=True):
     """The content of version.json."""
 
     version: VersionRef
-    registry: str
     digest: str
 
 
@@ -66,9 +60,9 @@ class Cache:
 
     def __init__(self, root: str | Path, name: str) -> None:
         uri = urlsplit(mlflow.get_registry_uri())
-        self.registry = uri._replace(netloc=uri.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        address = uri._replace(netloc=uri.netloc.rpartition("@")[2], query="", fragment="").geturl()
         readable = re.sub(r"[^\w.-]", "_", name)[:50]
-        self.folder = Path(root).resolve() / f"{readable}-{_short_digest(f'{name} {self.registry}')}"
+        self.folder = Path(root).resolve() / f"{readable}-{_short_digest(f'{name} {address}')}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -77,19 +71,12 @@ class Cache:
     def fetch(self, version: VersionRef) -> Path:
         """The model folder of a version. It is downloaded if it is absent or damaged."""
         place = self.folder / version.key
-        if not _is_complete(place):
-            temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
-            try:
-                (temporary / "model").mkdir()
-                download(version, temporary / "model")
-                record = _Record(version, self.registry, digest(temporary / "model"))
-                (temporary / "version.json").write_bytes(msgspec.json.encode(record))
-                if not _is_complete(place):  # another server may have been faster
-                    self._remove(place)
-                    temporary.rename(place)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        os.utime(place)
+        if not _read(place):
+            shutil.rmtree(place, ignore_errors=True)
+            (place / "model").mkdir(parents=True)
+            _download(version, place / "model")
+            record = _Record(version, _digest(place / "model"))
+            (place / "version.json").write_bytes(msgspec.json.encode(record))
         return place / "model"
 
     def mark_served(self, version: VersionRef) -> None:
@@ -99,37 +86,26 @@ class Cache:
 
     def served(self) -> list[str]:
         """The keys of the versions that served, the last one first."""
-        return [mark.parent.name for mark in sorted(self.folder.glob("[!.]*/served"), key=_age)]
+        marks = sorted(self.folder.glob("*/served"), key=lambda mark: mark.stat().st_mtime, reverse=True)
+        return [mark.parent.name for mark in marks]
 
     def read(self, key: str) -> tuple[VersionRef, Path]:
         """A version and its model folder. Raises UserError if the copy is damaged."""
         place = self.folder / key
-        record = _read(place)
-        if record is None or record.version.key != key or record.registry != self.registry:
-            raise UserError(f"{place}/version.json is damaged, so this copy is not loaded")
-        if not _is_complete(place):
-            raise UserError(f"the copy of version {record.version.number} in {place} is damaged, so it is not loaded")
-        return record.version, place / "model"
+        version = _read(place)
+        if version is None:
+            raise UserError(f"the copy in {place} is damaged, so it is not loaded")
+        return version, place / "model"
 
     def evict(self, in_use: Iterable[str]) -> None:
-        """Remove the versions beyond KEEP and KEEP_SERVED that are not in use (keys), and abandoned downloads."""
-        kept = {*in_use, *self.served()[:KEEP_SERVED]}
-        places = sorted(self.folder.iterdir(), key=_age)
-        versions = [place for place in places if not place.name.startswith(".")]
-        abandoned = [place for place in places if place.name.startswith(".") and _age(place) > ABANDONED]
-        for place in [*(place for place in versions[KEEP:] if place.name not in kept), *abandoned]:
-            self._remove(place)
-
-    def _remove(self, place: Path) -> None:
-        """Rename the folder before it is deleted, so that it is never incomplete at its place."""
-        removed = Path(tempfile.mkdtemp(prefix=".old-", dir=self.folder))
-        with contextlib.suppress(FileNotFoundError):
-            place.rename(removed / "version")
-        shutil.rmtree(removed, ignore_errors=True)
+        """Remove the copies that are not in use (keys) and not among the last versions that served."""
+        kept = {*in_use, *self.served()[:KEEP]}
+        for place in self.folder.iterdir():
+            if place.name not in kept:
+                shutil.rmtree(place, ignore_errors=True)
 
 
-def download(version: VersionRef, folder: Path) -> None:
-    """Download the model folder of a version."""
+def _download(version: VersionRef, folder: Path) -> None:
     uri = f"models:/{version.name}/{version.number}"
     if version.source.startswith("models:/m-") and mlflow.get_registry_uri() == mlflow.get_tracking_uri():
         uri = version.source  # the same files, two calls fewer
@@ -138,7 +114,7 @@ def download(version: VersionRef, folder: Path) -> None:
         raise UserError(f"{uri} holds no file MLmodel")
 
 
-def digest(folder: Path) -> str:
+def _digest(folder: Path) -> str:
     """Of the names and contents of the files in a folder, without `__pycache__`."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"):
@@ -148,25 +124,13 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def _read(place: Path) -> _Record | None:
-    """None if version.json is absent or damaged."""
+def _read(place: Path) -> VersionRef | None:
+    """The version of a copy; None if the copy is absent, damaged or incomplete."""
     try:
-        return msgspec.json.decode((place / "version.json").read_bytes(), type=_Record)
+        record = msgspec.json.decode((place / "version.json").read_bytes(), type=_Record)
+        return record.version if record.digest == _digest(place / "model") else None
     except (OSError, msgspec.MsgspecError):
         return None
-
-
-def _is_complete(place: Path) -> bool:
-    record = _read(place)
-    return record is not None and record.digest == digest(place / "model")
-
-
-def _age(path: Path) -> float:
-    """Seconds since a path was written or used; 0 if it was just removed."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _short_digest(text: str) -> str:

@@ -25,8 +25,7 @@ from alacarte.serving.model import ServedModel
 from alacarte.serving.settings import Settings
 from alacarte.serving.signatures import objection
 
-RETRY = 60  # seconds until a refused version is tried again, if an alias still names it; doubled each time
-MAX_DOUBLINGS = 6
+RETRY = 60  # seconds until a refused version is tried again, if an alias still names it
 SILENCE = 3  # seconds without an answer of the registry, after which a version from the cache serves
 SEARCH_DELAY = 0.2  # seconds that the search for a fast path waits, so that the swap comes first
 
@@ -55,10 +54,8 @@ class _Candidate:
     """A version that is prepared. `ready` is set last: from then on it has a model or an error."""
 
     version: VersionRef
-    earlier_failures: int = 0
     model: ServedModel | None = None
     error: str | None = None
-    counted: bool = False  # in `failures`
     ended: float = 0.0
     ready: bool = False
 
@@ -70,7 +67,8 @@ class ModelFollower:
     """
 
     def __init__(self, settings: Settings, load: Callable[[Path], ServedModel]) -> None:
-        shorten_mlflow_timeouts()
+        for name, limit in MLFLOW_LIMITS.items():
+            os.environ.setdefault(name, limit)
         self.current: LoadedModel | None = None
         self._name, self._poll, self._load = settings.registered_model_name, settings.poll_seconds, load
         self._cache = Cache(settings.cache, self._name)
@@ -156,7 +154,7 @@ class ModelFollower:
                     self._read_challenger()
                 self._swap_if_ready()
             except BaseException as error:  # the thread goes on, whatever the error is
-                self._registry_error = f"the server failed to follow the registry: {one_line(error)}"
+                self._registry_error = f"the server failed to follow the registry: {_one_line(error)}"
                 self._failures += 1
                 logger.exception("following the registry failed")
             self._wake.wait(max(0.0, next_poll - time.monotonic()))
@@ -165,7 +163,7 @@ class ModelFollower:
         try:
             version = registry.champion_of(self._name)
         except Exception as error:
-            self._registry_error = f"the registry does not answer: {one_line(error)}"
+            self._registry_error = f"the registry does not answer: {_one_line(error)}"
             self._failures += 1
             return
         with self._swap_lock:
@@ -230,11 +228,11 @@ class ModelFollower:
             self._version_error = None
             self._swap(candidate.version, candidate.model)
             return
-        self._version_error = f"version {candidate.version.number} is refused: {candidate.error}"
-        if not candidate.counted:
-            candidate.counted = True
+        error = f"version {candidate.version.number} is refused: {candidate.error}"
+        if error != self._version_error:
+            self._version_error = error
             self._failures += 1
-            logger.warning("%s %s", self._name, self._version_error)
+            logger.warning("%s %s", self._name, error)
 
     def _swap(self, version: VersionRef, model: ServedModel) -> None:
         self._previous_key, self._current_key = self._current_key, version.key
@@ -243,21 +241,18 @@ class ModelFollower:
         logger.info("%s: version %s serves", self._name, version.number)
         try:
             self._cache.mark_served(version)
-            challenger = self._challenger.key if self._challenger else ""
-            self._cache.evict({self._current_key, self._previous_key, challenger})
+            self._cache.evict({*self._candidates, self._current_key, self._previous_key})
         except OSError as error:
-            logger.warning("serve.cache: %s", one_line(error))
+            logger.warning("serve.cache: %s", _one_line(error))
 
     # --- preparing versions ---
 
     def _prepare(self, version: VersionRef) -> _Candidate:
         """The candidate of a version. A new one is prepared in its thread."""
         last = self._candidates.get(version.key)
-        if last:
-            wait = RETRY * 2 ** min(last.earlier_failures, MAX_DOUBLINGS)
-            if not last.error or time.monotonic() - last.ended <= wait:
-                return last
-        candidate = self._candidates[version.key] = _Candidate(version, last.earlier_failures + 1 if last else 0)
+        if last and not (last.error and time.monotonic() - last.ended > RETRY):
+            return last
+        candidate = self._candidates[version.key] = _Candidate(version)
         self._in_thread(self._prepare_candidate, candidate)
         return candidate
 
@@ -276,7 +271,7 @@ class ModelFollower:
             model.check_example()
             candidate.model = model
         except BaseException as error:  # a model's own code may raise anything
-            candidate.error = one_line(error, str(folder))
+            candidate.error = _one_line(error, str(folder))
         candidate.ended = time.monotonic()
         candidate.ready = True
 
@@ -289,7 +284,7 @@ class ModelFollower:
             with self._search_lock:
                 candidate.model.find_fast_path()
         except BaseException as error:
-            logger.warning("version %s stays on MLflow's own path: %s", candidate.version.number, one_line(error))
+            logger.warning("version %s stays on MLflow's own path: %s", candidate.version.number, _one_line(error))
 
     def _use_cache(self) -> None:
         """Serve a version from the cache if nothing serves. Tried once, because the copies on the disk do not change."""
@@ -329,13 +324,7 @@ class ModelFollower:
         self._threads = [other for other in self._threads if other.is_alive()] + [thread]
 
 
-def shorten_mlflow_timeouts() -> None:
-    """Let MLflow's calls of this process fail after seconds, unless the user has set other limits."""
-    for name, value in MLFLOW_LIMITS.items():
-        os.environ.setdefault(name, value)
-
-
-def one_line(error: BaseException, folder: str = "") -> str:
+def _one_line(error: BaseException, folder: str = "") -> str:
     """The text of an error: no traceback, no password, at most 300 characters, without the folder at its start."""
     text = " ".join(re.sub(r"//[^/@\s]+@", "//", str(error)).split())
     if folder and text.startswith(folder):

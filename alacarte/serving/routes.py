@@ -275,13 +275,10 @@ def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
         body = await read_json(request, SMALL_BYTES)
         if not settings.webhook_secret:
             raise RequestError(404, "this server takes no events: set SERVE_WEBHOOK_SECRET or serve.webhook=true")
-        event = webhooks.verify(request.headers, body, settings.webhook_secret, time.time())
-        if event is None:
-            return {"status": "seen"}
-        if not webhooks.is_relevant(event, name):
-            return {"status": "ignored"}
-        state.follower.refresh()
-        return {"status": "ok"}
+        is_hint = webhooks.is_hint(request.headers, body, settings.webhook_secret, time.time(), name)
+        if is_hint:
+            state.follower.refresh()
+        return {"status": "ok" if is_hint else "ignored"}
 
     # --- for people ---
 

@@ -15,11 +15,10 @@ import uvicorn
 
 from alacarte.errors import UserError
 from alacarte.feedback import Store
-from alacarte.serving import webhooks
+from alacarte.serving import probe, webhooks
 from alacarte.serving.app import create_app
 from alacarte.serving.cache import Cache
 from alacarte.serving.connections import RESERVED, Connection
-from alacarte.serving.probe import warm_processes
 from alacarte.serving.settings import Settings
 
 OTHER_FILES = 500  # open files beside connections: libraries, the store, a model that is loaded
@@ -33,16 +32,16 @@ def run(settings: Settings) -> None:
     """
     server = _Server(settings)
     server.end_start_on_signals()
-    with warm_processes(settings.trust_code):  # forked before there is a socket, a database or a thread
-        if settings.feedback.url:
-            Store(settings.feedback.url).close()  # an error of the store ends the server here, in one line
-        Cache(settings.cache, settings.registered_model_name)
-        _allow_files(settings.max_connections + RESERVED + OTHER_FILES)
-        listening = listen(settings)
-        host, port = listening.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        with webhooks.registered(settings, f"{url}/events") if settings.webhook else nullcontext():
-            server.serve_until_stopped(listening, f"serve: {url} for {settings.registered_model_name}, Ctrl-C stops it")
+    probe.start()  # forks before there is a socket, a database or a thread
+    if settings.feedback.url:
+        Store(settings.feedback.url).close()  # an error of the store ends the server here, in one line
+    Cache(settings.cache, settings.registered_model_name)
+    _allow_files(settings.max_connections + RESERVED + OTHER_FILES)
+    listening = listen(settings)
+    host, port = listening.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    with webhooks.registered(settings, f"{url}/events") if settings.webhook else nullcontext():
+        server.serve_until_stopped(listening, f"serve: {url} for {settings.registered_model_name}, Ctrl-C stops it")
     sys.stdout.flush()
     sys.stderr.flush()
     # A thread may still load a model. The normal end of Python would stop this thread anywhere, which aborts the process

@@ -7,7 +7,6 @@ it is used. MLflow has no function that verifies its signatures (mlflow/webhooks
 import base64
 import hashlib
 import hmac
-import json
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import mlflow
+import msgspec
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -39,10 +39,16 @@ _seen: set[str] = set()
 logger = logging.getLogger(__name__)
 
 
-def verify(headers: Mapping[str, str], body: bytes, secret: str, now: float) -> dict[str, Any] | None:
-    """The payload of a delivery that is signed with `secret`; None for a repetition. `now`: seconds since 1970.
+class _Event(msgspec.Struct):
+    entity: str
+    data: dict[str, Any]
 
-    Raises RequestError 401 without the right signature; 400 if it is too old, from the future, or no event.
+
+def is_hint(headers: Mapping[str, str], body: bytes, secret: str, now: float, name: str) -> bool:
+    """Whether a delivery says that an alias which the server follows was set or deleted on the model `name`.
+
+    False for a repetition. `now`: seconds since 1970. Raises RequestError 401 if it is not signed with `secret`; 400 if it is
+    too old, from the future, or no event.
     """
     delivery, timestamp, signature = (
         headers.get(f"x-mlflow-{part}", "") for part in ("delivery-id", "timestamp", "signature")
@@ -54,28 +60,16 @@ def verify(headers: Mapping[str, str], body: bytes, secret: str, now: float) -> 
     if not re.fullmatch("[0-9]{1,12}", timestamp) or abs(now - int(timestamp)) > MAX_AGE:
         raise RequestError(400, f"the event is not from the last {MAX_AGE} s")
     try:
-        payload = json.loads(body)
-        well_formed = isinstance(payload["entity"], str) and isinstance(payload["data"], dict)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        well_formed = False
-    if not well_formed:
-        raise RequestError(400, "the body is no event of MLflow's registry")
+        event = msgspec.json.decode(body, type=_Event)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise RequestError(400, "the body is no event of MLflow's registry") from None
     if delivery in _seen:
-        return None
+        return False
     if len(_seen) >= REMEMBERED:
         _seen.clear()
     _seen.add(delivery)
-    return payload
-
-
-def is_relevant(payload: Mapping[str, Any], name: str) -> bool:
-    """Whether an event says that an alias which the server follows was set or deleted on the model `name`."""
-    data = payload["data"]
-    return (
-        payload["entity"] == "model_version_alias"
-        and data.get("name") == name
-        and data.get("alias") in (CHAMPION, CHALLENGER)
-    )
+    is_ours = event.entity == "model_version_alias" and event.data.get("name") == name
+    return is_ours and event.data.get("alias") in (CHAMPION, CHALLENGER)
 
 
 @contextmanager
@@ -96,7 +90,8 @@ def registered(settings: Settings, url: str) -> Iterator[None]:
     finally:
         try:
             if webhook_id:
-                delete(webhook_id)
+                with _short_timeouts():
+                    MlflowClient().delete_webhook(webhook_id)
         except MlflowException as error:
             logger.warning("the webhook %s stays registered: %s", webhook_id, _first_line(error))
 
@@ -133,7 +128,7 @@ def create(name: str, url: str, secret: str) -> str:
             older += page
         for webhook in older:  # left by a server that crashed
             if webhook.url == url:
-                delete(webhook.webhook_id)
+                client.delete_webhook(webhook.webhook_id)
         title = f"alacarte-{re.sub('[^A-Za-z0-9]+', '-', name)[:50]}".strip("-")
         return client.create_webhook(title, url, list(EVENTS), secret=secret).webhook_id
     except MlflowException as error:
@@ -145,16 +140,6 @@ def create(name: str, url: str, secret: str) -> str:
         if error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
             raise UserError(f"serve.webhook=true: this registry has no webhooks: {_first_line(error)}") from None
         raise
-
-
-@_short_timeouts()
-def delete(webhook_id: str) -> None:
-    """Delete a webhook. It may be deleted already."""
-    try:
-        MlflowClient().delete_webhook(webhook_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,6 @@ from conftest import Project, copy_project
 from forging import CODE, FORGERIES, LABELS, ROWS, change_arrays, code_of
 from mlflow.models import Model, infer_signature
 from mlflow.pyfunc import PyFuncModel
-from registries import until
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_extraction.text import CountVectorizer
@@ -27,9 +26,8 @@ from alacarte import registry
 from alacarte.errors import UserError
 from alacarte.formats import load as loading
 from alacarte.formats import probe
+from alacarte.serving import probe as server_probe
 from alacarte.serving.model import ServedModel, rehearse_start
-from alacarte.serving.probe import WarmProcess, warm_processes
-from alacarte.serving.probe import check as check_in_warm_process
 
 
 def save(folder: Path, model: Any, example: Any = ROWS[:5]) -> Path:
@@ -215,37 +213,30 @@ def test_the_search_for_a_fast_path_is_rehearsed_in_the_child(tmp_path: Path, mo
     assert served.path_in_use == "pyfunc" and served.predict_example() == [0, 1]
 
 
-# --- the warm process of a server ---
-
-
-def test_the_warm_process_is_started_again_when_it_ends(tmp_path: Path, monkeypatch):
-    good = save(tmp_path / "good", HistGradientBoostingClassifier(max_iter=2).fit(ROWS, LABELS))
-    crash = with_code(tmp_path / "code", CODE["crash"], monkeypatch)
-    warm = WarmProcess()
-    try:
-        for _ in range(2):
-            warm.check(good, False)
-            with pytest.raises(UserError, match="ended with SIGSEGV"):
-                warm.check(crash, True)
-            ended = psutil.Process(warm._process.pid)
-            ended.kill()
-            until(lambda ended=ended: ended.status() == "zombie")
-    finally:
-        warm.stop()
-    with pytest.raises(UserError, match="the server stops"):
-        warm.check(good, False)
+# --- the process of a server that forks the trials ---
 
 
 def test_a_version_that_hangs_does_not_delay_the_next(tmp_path: Path, monkeypatch):
     good = save(tmp_path / "good", HistGradientBoostingClassifier(max_iter=2).fit(ROWS, LABELS))
     loop = with_code(tmp_path / "code", CODE["loop"], monkeypatch)
+    crash = with_code(tmp_path / "crash", CODE["crash"], monkeypatch)
+    before = set(psutil.Process().children())
+    monkeypatch.setattr(probe, "SECONDS", 10)
+    monkeypatch.setattr(server_probe, "_control", None)
+    server_probe.start()
+    (process,) = set(psutil.Process().children()) - before
     with ThreadPoolExecutor(1) as pool:
-        with warm_processes(trust_code=True):
-            hanging = pool.submit(check_in_warm_process, loop, True, rehearse_start)
-            check_in_warm_process(good, False, rehearse_start)
-            assert not hanging.done()
-        with pytest.raises(UserError, match="the server stops"):
+        hanging = pool.submit(server_probe.check, loop, True, rehearse_start)
+        for _ in range(2):
+            with pytest.raises(UserError, match="ended with SIGSEGV"):
+                server_probe.check(crash, True, rehearse_start)
+            server_probe.check(good, False, rehearse_start)
+        assert not hanging.done()
+        process.kill()
+        with pytest.raises(UserError, match="did not answer"):
             hanging.result()
+    with pytest.raises(UserError, match="has ended; restart the server"):
+        server_probe.check(good, False, rehearse_start)
 
 
 # --- a step ---

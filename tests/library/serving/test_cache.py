@@ -1,6 +1,5 @@
 """The last models on disk: a restart while the registry is down, and copies that are damaged."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,20 +49,13 @@ def test_the_cache_keeps_few_and_mends_what_is_damaged(follow, tmp_path: Path):
         holder = holder if version > "1" else follow("few")  # noqa: F821
         serves(holder, version)
     folder = folder_of(tmp_path / "cache")
-    until(
-        lambda: (
-            sorted(path.name[0] for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-            == ["4", "5", "6"]
-        )
-    )
-    (killed := folder / ".new-killed/model").mkdir(parents=True)
-    os.utime(killed.parent, (0, 0))
+    until(lambda: sorted(path.name[0] for path in folder.iterdir()) == ["4", "5", "6"])
+    (folder / "7-killed/model").mkdir(parents=True)  # a download that did not end
     point("few", "5")
     serves(holder, "5")
-    until(lambda: not killed.parent.exists())
-    point("few", "6")
-    serves(holder, "6")
+    until(lambda: not (folder / "7-killed").exists())
     holder.stop()
+    point("few", "6")
     [copy] = folder.glob("6-*")
     (copy / "model/model.skops").write_bytes(b"damaged")
     again = follow("few")
@@ -113,7 +105,7 @@ def test_with_the_registry_down(follow, tmp_path: Path, registry: Registry, monk
     refused()
     shutil.rmtree(model.parent)
     shutil.copytree(whole, model.parent)
-    for half in (text[:40], "", "{}", text.replace(registry.uri, "http://elsewhere"), "[1]"):
+    for half in (text[:40], "", "{}", "[1]"):
         origin.write_text(half)
         refused()
     (model.parent / "served").unlink()
