@@ -29,18 +29,19 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.models import infer_signature
-from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer
-from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import StandardScaler
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from alacarte import formats  # noqa: E402
+from alacarte.features import TABULAR  # noqa: E402
 from project.data import load_digits  # noqa: E402
 from project.features import make_features  # noqa: E402
 
+TRUSTED = ["numpy.asarray", "numpy.dtype", "pandas.NA", "project.features.add_sums"]
 BIN = Path(sys.executable).parent
 PORT = 5099
 URL = f"http://127.0.0.1:{PORT}"
@@ -49,7 +50,7 @@ CELLS = [("numeric", 1, 1), ("numeric", 1, 8), ("numeric", 1, 64), ("numeric", 1
 
 
 def tables() -> dict[str, tuple[pd.DataFrame, object]]:
-    """Per kind the rows and a fitted model. "own" has a function of project/features.py among its steps."""
+    """Per kind the rows and a fitted model: "mixed" has features=tabular, "own" a function of project/features.py."""
     numeric, target = load_breast_cancer(return_X_y=True, as_frame=True)
     scaled = make_pipeline(StandardScaler(), LogisticRegression()).fit(numeric, target)
     random = np.random.default_rng(0)
@@ -61,22 +62,20 @@ def tables() -> dict[str, tuple[pd.DataFrame, object]]:
         }
     )
     mixed.loc[::7, "number_0"] = np.nan
-    columns = make_column_transformer(
-        (make_pipeline(SimpleImputer(), StandardScaler()), list(mixed.columns[:6])),
-        (OneHotEncoder(handle_unknown="ignore"), list(mixed.columns[6:])),
-    )
+    columns, inputs = TABULAR.fit_transform(mixed)
     label = (mixed["number_1"] + (mixed["word_0"] == "red") > 0).astype(int)
     digits = load_digits()
     pixels, digit = digits.drop(columns="digit"), digits["digit"]
     return {
         "own": (pixels, make_pipeline(make_features(), LogisticRegression(max_iter=500)).fit(pixels, digit)),
         "numeric": (numeric, scaled),
-        "mixed": (mixed, make_pipeline(columns, LogisticRegression()).fit(mixed, label)),
+        "mixed": (mixed, make_pipeline(columns, LogisticRegression().fit(inputs, label))),
     }
 
 
 def log(folder: Path) -> None:
     """The models in a registry in `folder`, and their requests as files for wrk."""
+    formats.skops_io()  # lets skops hold pandas.NA
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     mlflow.set_experiment(
         experiment_id=mlflow.create_experiment("serving", artifact_location=str(folder / "artifacts"))
@@ -84,7 +83,7 @@ def log(folder: Path) -> None:
     for name, (rows, model) in tables().items():
         info = mlflow.sklearn.log_model(
             model, name="model", signature=infer_signature(rows, model.predict(rows)), input_example=rows.head(5),
-            serialization_format="skops", skops_trusted_types=["numpy.dtype", "project.features.add_sums"],
+            serialization_format="skops", skops_trusted_types=TRUSTED,
             pip_requirements=["scikit-learn"], registered_model_name=name,
             code_paths=[str(ROOT / "project")] if name == "own" else None,
         )  # fmt: skip

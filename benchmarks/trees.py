@@ -20,9 +20,7 @@ from alacarte.serving.fastpath.estimators import MANY, compile_estimator
 MODELS = {
     "RandomForestClassifier": {"n_estimators": 100},
     "ExtraTreesClassifier": {"n_estimators": 100},
-    "GradientBoostingClassifier": {"n_estimators": 100},
     "HistGradientBoostingClassifier": {"max_iter": 100, "early_stopping": False},
-    "GradientBoostingRegressor": {"n_estimators": 100},
     "HistGradientBoostingRegressor": {"max_iter": 100, "early_stopping": False},
 }
 ROWS = (1, 8, 64, MANY, 1000)

@@ -50,7 +50,7 @@ class ServedModel:
         self.columns, self.path_in_use = self.input_schema.names, "pyfunc"
         example = pyfunc.input_example
         self.example = example if isinstance(example, pd.DataFrame | np.ndarray) and len(example) else None
-        self._kind, self._implementation, self._meta, self._pyfunc = kind, implementation, meta, pyfunc
+        self._implementation, self._meta, self._pyfunc = implementation, meta, pyfunc
         self._fast: FastPath | None = None
         self._try_first = False  # whether a child process tries the search for a fast path before this process
         self.task, self.classes, self._predict_both = _inspect(kind, implementation, meta)
@@ -148,9 +148,8 @@ class ServedModel:
             from alacarte.serving.fastpath import find_fast_path
 
             self._fast = find_fast_path(
-                self._kind, self._implementation, self._predict_frame, self.input_schema, self.example,
-                self.task == "classification", self._predict_as_mlflow,
-            )  # fmt: skip
+                self._implementation, self._predict_frame, self.input_schema, self.example, self._predict_as_mlflow
+            )
         except Exception as error:  # for example an input example that MLflow refuses
             logger.warning("%s: no fast path: %s: %s", self.folder, type(error).__name__, " ".join(str(error).split()))
         if self._fast:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from alacarte.feedback import Store
 
 ROOT = Path(__file__).resolve().parents[2]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a busy machine the threads of small models wait for each other
 FOLDERS = ("alacarte", "conf", "databricks", "examples", "project", "steps")
 
 

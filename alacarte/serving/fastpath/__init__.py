@@ -4,7 +4,7 @@ folder gives the same answers, but more slowly.
 
 import logging
 import math
-import time
+import timeit
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -31,15 +31,13 @@ Predict = Callable[[Any], tuple[np.ndarray, np.ndarray | None]]
 class FastPath:
     """A way to answer that passed the parity check. Safe to use from several threads.
 
-    `name` is "numpy" or "frame". `joint`: several requests may be one call; then `group` tells which of them.
-    `seconds` are measured: per call, and per row.
+    `name` is "numpy" or "frame". `joint`: one call may answer several requests. `cost` is measured: seconds per call and row.
     """
 
     name: str
     parser: FastParser
     predict: Predict
     joint: bool
-    group: Callable[[Rows], Hashable]
     cost: tuple[float, float] = (0.0, 0.0)
 
     def answer(self, requests: Sequence[Rows]) -> list[Answer | None]:
@@ -47,7 +45,8 @@ class FastPath:
         answers: dict[int, Answer | None] = {}
         groups: dict[Hashable, list[int]] = {}
         for i, rows in enumerate(requests):
-            groups.setdefault(self.group(rows) if self.joint else i, []).append(i)
+            shared = None if self.name == "numpy" else _column_types(rows)
+            groups.setdefault(shared if self.joint else i, []).append(i)
         for group in groups.values():
             answers |= zip(group, self._answer_group([requests[i] for i in group]), strict=True)
         return [answers[i] for i in range(len(requests))]
@@ -62,40 +61,36 @@ class FastPath:
 
 
 def find_fast_path(
-    kind: str,
     implementation: Any,
     predict_frame: Predict,
     schema: InputSchema,
     example: pd.DataFrame | np.ndarray,
-    exact: bool,
     reference: Callable[[Rows], Answer | RequestError],
 ) -> FastPath | None:
     """The first fast path that gives the answers of `reference` on the input example and on rows made from it.
 
-    `implementation` is the model of MLflow's flavor `kind`; `predict_frame` asks it for labels and probabilities. `exact`:
-    labels must be equal (classes) instead of close (numbers). `reference` answers rows of which only the body is set. Takes
-    seconds.
+    `predict_frame` asks the model `implementation` for labels and probabilities. `reference` answers rows of which only the
+    body is set. Takes seconds.
     """
     base = parity.table_of(example[:EXAMPLES], schema)
-    cases = [parity.Case(body, reference(rows)) for rows, body in parity.requests_from(base, schema)]
-    for name, predict, joint, group in _candidates(kind, implementation, predict_frame, schema):
+    cases = [(rows.body, reference(rows)) for rows in parity.requests_from(base, schema)]
+    for name, predict, joint in _candidates(implementation, predict_frame, schema):
         for missing in (True, False):
-            path = FastPath(name, FastParser(schema, parity.kinds_in(base), missing), predict, joint, group)
-            if parity.holds(path, cases, exact):
+            path = FastPath(name, FastParser(schema, parity.kinds_in(base), missing), predict, joint)
+            if parity.holds(path, cases):
                 return replace(path, cost=_measure(path, base))
     return None
 
 
 def _candidates(
-    kind: str, implementation: Any, predict_frame: Predict, schema: InputSchema
-) -> Iterator[tuple[str, Predict, bool, Callable[[Rows], Hashable]]]:
+    implementation: Any, predict_frame: Predict, schema: InputSchema
+) -> Iterator[tuple[str, Predict, bool]]:
     try:
-        predict = transformers.compile_model(kind, implementation, schema.names, schema.numeric)
-        yield "numpy", predict, True, lambda rows: None
+        yield "numpy", transformers.compile_model(implementation, schema.names, schema.numeric), True
     except Exception as error:  # a model of another version may lack any attribute
         logger.debug("%s has no numpy path: %s: %s", type(implementation).__name__, type(error).__name__, error)
     for joint in (True, False):  # a model may let the rows of one call influence each other
-        yield "frame", lambda data: _through_frame(predict_frame, schema, data), joint, _column_types
+        yield "frame", lambda data: _through_frame(predict_frame, schema, data), joint
 
 
 def _column_types(rows: Rows) -> Hashable:
@@ -125,12 +120,7 @@ def _measure(path: FastPath, base: parity.Table) -> tuple[float, float]:
     def seconds(n: int) -> float:
         rows = path.parser.parse(parity.body_of((base * n)[:n], path.parser.schema), n)
         assert rows
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            path.answer([rows])
-            times.append(time.perf_counter() - start)
-        return min(times)
+        return min(timeit.repeat(lambda: path.answer([rows]), number=1, repeat=5))
 
     one, many = seconds(1), seconds(MANY)
     return one, max(0.0, (many - one) / MANY)

@@ -13,6 +13,11 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.preprocessing import StandardScaler
+
+from alacarte.formats.network import NetworkModel
+from alacarte.formats.network_pyfunc import predictions
 
 # (n,) labels, and (n, n_classes) probabilities where the model has them.
 Labels = tuple[np.ndarray, np.ndarray | None]
@@ -21,11 +26,10 @@ Predict = Callable[[np.ndarray], Labels]
 # Rows from which the estimator's own call is faster than treelite's: `python benchmarks/trees.py` compares them.
 MANY = 100
 
-LINEAR_CLASSIFIERS = ("LogisticRegression", "SGDClassifier", "LinearSVC", "RidgeClassifier", "Perceptron")
-LINEAR_REGRESSORS = ("LinearRegression", "Ridge", "Lasso", "ElasticNet", "SGDRegressor", "LinearSVR", "HuberRegressor")
+LINEAR_REGRESSORS = ("LinearRegression", "Ridge", "SGDRegressor")
 FORESTS = ("RandomForestClassifier", "RandomForestRegressor", "ExtraTreesClassifier", "ExtraTreesRegressor")
-# Their predict is the class with the highest predict_proba.
-ONE_PASS = ("MLPClassifier", "DecisionTreeClassifier", "VotingClassifier", "BaggingClassifier")
+BOOSTED = ("HistGradientBoostingClassifier", "HistGradientBoostingRegressor")
+ONE_PASS = ("MLPClassifier", "VotingClassifier")  # their predict is the class with the highest predict_proba
 
 
 class NotKnown(Exception):
@@ -35,31 +39,37 @@ class NotKnown(Exception):
 def compile_estimator(model: Any) -> Predict:
     """NotKnown for an estimator that is not of scikit-learn."""
     name = type(model).__name__
-    if not is_sklearn(model):
+    if not type(model).__module__.startswith("sklearn."):
         raise NotKnown(name)
-    if name in LINEAR_CLASSIFIERS and (_is_logistic(model) or not hasattr(model, "predict_proba")):
+    if name == "LogisticRegression" or (name == "SGDClassifier" and model.loss == "log_loss"):
         return _linear_classifier(model)
     if name in LINEAR_REGRESSORS and model.coef_.ndim == 1:
         coefficients, intercept = model.coef_, model.intercept_
         return lambda x: (finite(x) @ coefficients + intercept, None)
     if name in FORESTS and model.n_outputs_ == 1:
         return _forest(model)
-    if "GradientBoosting" in name:
+    if name in BOOSTED:
         return _boosted(model)
-    plain = without_names(model)
-    if name in ONE_PASS and hasattr(model, "predict_proba"):
+    if type(model) is TransformedTargetRegressor and type(model.transformer_) is StandardScaler:
+        scaled, target = compile_estimator(model.regressor_), model.transformer_
+        return lambda x: (target.inverse_transform(scaled(x)[0].reshape(-1, 1)).reshape(-1), None)
+    plain, has_probabilities = _without_names(model), hasattr(model, "predict_proba")
+    if name in ONE_PASS and has_probabilities:
         return lambda x: _of_probabilities(plain.classes_, plain.predict_proba(x))
-    has_probabilities = hasattr(model, "predict_proba")
     return lambda x: (plain.predict(x), plain.predict_proba(x) if has_probabilities else None)
 
 
-def is_sklearn(part: Any) -> bool:
-    return type(part).__module__.startswith("sklearn.")
+def compile_network(model: NetworkModel) -> Predict:
+    def predict(x: np.ndarray) -> Labels:
+        outputs = model.outputs(finite(x).astype("float32"))
+        return predictions(outputs, model.net), softmax(outputs.astype("float64")) if model.net["classes"] else None
+
+    return predict
 
 
-def without_names(part: Any) -> Any:
+def _without_names(model: Any) -> Any:
     """A copy for arrays: an estimator that knows column names warns at each call that an array has none."""
-    plain = copy.copy(part)
+    plain = copy.copy(model)
     vars(plain).pop("feature_names_in_", None)
     return plain
 
@@ -75,20 +85,15 @@ def _of_probabilities(classes: np.ndarray, proba: np.ndarray) -> Labels:
     return classes[proba.argmax(axis=1)], proba
 
 
-def _is_logistic(model: Any) -> bool:
-    return type(model).__name__ == "LogisticRegression" or getattr(model, "loss", None) == "log_loss"
-
-
 def _linear_classifier(model: Any) -> Predict:
     coefficients, intercept, classes = model.coef_.T, model.intercept_, model.classes_
-    logistic, to_probabilities = _is_logistic(model), _one_against_rest if hasattr(model, "loss") else softmax
+    to_probabilities = _one_against_rest if hasattr(model, "loss") else softmax
 
     def predict(x: np.ndarray) -> Labels:
         scores = finite(x) @ coefficients + intercept
-        if scores.ndim == 1 or scores.shape[1] == 1:
-            scores = scores.reshape(-1)
-            return classes[(scores > 0).astype(int)], _both(expit(scores)) if logistic else None
-        return classes[scores.argmax(axis=1)], to_probabilities(scores) if logistic else None
+        if scores.shape[1] == 1:
+            return classes[(scores[:, 0] > 0).astype(int)], _both(expit(scores[:, 0]))
+        return classes[scores.argmax(axis=1)], to_probabilities(scores)
 
     return predict
 
@@ -124,66 +129,43 @@ def _treelite(model: Any, raw: bool) -> Callable[[np.ndarray], np.ndarray]:
 
 def _check_numbers_of_trees(model: Any) -> None:
     """NotKnown where treelite would read trees that do not exist: it takes their number from these attributes."""
-    is_hist, n_classes, trees = hasattr(model, "_predictors"), len(getattr(model, "classes_", ())), 1
-    if "GradientBoosting" in type(model).__name__ and n_classes > 2:
-        trees = n_classes
-    iterations = model._predictors if is_hist else model.estimators_
-    fits = all(np.size(iteration) == trees for iteration in iterations)
-    if is_hist:
-        fits = fits and model._baseline_prediction.dtype == np.float64 and model._baseline_prediction.size == trees
+    n_classes = len(getattr(model, "classes_", ()))
+    if hasattr(model, "_predictors"):
+        trees, baseline = n_classes if n_classes > 2 else 1, model._baseline_prediction
+        fits = all(len(iteration) == trees for iteration in model._predictors)
+        fits = fits and baseline.dtype == np.float64 and baseline.size == trees
     else:
-        fits = fits and model.n_estimators == len(iterations) and getattr(model, "n_classes_", n_classes) == n_classes
+        fits = model.n_estimators == len(model.estimators_) and getattr(model, "n_classes_", n_classes) == n_classes
     if not fits:
         raise NotKnown("another number of trees than it says")
 
 
-def _as_float32(x: np.ndarray, n_inputs: int) -> np.ndarray:
-    """Rounded like the estimator's own input, so that values at a threshold fall to the same side."""
-    return finite(x.astype("float32", order="C"), n_inputs).astype("float64")
-
-
 def _forest(model: Any) -> Predict:
-    plain, few, n_inputs = without_names(model), _treelite(model, False), model.n_features_in_
+    plain, few, n_inputs = _without_names(model), _treelite(model, False), model.n_features_in_
+
+    def by_treelite(x: np.ndarray) -> np.ndarray:
+        # rounded like the estimator's own input, so that values at a threshold fall to the same side
+        return few(finite(x.astype("float32", order="C"), n_inputs).astype("float64"))
+
     if type(model).__name__.endswith("Regressor"):
-        return lambda x: (few(_as_float32(x, n_inputs))[:, 0] if len(x) < MANY else plain.predict(x), None)
-    proba = lambda x: few(_as_float32(x, n_inputs)) if len(x) < MANY else plain.predict_proba(x)  # noqa: E731
+        return lambda x: (by_treelite(x)[:, 0] if len(x) < MANY else plain.predict(x), None)
+    proba = lambda x: by_treelite(x) if len(x) < MANY else plain.predict_proba(x)  # noqa: E731
     return lambda x: _of_probabilities(plain.classes_, proba(x))
 
 
 def _boosted(model: Any) -> Predict:
-    is_hist, classes, n_inputs = "Hist" in type(model).__name__, getattr(model, "classes_", None), model.n_features_in_
-    if (is_hist and model.is_categorical_ is not None) or (classes is not None and model.loss != "log_loss"):
+    classes, n_inputs = getattr(model, "classes_", None), model.n_features_in_
+    if model.is_categorical_ is not None or (classes is not None and model.loss != "log_loss"):
         raise NotKnown("categories in trees, or another loss than log_loss")
-    plain, few = without_names(model), _treelite(model, classes is not None)
+    plain, few = _without_names(model), _treelite(model, classes is not None)
 
     def predict(x: np.ndarray) -> Labels:
-        x = finite(np.ascontiguousarray(x), n_inputs, nan=True) if is_hist else _as_float32(x, n_inputs)
+        x = finite(np.ascontiguousarray(x), n_inputs, nan=True)
         if classes is None:
             return few(x)[:, 0] if len(x) < MANY else plain.predict(x), None
         scores = few(x) if len(x) < MANY else plain.decision_function(x).reshape(len(x), -1)
         if scores.shape[1] > 1:
             return classes[scores.argmax(axis=1)], softmax(scores)
-        second = scores[:, 0] > 0 if is_hist else scores[:, 0] >= 0
-        return classes[second.astype(int)], _both(expit(scores[:, 0]))
-
-    return predict
-
-
-# --- torch ---
-
-
-def compile_torch(predictor: Any) -> Predict:
-    import torch
-
-    network, net = predictor.network, predictor.net
-    classes = None if net["classes"] is None else np.asarray(net["classes"])
-    target = net["target"]
-
-    def predict(x: np.ndarray) -> Labels:
-        with torch.inference_mode():
-            outputs = network(torch.from_numpy(finite(x).astype("float32"))).numpy()
-        if classes is None:
-            return outputs[:, 0].astype("float64") * target["scale"] + target["mean"], None
-        return classes[outputs.argmax(axis=1)], softmax(outputs.astype("float64"))
+        return classes[(scores[:, 0] > 0).astype(int)], _both(expit(scores[:, 0]))
 
     return predict
