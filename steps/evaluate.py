@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
     signal = measure_signal(answers, dataset.part("train")[1], gate["confidence_level"]) if compared is None else None
     verdict = Verdict("HOLD", refusal, []) if refusal else decide(
         scores, task=dataset.task, signal=signal, no_champion=no_champion, **(compared.evidence if compared else {}),
-        **{key: gate[key] for key in ("rule", "margin", "strict", "min_audit_rows", "floors", "ceilings")},
+        **{key: gate[key] for key in ("margin", "strict", "min_audit_rows", "floors", "ceilings")},
     )  # fmt: skip
     report.log_scores(scores, answers, rows, compared, metrics, gate["slices"], model.located.model_id)
     if cfg.explain:

@@ -59,10 +59,10 @@ def test_each_option_composes_and_can_be_made(path: Path):
 
 def test_an_experiment_wins_over_the_defaults_and_the_command_line_over_it(tmp_path: Path):
     (tmp_path / "experiment").mkdir()
-    text = "# @package _global_\ndefaults:\n  - override /gate: point\nseed: 5\nreuse: false\ngate: {margin: 0.5}\n"
+    text = "# @package _global_\ndefaults:\n  - override /metrics: cost\nseed: 5\nreuse: false\ngate: {margin: 0.5}\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
     mine = composed("main", "experiment=mine", f"hydra.searchpath=[{tmp_path}]")
-    assert (mine.seed, mine.reuse, mine.gate.margin, mine.gate.rule) == (5, False, 0.5, "point")
+    assert (mine.seed, mine.reuse, mine.gate.margin, list(mine.metrics)) == (5, False, 0.5, ["cost"])
     quick = composed("main", "experiment=quick")
     assert quick.data.stop == 600 and quick.model.classifier._target_.endswith("SGDClassifier")
     typed = composed("main", "experiment=quick", "model=sklearn_forest", "data.stop=900")

@@ -105,7 +105,7 @@ def compare_models(
     Raises UserError where the models cannot be compared: another task, other classes, other columns.
     """
     X, y = rows.dataset.part("test")
-    settings = {key: gate[key] for key in ("metric", "test", "confidence_level")} | {"metrics": metrics}
+    settings = {key: gate[key] for key in ("metric", "confidence_level")} | {"metrics": metrics}
     for model, learner in (("the champion", champion), ("this model", challenger)):
         check_labels(model, learner, y, rows.dataset.task)
     before, after = answer_both(champion, challenger, rows.for_champion, rows.for_challenger, y, rows.weight)

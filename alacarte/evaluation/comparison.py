@@ -62,32 +62,25 @@ def paired_test(
     challenger: ArrayLike,
     *,
     weight: np.ndarray | None = None,
-    test: str = "auto",
     confidence_level: float = 0.95,
     n_resamples: int = MEAN_DRAWS,
     seed: int = 0,
 ) -> Comparison:
     """Compare the `losses` (n,) of two models on the same rows.
 
-    "bootstrap" is the percentile interval over resampled rows (Efron & Tibshirani, An introduction to the bootstrap,
-    1993, ch. 13). "mcnemar", for losses of 0 and 1, is the exact test of the rows on which one model is right and the
-    other wrong (Dietterich, Approximate statistical tests, 1998). Its interval joins Clopper-Pearson's for the share of
-    those rows and for the share of wins among them: it excludes 0 exactly when p < 1 - confidence_level, and is on the wide side.
-    "auto" is mcnemar for losses of 0 and 1 without weights.
+    For losses of 0 and 1 without weights it is McNemar's exact test of the rows on which one model is right and the other
+    wrong (Dietterich, Approximate statistical tests, 1998). Its interval joins Clopper-Pearson's for the share of those
+    rows and for the share of wins among them: it excludes 0 exactly when p < 1 - confidence_level, and is on the wide side.
+    Otherwise it is the percentile interval over resampled rows (Efron & Tibshirani, An introduction to the bootstrap,
+    1993, ch. 13).
     """
     before, after = np.asarray(champion, dtype=float), np.asarray(challenger, dtype=float)
     assert before.shape == after.shape == (before.size,) and before.size, "losses of the same rows, at least one"
     gains = before - after
     n, wins, flips = gains.size, int((gains > 0).sum()), int((gains < 0).sum())
-    counted = weight is None and bool(np.isin([before, after], (0, 1)).all())
+    test = "mcnemar" if weight is None and np.isin([before, after], (0, 1)).all() else "bootstrap"
     if weight is not None:
         gains = gains * weight / weight.mean()
-    if test == "auto":
-        test = "mcnemar" if counted else "bootstrap"
-    if test == "mcnemar" and not counted:
-        raise UserError(
-            "gate.test=mcnemar compares right and wrong answers without weights; use gate.test=bootstrap or auto"
-        )
     low, high, p_value = 0.0, 0.0, 1.0  # when no row differs, nothing is proved
     if wins + flips and test == "mcnemar":
         from scipy.stats import binomtest  # late: takes half a second, which a reused pipeline does not need
@@ -112,7 +105,6 @@ def compare(
     *,
     metric: str | None = None,
     metrics: Metrics | None = None,
-    test: str = "auto",
     confidence_level: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
@@ -120,16 +112,9 @@ def compare(
 
     Another metric is compared with a paired bootstrap: both models are measured on the same resampled rows.
     """
-    counts = paired_test(
-        losses(before), losses(after), weight=before.weight, confidence_level=confidence_level, test=test
-    )
-    if metric in (None, PRIMARY[before.task]):
+    counts = paired_test(losses(before), losses(after), weight=before.weight, confidence_level=confidence_level)
+    if metric is None or metric == PRIMARY[before.task]:
         return counts
-    assert metric is not None
-    if test == "mcnemar":
-        raise UserError(
-            f"gate.test=mcnemar compares by accuracy; for gate.metric={metric} use gate.test=bootstrap or auto"
-        )
     sign = -1 if is_lower_better(metric, metrics) else 1
 
     def gain_on(rows: np.ndarray) -> float:

@@ -25,8 +25,6 @@ class Verdict:
 
 def check_gate(
     *,
-    rule: str = "paired",
-    test: str = "auto",
     metric: str | None = None,
     margin: float = 0.02,
     confidence_level: float = 0.95,
@@ -48,9 +46,6 @@ def check_gate(
     ):
         if not (_is_number(value) and valid(value)):
             raise UserError(f"gate.{key}={value}: expected {expected}")
-    for key, word, allowed in (("rule", rule, ("paired", "point")), ("test", test, ("auto", "bootstrap", "mcnemar"))):
-        if word not in allowed:
-            raise UserError(f"gate.{key}={word}: expected {' or '.join(allowed)}")
     known = {*BUILT_IN, *(metrics or {})}
     if metric is not None and metric not in known:
         raise UserError(f"gate.metric={metric}: there is no such metric; {_nearest(metric, known)}")
@@ -74,7 +69,6 @@ def decide(
     audit: Comparison | int | None = None,
     audit_without: Mapping[str, Comparison | int] | None = None,
     no_champion: str = "no champion yet",
-    rule: str = "paired",
     margin: float = 0.02,
     strict: bool = False,
     min_audit_rows: int = 30,
@@ -85,8 +79,7 @@ def decide(
 
     1. A floor or a ceiling missed: REJECT.
     2. No champion (`comparison` is None): PROMOTE if `signal` is proved to be above chance, else REJECT.
-    3. rule "paired": a proved gain is PROMOTE; a loss that is proved, or larger than `margin`, is REJECT; all else HOLD.
-       rule "point": the better number wins, however small the difference and the sample; HOLD only when equal.
+    3. A proved gain is PROMOTE; a loss that is proved, or larger than `margin`, is REJECT; all else HOLD.
     4. With `audit`, the comparison on audit rows (or their number, where they are too few to compare), the audit rows
        must prove the gain, and the test rows must not lose: see `_on_two_sets`. PROMOTE must hold again for each value
        of `audit_without`, the comparison without the rows of one annotator, else it is HOLD.
@@ -98,10 +91,10 @@ def decide(
         limits = " and ".join("gate.{kind}s.{metric}".format(**check) for check in missed)
         return Verdict("REJECT", f"{'; '.join(texts)}: train a better model, or change {limits}", checks)
     if comparison is None:
-        return Verdict(*_first(signal, rule, no_champion), checks)
+        return Verdict(*_first(signal, no_champion), checks)
     if audit is None:
-        return Verdict(*_against_champion(comparison, PRIMARY[task], rule, margin), checks)
-    rules = PRIMARY[task], rule, margin, strict, min_audit_rows
+        return Verdict(*_against_champion(comparison, PRIMARY[task], margin), checks)
+    rules = PRIMARY[task], margin, strict, min_audit_rows
     decision, reason = _on_two_sets(comparison, audit, *rules)
     for annotator, others in (audit_without or {}).items() if decision == "PROMOTE" else ():
         again, why = _on_two_sets(comparison, others, *rules)
@@ -118,7 +111,7 @@ def _check(kind: str, metric: str, limit: float, scores: Mapping[str, float]) ->
     return {"metric": metric, "value": value, "kind": kind, "limit": limit, "passed": bool(passed)}
 
 
-def _first(signal: Signal | None, rule: str, no_champion: str) -> tuple[str, str]:
+def _first(signal: Signal | None, no_champion: str) -> tuple[str, str]:
     if signal is None:
         return (
             "REJECT",
@@ -126,19 +119,16 @@ def _first(signal: Signal | None, rule: str, no_champion: str) -> tuple[str, str
         )
     s = signal
     value = f"{no_champion}, and {s.metric} {s.value:.4g} [{s.low:.4g}, {s.high:.4g}] on {s.n:,} rows"
-    if (s.low if rule == "paired" else s.value) > s.chance:
+    if s.low > s.chance:
         return "PROMOTE", f"{value} is better than chance ({s.chance:g})"
     advice = "train with more rows, other columns or another model="
     return "REJECT", f"{value} is not proved to be better than chance ({s.chance:g}): {advice}"
 
 
-def _against_champion(c: Comparison, metric: str, rule: str, margin: float) -> tuple[str, str]:
+def _against_champion(c: Comparison, metric: str, margin: float) -> tuple[str, str]:
     numbers = _numbers(c, metric)
     if c.gain == c.spread == 0:
         return "HOLD", f"both models do equally well on each of {c.n:,} rows"
-    if rule == "point":
-        decision = "PROMOTE" if c.gain > 0 else "REJECT" if c.gain < 0 else "HOLD"
-        return decision, f"{numbers}; gate.rule=point takes the better number"
     if c.low > 0:
         return "PROMOTE", f"{numbers} is proved at {c.confidence_level:.4g}"
     if c.high < 0:
@@ -150,14 +140,14 @@ def _against_champion(c: Comparison, metric: str, rule: str, margin: float) -> t
 
 
 def _on_two_sets(
-    old: Comparison, new: Comparison | int, metric: str, rule: str, margin: float, strict: bool, min_audit_rows: int
+    old: Comparison, new: Comparison | int, metric: str, margin: float, strict: bool, min_audit_rows: int
 ) -> tuple[str, str]:
     """The test rows show the original task, the audit rows show today's requests.
 
     REJECT: a loss on the test rows beyond the margin; or one on the audit rows that is proved, or that is beyond the margin
     and that at most RARE of all equal models have: of a hundred rows, two or three are lost by chance.
     PROMOTE: a proved gain on the audit rows, and with `strict` proof that the test rows lose less than the margin.
-    HOLD: all between, and fewer than `min_audit_rows` audit rows. rule "point" takes the better number for proof.
+    HOLD: all between, and fewer than `min_audit_rows` audit rows.
     """
     lost = _numbers(old, metric, "test rows")
     if old.gain < -margin:
@@ -175,9 +165,6 @@ def _on_two_sets(
     if new.gain < -margin and new.p_value <= 2 * RARE:  # p counts gains of that size too
         rare = f"beyond the margin {margin:.4g}, which equal models rarely are (p = {new.p_value:.2g})"
         return "REJECT", f"{won} is {rare}: {STAYS}"
-    if rule == "point":
-        decision = "PROMOTE" if new.gain > 0 else "REJECT" if new.gain < 0 else "HOLD"
-        return decision, f"{won}; gate.rule=point takes the better number; {kept}"
     if new.low <= 0:
         needed = rows_needed(new) if new.gain else None
         decides = f"; about {2 * max(needed - new.n, 1):,} more audit labels would decide it" if needed else ""

@@ -37,18 +37,19 @@ def zero_one(n: int, won: int, lost: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def compared(n: int, won: int, lost: int, test: str = "auto") -> Comparison:
+def compared(n: int, won: int, lost: int, test: str = "mcnemar") -> Comparison:
     """The paired test where so many of n rows are won and lost."""
-    return paired_test(*zero_one(n, won, lost), test=test, n_resamples=1000)
+    weight = np.ones(n) if test == "bootstrap" else None
+    return paired_test(*zero_one(n, won, lost), weight=weight, n_resamples=1000)
 
 
-def decisions(test: str, n: int, won: float, lost: float, repeats: int, **settings) -> dict[str, float]:
+def decisions(test: str, n: int, won: float, lost: float, repeats: int) -> dict[str, float]:
     """How often each verdict falls when a row is won and lost with these probabilities."""
     rng, counts = np.random.default_rng(7), {"PROMOTE": 0, "HOLD": 0, "REJECT": 0}
     for _ in range(repeats):
         wins, flips, _ = rng.multinomial(n, [won, lost, 1 - won - lost])
         comparison = compared(n, int(wins), int(flips), test)
-        counts[decide({}, task="classification", comparison=comparison, **settings).decision] += 1
+        counts[decide({}, task="classification", comparison=comparison).decision] += 1
     return {decision: count / repeats for decision, count in counts.items()}
 
 

@@ -18,46 +18,39 @@ pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("i
 # --- the paired tests ---
 
 
-@pytest.mark.parametrize("test", ["bootstrap", "mcnemar"])
-def test_equal_models_are_rarely_promoted_and_clear_differences_are_seen(test):
-    # Nominal 0.025, measured 0.010 to 0.028; 300 repeats of 0.025 exceed 0.05 in 4 of a thousand seeds.
+@pytest.mark.parametrize(("test", "repeats", "most"), [("mcnemar", 200, 0.06), ("bootstrap", 60, 0.09)])
+def test_equal_models_are_rarely_promoted_and_clear_differences_are_seen(test, repeats, most):
+    # Nominal 0.025, measured 0.010 to 0.028. A few in a thousand seeds exceed `most`.
     for n, differing in ((360, 0.1), (1000, 0.04)):
-        assert decisions(test, n, differing / 2, differing / 2, 300 if test == "mcnemar" else 100)["PROMOTE"] <= (
-            0.05 if test == "mcnemar" else 0.07
-        )
-    assert decisions(test, 1000, 0.08, 0.03, 100)["PROMOTE"] >= 0.95
-    assert decisions(test, 1000, 0.03, 0.08, 100)["REJECT"] >= 0.95
-
-
-def test_the_better_number_promotes_half_of_the_equal_models():
-    assert 0.35 < decisions("mcnemar", 360, 0.05, 0.05, 400, rule="point")["PROMOTE"] < 0.6
+        assert decisions(test, n, differing / 2, differing / 2, repeats)["PROMOTE"] <= most
+    assert decisions(test, 1000, 0.08, 0.03, 60)["PROMOTE"] >= 0.95
+    assert decisions(test, 1000, 0.03, 0.08, 60)["REJECT"] >= 0.95
 
 
 def test_bootstrap_of_numbers_keeps_its_level():
     rng, proved = np.random.default_rng(3), 0
-    for seed in range(200):
+    for seed in range(100):
         a, b = rng.normal(size=(2, 150)) ** 2
         comparison = paired_test(a, b, n_resamples=500, seed=seed)
-        assert comparison.test == "bootstrap"
+        assert comparison.test == "bootstrap" and comparison == paired_test(a, b, n_resamples=500, seed=seed)
         proved += comparison.low > 0 or comparison.high < 0
-    assert 2 <= proved <= 22  # 10 expected; beyond this with probability below 0.001
+    assert proved <= 14  # 5 expected; beyond this with probability below 0.001
 
 
 def test_bootstrap_and_mcnemar_agree():
     for won, lost in ((30, 10), (18, 22), (5, 40)):
-        champion, challenger = zero_one(500, won, lost)
-        exact, drawn = (paired_test(champion, challenger, test=test) for test in ("mcnemar", "bootstrap"))
+        exact, drawn = (compared(500, won, lost, test) for test in ("mcnemar", "bootstrap"))
         assert exact.gain == drawn.gain == pytest.approx((won - lost) / 500)
         assert (exact.wins, exact.negative_flips) == (drawn.wins, drawn.negative_flips) == (won, lost)
         assert exact.low <= drawn.low + 0.002 and drawn.high - 0.002 <= exact.high  # exact is the wider one
         assert [exact.low, exact.high] == pytest.approx([drawn.low, drawn.high], abs=0.02)
         assert (exact.low > 0, exact.high < 0) == (drawn.low > 0, drawn.high < 0)
-        assert exact.p_value == pytest.approx(drawn.p_value, abs=0.08)
+        assert exact.p_value == pytest.approx(drawn.p_value, abs=0.12)
 
 
 @pytest.mark.parametrize(("won", "lost"), [(5, 0), (6, 0), (9, 2), (10, 2), (0, 6), (30, 14), (30, 15), (30, 16)])
 def test_the_interval_of_mcnemar_excludes_zero_exactly_when_p_is_small(won, lost):
-    exact = compared(100, won, lost, "mcnemar")
+    exact = compared(100, won, lost)
     tail = sum(math.comb(won + lost, i) for i in range(min(won, lost) + 1)) / 2 ** (won + lost)
     assert exact.p_value == pytest.approx(min(1, 2 * tail))
     assert (exact.low > 0 or exact.high < 0) == (exact.p_value < 0.05)
@@ -67,11 +60,11 @@ def test_the_interval_of_mcnemar_excludes_zero_exactly_when_p_is_small(won, lost
 @pytest.mark.parametrize(("won", "lost"), [(0.02, 0.0), (0.08, 0.01), (0.05, 0.05)])
 def test_the_interval_of_mcnemar_holds_the_true_difference(won, lost):
     rng, held = np.random.default_rng(5), 0
-    for _ in range(200):
+    for _ in range(100):
         wins, flips, _ = rng.multinomial(360, [won, lost, 1 - won - lost])
         comparison = compared(360, int(wins), int(flips))
         held += comparison.low <= won - lost <= comparison.high
-    assert held >= 180  # 190 or more expected
+    assert held >= 88  # 95 or more expected
 
 
 def test_of_many_rows_a_sample_is_drawn_and_the_interval_is_that_of_all():
@@ -87,13 +80,6 @@ def test_two_models_that_never_differ_prove_nothing():
         assert (same.gain, same.low, same.high, same.p_value) == (0, 0, 0, 1)
         verdict = decide({}, task="classification", comparison=same)
         assert verdict.decision == "HOLD" and "equally well on each of 50 rows" in verdict.reason
-
-
-def test_a_comparison_repeats_and_mcnemar_refuses_numbers():
-    a, b = np.random.default_rng(0).normal(size=(2, 100))
-    assert paired_test(a, b) == paired_test(a, b)
-    with pytest.raises(UserError, match=r"gate\.test=mcnemar"):
-        paired_test(a, b, test="mcnemar")
 
 
 def test_weights_count_rows_more_than_once():
@@ -117,7 +103,7 @@ def models(n: int, better: float, seed: int = 0, weight=None):
         yield make_answers(truth, answers, np.column_stack([1 - proba, proba]), [0, 1], "classification", weight)
 
 
-@pytest.mark.parametrize("metric", ["roc_auc", "log_loss", "brier", "balanced_accuracy"])
+@pytest.mark.parametrize("metric", ["roc_auc", "log_loss", "brier"])
 def test_another_metric_decides_by_a_paired_bootstrap(metric, monkeypatch):
     monkeypatch.setattr(comparisons, "DRAWS", 200)
     better, worse = (compare(*models(600, by), metric=metric, metrics=OWN) for by in (0.8, -0.8))
@@ -144,5 +130,3 @@ def test_a_metric_that_two_models_do_not_have_is_named():
     pair = [make_answers([0, 1], [0, 1], None, [0, 1], "classification") for _ in range(2)]
     with pytest.raises(UserError, match=r"gate\.metric=roc_auc is not defined"):
         compare(*pair, metric="roc_auc")
-    with pytest.raises(UserError, match=r"use gate\.test=bootstrap or auto"):
-        compare(*pair, metric="f1_macro", test="mcnemar")

@@ -25,22 +25,15 @@ def judge(metrics=GOOD, comparison=None, **settings):
 
 
 @pytest.mark.parametrize(
-    ("gain", "low", "high", "rule", "decision"),
+    ("gain", "low", "high", "decision"),
     [
-        (0.03, 0.001, 0.06, "paired", "PROMOTE"),
-        (0.03, 0.0, 0.06, "paired", "HOLD"),
-        (0.0, -0.01, 0.01, "paired", "HOLD"),
-        (-0.02, -0.05, 0.01, "paired", "HOLD"),
-        (-0.021, -0.05, 0.01, "paired", "REJECT"),
-        (-0.005, -0.009, -0.001, "paired", "REJECT"),
-        (0.001, -0.1, 0.1, "point", "PROMOTE"),
-        (0.0, -0.1, 0.1, "point", "HOLD"),
-        (-0.001, -0.1, 0.1, "point", "REJECT"),
+        (0.03, 0.001, 0.06, "PROMOTE"), (0.03, 0.0, 0.06, "HOLD"), (0.0, -0.01, 0.01, "HOLD"), (-0.02, -0.05, 0.01, "HOLD"),
+        (-0.021, -0.05, 0.01, "REJECT"), (-0.005, -0.009, -0.001, "REJECT"),
     ],
-)
-def test_the_rules(gain, low, high, rule, decision):
+)  # fmt: skip
+def test_the_rules(gain, low, high, decision):
     comparison = dataclasses.replace(COMPARISON, gain=gain, low=low, high=high)
-    assert judge(comparison=comparison, rule=rule).decision == decision
+    assert judge(comparison=comparison).decision == decision
 
 
 def test_hold_says_by_how_much_and_how_many_rows_would_decide():
@@ -57,7 +50,7 @@ def test_hold_says_by_how_much_and_how_many_rows_would_decide():
 def test_the_rows_that_would_decide_do_so_four_times_in_five():
     comparison = paired_test(*zero_one(360, 12, 8))
     rows = rows_needed(comparison)
-    assert 0.7 < decisions("mcnemar", rows, 12 / 360, 8 / 360, 300)["PROMOTE"] < 0.88
+    assert 0.7 < decisions("mcnemar", rows, 12 / 360, 8 / 360, 150)["PROMOTE"] < 0.9
 
 
 def on_two_sets(old: tuple[int, int], new: tuple[int, int], n: int, **settings):
@@ -72,12 +65,7 @@ def on_two_sets(old: tuple[int, int], new: tuple[int, int], n: int, **settings):
         ((5, 5), (14, 3), "PROMOTE", "audit rows (14 won, 3 lost) is proved"),
         ((3, 10), (14, 3), "PROMOTE", "is within the margin 0.02"),
         ((2, 10), (14, 3), "REJECT", "on 360 test rows (2 won, 10 lost) is beyond the margin 0.02"),
-        (
-            (5, 5),
-            (7, 10),
-            "HOLD",
-            "is not proved; about",
-        ),  # three points lost, and of equal models one in three does so
+        ((5, 5), (7, 10), "HOLD", "is not proved; about"),  # of equal models one in three loses so much
         ((5, 5), (2, 8), "HOLD", "is not proved; about"),
         ((5, 5), (2, 9), "REJECT", "beyond the margin 0.02, which equal models rarely are (p = 0.065)"),
         ((5, 5), (1, 9), "REJECT", "is proved"),
@@ -90,16 +78,15 @@ def test_the_audit_rows_prove_the_gain_and_the_test_rows_must_not_lose(old, new,
 
 
 def test_a_promotion_must_hold_without_each_single_annotator():
-    def judged(without: dict[str, tuple[int, int, int]], **settings):
+    def judged(without: dict[str, tuple[int, int, int]]):
         others = {name: paired_test(*zero_one(n, won, lost)) for name, (n, won, lost) in without.items()}
-        return on_two_sets((5, 5), (24, 3), 120, audit_without=others, **settings)
+        return on_two_sets((5, 5), (24, 3), 120, audit_without=others)
 
     robust = {"token:alice": (80, 16, 2), "token:bob": (80, 16, 2), "token:carol": (80, 16, 2)}
     assert judged(robust).decision == "PROMOTE"
     verdict = judged(robust | {"token:eve": (60, 2, 2)})
     assert verdict.decision == "HOLD" and "rests on one annotator, token:eve, who labelled 60 of 120" in verdict.reason
     assert "on 60 audit rows (2 won, 2 lost) is not proved" in verdict.reason and "other annotators" in verdict.reason
-    assert judged(robust | {"token:eve": (60, 2, 2)}, rule="point").decision == "HOLD"
     alone = judge(comparison=COMPARISON, audit=paired_test(*zero_one(171, 60, 0)), audit_without={"token:eve": 0})
     assert alone.decision == "HOLD" and "who labelled all 171 audit rows" in alone.reason
     # A verdict that is no promotion says what it says, and one on the test rows alone belongs to no annotator.
@@ -115,15 +102,14 @@ def test_strict_asks_for_proof_on_the_test_rows():
     assert too_few.decision == "HOLD" and "12 audit rows can judge, 30 must: label about 36 more" in too_few.reason
 
 
-@pytest.mark.parametrize("n", [30, 100, 400])
-@pytest.mark.parametrize("differing", [0.06, 0.2])
+@pytest.mark.parametrize(("n", "differing"), [(30, 0.2), (100, 0.06), (400, 0.2)])
 def test_few_audit_rows_reject_few_equal_models(n, differing):
     draw, counts = np.random.default_rng(n), {"PROMOTE": 0, "HOLD": 0, "REJECT": 0}
-    for _ in range(400):
+    for _ in range(200):
         wins, flips, _ = draw.multinomial(n, [differing / 2, differing / 2, 1 - differing])
         counts[on_two_sets((5, 5), (int(wins), int(flips)), n).decision] += 1
-    assert counts["REJECT"] <= 34  # 20 where the exact test is as loose as it may be; 34 come once in a thousand
-    assert counts["PROMOTE"] <= 20
+    assert counts["REJECT"] <= 20  # 10 where the exact test is as loose as it may be; 21 come once in a thousand
+    assert counts["PROMOTE"] <= 13
 
 
 def first(n: int, signal: float, task: str = "classification", proba: bool = True, rare: float = 0.3, seed: int = 0):
@@ -147,7 +133,6 @@ def test_the_first_champion_is_proved_to_be_better_than_chance(settings):
     verdict = judge(signal=noise)
     assert verdict.decision == "REJECT" and "is not proved to be better than chance" in verdict.reason
     assert "train with more rows, other columns or another model=" in verdict.reason
-    assert judge(signal=noise, rule="point").decision == ("PROMOTE" if noise.value > noise.chance else "REJECT")
 
 
 def test_a_first_champion_on_noise_is_rare(monkeypatch):
@@ -189,11 +174,9 @@ def test_a_missed_floor_or_ceiling_rejects_and_all_are_recorded():
         ({"ceilings": {"accuracy": 0.3}}, r"accuracy is better higher; set gate.floors.accuracy=0.3"),
         ({"floors": {"accuracy": "high"}}, "gate.floors.accuracy=high: expected a number"),
         ({"metric": "rocauc"}, "gate.metric=rocauc: there is no such metric; the nearest is roc_auc"),
-        ({"rule": "pared"}, "gate.rule=pared: expected paired or point"),
         ({"margin": -0.1}, "gate.margin=-0.1"),
         ({"margin": None}, "gate.margin=None"),
         ({"min_audit_rows": 0}, "gate.min_audit_rows=0"),
-        ({"test": "ttest"}, "gate.test=ttest"),
         ({"confidence_level": 95}, "gate.confidence_level=95"),
         ({"confidence_level": True}, "gate.confidence_level=True"),
         ({"confidence_level": "0.95"}, "gate.confidence_level=0.95"),

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from answers import LABELS, example
+from answers import example
 from conftest import ROOT
 
 from alacarte.evaluation.metrics import make_answers
@@ -15,15 +15,17 @@ from alacarte.evaluation.plots import plot_importance, plots
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.filterwarnings("ignore::ResourceWarning")]
 
 
-@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("kind", ["str", "bool"])
 def test_plots_of_a_classifier(kind, tmp_path):
     truth, answer, proba, classes = example(kind)
+    before = example(kind, seed=1)[1]
+    if kind == "str":
+        truth[:10] = "yak"  # never seen in training
     challenger = make_answers(truth, answer, proba, classes, "classification")
-    champion = make_answers(truth, example(kind, seed=1)[1], None, classes[::-1], "classification")
-    figures = plots(challenger, champion)
+    figures = plots(challenger, make_answers(truth, before, None, classes[::-1], "classification"))
     assert set(figures) == {"confusion_matrix.png", "roc_pr.png", "calibration.png", "champion_vs_challenger.png"}
     draw(figures, tmp_path)
-    right, right_before = answer == truth, example(kind, seed=1)[1] == truth
+    right, right_before = answer == truth, before == truth
     counts = f"{(right & ~right_before).sum()} rows won, {(right_before & ~right).sum()} lost of 200"
     assert counts in figures["champion_vs_challenger.png"].get_suptitle()
     assert set(plots(make_answers(truth, answer, None, classes, "classification"))) == {"confusion_matrix.png"}
@@ -37,22 +39,14 @@ def test_plots_of_a_regression(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["champion_vs_challenger.png", "residuals.png"]
 
 
-@pytest.mark.parametrize("k", [2, 40])
-def test_long_names_of_many_classes_stay_inside_the_picture(k, tmp_path):
-    rng = np.random.default_rng(0)
+def test_long_names_of_many_classes_stay_inside_the_picture(tmp_path):
+    rng, k = np.random.default_rng(0), 40
     names = np.array([f"a class with a $long$ name, number {i} $$" for i in range(k)])
     truth = rng.integers(0, k, 400)
     answer = np.where(rng.random(400) < 0.7, truth, rng.integers(0, k, 400))
     answers = make_answers(names[truth], names[answer], rng.dirichlet(np.ones(k), 400), names, "classification")
     draw(plots(answers, answers), tmp_path)
     draw({"importance.png": plot_importance(names.tolist(), np.ones(k), np.ones(k), "log_loss")}, tmp_path)
-
-
-def test_a_label_never_seen_in_training_is_drawn(tmp_path):
-    truth, answer, proba, classes = example("str")
-    truth[:10] = "yak"
-    answers = make_answers(truth, answer, proba, classes, "classification")
-    draw(plots(answers, answers), tmp_path)
 
 
 def draw(figures, folder) -> None:
