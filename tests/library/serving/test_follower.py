@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import learning
 import mlflow
 import numpy as np
 import pandas as pd
@@ -33,47 +32,25 @@ def follow(tmp_path: Path) -> Iterator[Callable[..., ModelFollower]]:
         yield start
 
 
-def test_before_and_with_the_first_champion(follow):
+def test_the_first_champion_a_change_of_it_and_its_absence(follow):
     holder = follow("first")
     until(lambda: "has no champion" in holder.reason(), holder.reason)
+    for label in (1, 2):
+        register("first", label)
     assert holder.current is None and holder.status()["model_version"] is None
-    register("first")
-    holder.refresh()
-    until(lambda: "has no champion" in holder.reason(), holder.reason)
-    point("first", "1")
-    serves(holder, "1")
-    status = holder.status()
-    run_id = MlflowClient().get_model_version("first", "1").run_id
-    assert status["swaps"] == 0 and status["failures"] == 0 and status["last_error"] is None
-    assert holder.current.run_id == status["run_id"] and status["run_id"] in (run_id, None)
-    assert answers(holder) == 1 and status["since"].endswith("+00:00")
-
-
-def test_back_and_forth(follow):
-    for label in (1, 2, 3):
-        register("flips", label)
-    point("flips", "1")
-    holder = follow("flips", poll_seconds=60)
-    serves(holder, "1")
-    for flip in range(10):
-        version = "213"[flip % 3]
-        point("flips", version)
+    for flip, version in enumerate("1212"):
+        point("first", version)
         holder.refresh()
         serves(holder, version)
-        assert answers(holder) == int(version)
-    assert holder.status()["swaps"] == 10 and holder.status()["last_error"] is None
-
-
-def test_an_absent_alias_keeps_what_serves(follow):
-    register("lost")
-    point("lost", "1")
-    holder = follow("lost")
-    serves(holder, "1")
-    MlflowClient().delete_registered_model_alias("lost", "champion")
+        assert answers(holder) == int(version) and holder.status()["swaps"] == flip
+    status = holder.status()
+    assert holder.current.run_id == status["run_id"] and status["since"].endswith("+00:00")
+    MlflowClient().delete_registered_model_alias("first", "champion")
     for _ in range(3):
         holder.refresh()
         threading.Event().wait(0.1)
-    assert holder.current.version == "1" and answers(holder) == 1 and holder.status()["last_error"] is None
+    status = holder.status()
+    assert status["model_version"] == "2" and status["failures"] == 0 and status["last_error"] is None
 
 
 def test_a_model_made_again_has_the_same_numbers_and_is_another(follow):
@@ -113,63 +90,47 @@ def test_the_challenger_is_ready_before_it_is_promoted(follow):
     assert loaded == ["1", "2"]
 
 
-def test_models_of_our_learners_take_turns_and_find_their_fast_path(follow):
-    X, _ = learning.table("mixed", "classification")
-    for family in ("sklearn_sgd", "sklearn_hgb"):
-        with mlflow.start_run():
-            info = learning.fitted(family, "mixed", "classification").log("model", example=X[:5], metadata={})
-        mlflow.register_model(info.model_uri, "ours")
-    for version in "12":
-        point("ours", version)
-        holder = holder if version == "2" else follow("ours")  # noqa: F821
-        serves(holder, version)
-        until(lambda holder=holder: holder.status()["path"] != "pyfunc", holder.status)
-    version = MlflowClient().get_model_version("ours", "2")
-    assert holder.status()["run_id"] == version.run_id and holder.status()["swaps"] == 1
-
-
-@pytest.mark.parametrize(
-    ("what", "reason"),
-    [
-        ({"serialization_format": "cloudpickle"}, "pickle"),
-        ({"metadata": {"example_predictions": [2, 2, 1]}}, "answers on its input example are not those logged"),
-        ({"metadata": {"example_predictions": [2]}}, "answers on its input example are not those logged"),
-        ({"rows": pd.DataFrame({"a": ["x", "y"], "c": [1.0, 2.0]})}, "input a is string, was double; input c is required"),
-        ({"label": "two"}, "output 1 is string, was integer"),
-        ({"model": "foreign"}, "numpy.nan_to_num"),
-        ({"damaged": True}, "version 2 is refused"),
-    ],
-    ids=["pickle", "answers", "few answers", "columns", "labels", "type", "damaged"],
-)  # fmt: skip
-def test_what_is_refused(follow, what: dict, reason: str, request: pytest.FixtureRequest):
-    name = f"refused {request.node.callspec.id}"
-    register(name)
-    what = dict(what)
-    damaged = what.pop("damaged", False)
-    if what.get("model"):
-        what["model"] = make_pipeline(
-            FunctionTransformer(np.nan_to_num), DummyClassifier(strategy="constant", constant=2)
-        ).fit(X, [2, 2, 2])
-        what["skops_trusted_types"] = ["numpy.nan_to_num"]
-    register(name, **{"label": 2, **what})
-    if damaged:
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/2"))
-        (folder / "model.skops").write_bytes(b"PK\x03\x04 no longer a model")
-        source = MlflowClient().get_model_version(name, "2").source
-        MlflowClient().log_model_artifacts(source.split("/")[-1], str(folder))
-    register(name, 3)
-    point(name, "1")
-    holder = follow(name)
+def test_what_is_refused(follow):
+    foreign = FunctionTransformer(np.nan_to_num), DummyClassifier(strategy="constant", constant=2)
+    bad = {
+        "pickle": {"serialization_format": "cloudpickle"},
+        "answers on its input example are not those logged": {"metadata": {"example_predictions": [2, 2, 1]}},
+        "its answers on its input example are not those logged with it": {"metadata": {"example_predictions": [2]}},
+        "input a is string, was double; input c is required": {"rows": pd.DataFrame({"a": ["x"], "c": [1.0]})},
+        "output 1 is string, was integer": {"label": "two"},
+        "numpy.nan_to_num": {
+            "model": make_pipeline(*foreign).fit(X, [2, 2, 2]), "skops_trusted_types": ["numpy.nan_to_num"],
+        },
+        "not a skops file": {},
+    }  # fmt: skip
+    register("refused")
+    point("refused", "1")
+    holder = follow("refused")
     serves(holder, "1")
-    point(name, "2")
-    assert reason in refuses(holder, "2", kept="1")
+    for reason, logged in bad.items():
+        version = register("refused", **{"label": 2, **logged})
+        if not logged:
+            damage(version)
+        point("refused", version)
+        assert reason in refuses(holder, version, kept="1")
     failures = holder.status()["failures"]
+    assert failures == len(bad)
     holder.refresh()
     threading.Event().wait(0.3)
     assert holder.status()["failures"] == failures, "what failed is not tried again at each poll"
-    point(name, "3")
-    serves(holder, "3")
+    good = register("refused", 3)
+    point("refused", good)
+    serves(holder, good)
     assert holder.status()["last_error"] is None
+
+
+def damage(version: str) -> None:
+    """Replace the model file in the registry by half of it."""
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/refused/{version}"))
+    whole = (folder / "model.skops").read_bytes()
+    (folder / "model.skops").write_bytes(whole[: len(whole) // 2])
+    source = MlflowClient().get_model_version("refused", version).source
+    MlflowClient().log_model_artifacts(source.split("/")[-1], str(folder))
 
 
 def test_what_failed_is_tried_again_after_a_while_or_when_the_alias_comes_back(follow, monkeypatch):
