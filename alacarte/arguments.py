@@ -17,7 +17,6 @@ from alacarte.errors import UserError
 SWITCHES = {"--multirun", "-m", "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r"}
 OPTIONS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
            "--info", "-i", "--experimental-rerun", "--shell-completion", "-sc"}  # fmt: skip
-ALONE = {"--history": "history=true"}  # keys that mean yes when they come without a value
 FREE_TEXT = {"description"}  # always taken as typed: nobody means a number or a list there
 # Texts by nature: digits are taken as typed (a run id may consist of digits alone), null stays null.
 TEXT = {"registered_model_name", "experiment_name", "reason", "save_to", "run_id", "model_uri", "input", "output",
@@ -56,9 +55,6 @@ def _split(tokens: list[str]) -> tuple[list[str], list[str]]:
             if token.startswith("--"):
                 token = token[2:]
                 if "=" not in token:
-                    if name in ALONE and not (tokens and tokens[0].lower() in ("true", "false")):
-                        pairs.append(ALONE[name])
-                        continue
                     if not tokens:
                         raise UserError(f"--{token} has no value: write --{token} VALUE or {token}=VALUE")
                     token = f"{token}={tokens.pop(0)}"

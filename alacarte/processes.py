@@ -141,11 +141,11 @@ class Child:
         lines = iter(self.lines[since:])
         return all(any(line.startswith(start) for line in lines) for start in starts)
 
-    def wait_for(self, start: str, seconds: float = 60) -> str:
-        """The first line with this start. RuntimeError with all lines if the step ends or the time is over before."""
-        end = time.monotonic() + seconds
+    def wait_for(self, start: str) -> str:
+        """The first line with this start. RuntimeError with all lines if the step ends or a minute is over before."""
+        end = time.monotonic() + 60
         while not self.has_printed(start):
-            if time.monotonic() > end or (self._process.poll() is not None and not self.reader.is_alive()):
+            if time.monotonic() > end or not self.reader.is_alive():
                 raise RuntimeError(f"no line {start!r}:\n" + "\n".join(self.lines))
             time.sleep(0.05)
         return next(line for line in self.lines if line.startswith(start))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import requests
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -94,10 +95,7 @@ def nearest_models(name: str) -> str:
 
 def known_versions(name: str) -> str:
     """What `version=` can be, for an error message."""
-    try:
-        numbers = sorted(int(version.version) for version in MlflowClient().search_model_versions(f"name = '{name}'"))
-    except MlflowException:
-        numbers = []
+    numbers = sorted(int(version.version) for version in MlflowClient().search_model_versions(f"name = '{name}'"))
     if not numbers:
         return f"another registered_model_name: {name} has no version"
     return ", ".join(map(str, numbers)) + ", challenger or previous"
@@ -135,21 +133,17 @@ def rejected_versions(name: str) -> list[str]:
     return [number_of(version) for version in versions_of(name) if version.tags.get("gate.verdict") == "REJECT"]
 
 
-def find_version(name: str, model_uri: str) -> ModelVersion | None:
-    """The version that already holds a logged model (`models:/m-...`), so that no model is registered twice."""
-    versions = MlflowClient().search_model_versions(f"name = '{name}'")
-    return next((version for version in versions if version.source == model_uri), None)
-
-
 def register(name: str, model_uri: str, tags: Mapping[str, object] | None = None) -> ModelVersion:
-    """Make a logged model a version with alias `challenger`. UserError where the registry refuses the name.
+    """Make a logged model (`models:/m-...`) a version with alias `challenger`. UserError where the registry refuses the name.
 
     A version is there with its `tags` or not at all; one that is there already is left as it is.
     """
-    texts = {key: str(value)[:5000] for key, value in (tags or {}).items()}
+    client, texts = MlflowClient(), {key: str(value)[:5000] for key, value in (tags or {}).items()}
     try:
-        version = find_version(name, model_uri) or mlflow.register_model(model_uri, name, tags=texts)
-        MlflowClient().set_registered_model_alias(name, CHALLENGER, version.version)
+        versions = client.search_model_versions(f"name = '{name}'")
+        version = next((version for version in versions if version.source == model_uri), None)
+        version = version or mlflow.register_model(model_uri, name, tags=texts)
+        client.set_registered_model_alias(name, CHALLENGER, version.version)
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
@@ -188,46 +182,44 @@ def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
         if expected != "none":  # first, so that a stop between the two leaves the champion where it was
             client.set_registered_model_alias(name, PREVIOUS, expected)
         client.set_registered_model_alias(name, CHAMPION, version.version)
-        times = 1 + sum(key.split(".")[0] == "promoted_at" for key in tags_of(version))
+        tags = client.get_model_version(name, version.version).tags
+        times = 1 + sum(key.split(".")[0] == "promoted_at" for key in tags)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         about = {"promoted_at": now, "promoted_by": getpass.getuser(), "promoted_from": expected}
         about["promotion_reason"] = reason
         tag(version, {key if times == 1 else f"{key}.{times}": value for key, value in about.items()})
 
 
-def tags_of(version: ModelVersion) -> dict[str, str]:
-    """The tags of a version as they are now."""
-    return dict(MlflowClient().get_model_version(version.name, version.version).tags)
-
-
 def ancestry(version: ModelVersion) -> list[ModelVersion]:
     """A version and what it was retrained from, newest first; it ends at one trained from scratch, or deleted since."""
-    line, seen = [version], {number_of(version)}
-    while (parent := line[-1].tags.get("parent_version")) and parent not in seen:  # a tag can be edited into a circle
-        found = by_number(version.name, parent)
-        if found is None:
+    line = [version]
+    while (parent := line[-1].tags.get("parent_version")) and parent not in map(number_of, line):  # a tag can be edited
+        before = by_number(version.name, parent)
+        if before is None:
             break
-        line.append(found)
-        seen.add(parent)
+        line.append(before)
     return line
 
 
 def history(version: ModelVersion) -> str:
     """A table of `ancestry`: version -> run -> parent version -> labels, with verdicts and promotions."""
     aliases = MlflowClient().get_registered_model(version.name).aliases
-    columns = ["version", "now", "from", "labels", "run_id", "verdict", "promoted", "by"]
-    rows = []
-    for one in ancestry(version):
-        tags, number = one.tags, number_of(one)
-        run_id = tags.get(RUN_TAG) or one.run_id or "-"
-        found = [tags.get(key, "-") for key in ("gate.verdict", "promoted_at", "promoted_by")]
-        origin = [tags.get("parent_version", "scratch"), tags.get("new_labels", "-")]
-        now = ",".join(sorted(alias for alias, other in aliases.items() if str(other) == number)) or "-"
-        rows.append([number, now, *origin, run_id, *found])
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in (columns, *rows)]
+    rows = [
+        {
+            "version": number_of(each),
+            "now": ",".join(sorted(alias for alias, number in aliases.items() if str(number) == number_of(each)))
+            or "-",
+            "from": each.tags.get("parent_version", "scratch"),
+            "labels": each.tags.get("new_labels", "-"),
+            "run_id": each.tags.get(RUN_TAG) or each.run_id or "-",
+            "verdict": each.tags.get("gate.verdict", "-"),
+            "promoted": each.tags.get("promoted_at", "-"),
+            "by": each.tags.get("promoted_by", "-"),
+        }
+        for each in ancestry(version)
+    ]
     note = "The labels of a retraining are the artifact feedback.json of its run, and the rows that are used there."
-    return "\n".join([version.name, *(line.rstrip() for line in lines), note])
+    return f"{version.name}\n{pd.DataFrame(rows).to_string(index=False)}\n{note}"
 
 
 def pin(model_uri: str | None, name: str | None) -> tuple[str, str]:
@@ -288,8 +280,8 @@ def locate(model_uri: str) -> Located:
             raise Unreachable(f"model_uri={model_uri} cannot be downloaded now, try again: {reason}") from None
         raise UserError(f"model_uri={model_uri} is no model that can be read: {reason}") from None
     model_id = None if local.is_dir() else model.model_id
-    uri, run_id = f"models:/{model_id}" if model_id else model_uri, metadata.get("run_id") or model.run_id
-    return Located(uri, path, model_id, run_id, metadata)
+    uri = f"models:/{model_id}" if model_id else model_uri
+    return Located(uri, path, model_id, metadata.get("run_id") or model.run_id, metadata)
 
 
 def _is_outage(error: BaseException | None) -> bool:

@@ -13,10 +13,8 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.data.pandas_dataset import PandasDataset
 from mlflow.entities import LoggedModelInput, Param, Run, RunStatus
 from mlflow.exceptions import MlflowException
-from mlflow.models import make_metric
 from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_RUN_NAME,
@@ -105,21 +103,6 @@ def create_child(step: str, cfg: DictConfig, parent: Run) -> str:
 def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
     """Log the metrics of one epoch; learners take this function as `on_epoch`."""
     mlflow.log_metrics(dict(metrics), step=epoch)
-
-
-def log_scores(scores: Mapping[str, float], part: str, dataset: PandasDataset, model_id: str | None) -> None:
-    """Log metrics of a model on a part of the data, linked with both, through MLflow's evaluator."""
-    metrics = [
-        make_metric(eval_fn=lambda predictions, targets, metrics, value=value: value, greater_is_better=True, name=name)
-        for name, value in scores.items()
-    ]
-    mlflow.models.evaluate(
-        data=dataset,
-        evaluators="default",
-        evaluator_config={"metric_prefix": f"{part}_"},
-        extra_metrics=metrics,
-        model_id=model_id,
-    )
 
 
 def log_model_input(model_id: str | None) -> None:

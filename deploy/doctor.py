@@ -6,6 +6,7 @@
 It needs only Python's own library. Exit code 1: something that `make run` needs is missing.
 """
 
+import base64
 import os
 import shutil
 import socket
@@ -19,15 +20,9 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
-PORTS = {"serve": 8080, "mlflow server": 5000}
 GIGABYTES = 6  # for .venv, models and artifacts
-KEYS = (
-    "SERVE_PREDICT_TOKEN",
-    "SERVE_FEEDBACK_TOKEN",
-    "SERVE_ADMIN_TOKEN",
-    "SERVE_WEBHOOK_SECRET",
-    "MLFLOW_WEBHOOK_KEY",
-)
+KEYS = (*(f"SERVE_{name}" for name in ("PREDICT_TOKEN", "FEEDBACK_TOKEN", "ADMIN_TOKEN", "WEBHOOK_SECRET")),
+        "MLFLOW_WEBHOOK_KEY")  # fmt: skip
 SECRET = 'python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
 
 
@@ -40,13 +35,10 @@ class Check(NamedTuple):
     needed: bool = False  # by `make run`; other parts are optional
 
 
-def python() -> Check:
-    version = ".".join(map(str, sys.version_info[:3]))
+def machine() -> Iterator[Check]:
+    """Python, programs, disk and ports."""
     fix = None if sys.version_info >= (3, 11) else "install Python 3.11 or later, then: make doctor PYTHON=python3.11"
-    return Check("Python", version, fix, needed=True)
-
-
-def programs() -> Iterator[Check]:
+    yield Check("Python", sys.version.split()[0], fix, needed=True)
     postgres = ["initdb", *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
     for name, names, fix, needed in (
         ("make", ["make"], "apt-get install make", True),
@@ -57,60 +49,43 @@ def programs() -> Iterator[Check]:
     ):
         path = next(filter(None, map(shutil.which, names)), None)
         yield Check(name, path or "missing", None if path else fix, needed)
-
-
-def docker() -> Check:
-    installed = shutil.which("docker")
-    runs = installed and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
-    state = "runs" if runs else "does not run" if installed else "missing"
-    return Check("Docker", state, None if runs else "start or install Docker, or use: make stack-local")
-
-
-def environment() -> Check:
+    runs = shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
+    fix = None if runs else "start or install Docker, or use: make stack-local"
+    yield Check("Docker", "runs" if runs else "does not run", fix)
     made = (ROOT / ".venv" / "run.done").exists()
-    return Check(".venv", "installed" if made else "missing", None if made else "make setup")
-
-
-def disk() -> Check:
+    yield Check(".venv", "installed" if made else "missing", None if made else "make setup")
     free = shutil.disk_usage(ROOT).free / 1e9
     fix = None if free >= GIGABYTES else f"free {GIGABYTES} GB on the disk of {ROOT}"
-    return Check("disk", f"{free:.0f} GB free", fix, needed=True)
-
-
-def ports() -> Iterator[Check]:
-    fixes = {"serve": "serve.port=8081", "mlflow server": "--port 5001"}
-    for name, port in PORTS.items():
+    yield Check("disk", f"{free:.0f} GB free", fix, needed=True)
+    for name, port, option in (("serve", 8080, "serve.port=8081"), ("mlflow server", 5000, "--port 5001")):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
                 yield Check(f"port {port}", f"free for {name}")
             except OSError as error:
-                yield Check(f"port {port}", f"{error.strerror}", f"start {name} with {fixes[name]}")
+                yield Check(f"port {port}", f"{error.strerror}", f"start {name} with {option}")
 
 
 def tracking() -> Check:
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    """The store in MLFLOW_TRACKING_URI."""
+    name, uri = "tracking store", os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith("http"):
         folder = ROOT if not uri.startswith("sqlite:///") else Path(uri.removeprefix("sqlite:///")).resolve().parent
         fix = None if os.access(folder, os.W_OK) else f"make {folder} writable, or set MLFLOW_TRACKING_URI"
-        return Check("tracking store", uri or f"{ROOT}/mlflow.db", fix, needed=True)
+        return Check(name, uri or f"{ROOT}/mlflow.db", fix, needed=True)
     request = urllib.request.Request(f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1")
     user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
     if user and password:
-        import base64
-
         request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode())
     try:
         urllib.request.urlopen(request, timeout=10).close()
     except urllib.error.HTTPError as error:
-        fix = (
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if error.code == 401 else f"ask who runs {uri}"
-        )
-        return Check("tracking store", f"{uri} answers {error.code}", fix, needed=True)
+        login = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        return Check(name, f"{uri} answers {error.code}", login if error.code == 401 else f"ask who runs {uri}", True)
     except OSError as error:
-        return Check("tracking store", f"{uri} does not answer: {error}", "check MLFLOW_TRACKING_URI", needed=True)
-    return Check("tracking store", uri)
+        return Check(name, f"{uri} does not answer: {error}", "check MLFLOW_TRACKING_URI", needed=True)
+    return Check(name, uri)
 
 
 def address(name: str, variable: str, default: str, port: int, fix: str) -> Check:
@@ -126,22 +101,18 @@ def address(name: str, variable: str, default: str, port: int, fix: str) -> Chec
     return Check(name, f"{place[0]}:{place[1]} answers")
 
 
-def keys() -> Check:
+def main() -> int:
     missing = [name for name in KEYS if not os.environ.get(name)]
     fix = f"only a server that other machines reach needs them; a secret: {SECRET}" if missing else None
-    return Check("secrets", f"not set: {', '.join(missing)}" if missing else "set", fix)
-
-
-def main() -> int:
-    checks = [python(), *programs(), docker(), environment(), disk(), *ports(), tracking()]
-    polls, webhook_fix = (
-        "not used: serve polls the registry",
-        "set serve.webhook_url to an address of serve that mlflow reaches",
-    )
-    checks.append(address("webhook", "SERVE_WEBHOOK_URL", polls, 443, webhook_fix))
-    checks.append(keys())
-    store_fix = "start PostgreSQL, or correct FEEDBACK_URL"
-    checks.append(address("feedback store", "FEEDBACK_URL", "SQLite in this folder", 5432, store_fix))
+    webhook = "set serve.webhook_url to an address of serve that mlflow reaches"
+    store = "start PostgreSQL, or correct FEEDBACK_URL"
+    checks = [
+        *machine(),
+        tracking(),
+        address("webhook", "SERVE_WEBHOOK_URL", "not used: serve polls the registry", 443, webhook),
+        Check("secrets", f"not set: {', '.join(missing)}" if missing else "set", fix),
+        address("feedback store", "FEEDBACK_URL", "SQLite in this folder", 5432, store),
+    ]
     width = max(len(check.name) for check in checks)
     for check in checks:
         mark = "ok" if check.fix is None else "missing" if check.needed else "optional"

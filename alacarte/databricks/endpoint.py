@@ -6,7 +6,6 @@ python -m alacarte.databricks.endpoint alacarte main.default.alacarte
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
@@ -38,21 +37,15 @@ def follow(endpoint: str, name: str) -> str:
 
     UserError if there is no champion, no endpoint, or no served model of that name in it.
     """
-    registry.check_name(name)
-    champion = registry.champion_of(name)
-    if champion is None:
-        raise UserError(f"{name} has no champion: make the first one with `python -m alacarte.databricks run main`")
-    client, number = get_deploy_client("databricks"), registry.number_of(champion)
+    number = registry.number_of(registry.require_champion(name))
+    client = get_deploy_client("databricks")
     assert client is not None
     try:
         config = client.get_endpoint(endpoint)["config"]
     except (HTTPError, MlflowException) as error:
-        raise UserError(
-            f"endpoint {endpoint} cannot be read: {error}: deploy databricks/databricks.yml first"
-        ) from None
-    served: list[dict[str, Any]] = [
-        {key: entity[key] for key in SETTINGS if key in entity} for entity in config["served_entities"]
-    ]
+        fix = "deploy databricks/databricks.yml first"
+        raise UserError(f"endpoint {endpoint} cannot be read: {error}: {fix}") from None
+    served = [{key: entity[key] for key in SETTINGS if key in entity} for entity in config["served_entities"]]
     ours = [entity for entity in served if entity.get("entity_name") == name]
     if not ours:
         raise UserError(f"endpoint {endpoint} serves {', '.join(e['entity_name'] for e in served)}, not {name}")

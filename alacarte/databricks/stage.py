@@ -29,21 +29,14 @@ SECRET_NAMES = re.compile(
 SECRETS = re.compile(rb"dapi[0-9a-f]{32}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
 ENVIRONMENTS = ("python_env", "conda_env", "docker_env")  # which databricks_spark_job refuses beside it
 CLUSTER = {"python_version": "3.12", "sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
-NOT_IN_CLUSTER = {
-    "new_cluster": "put its fields at the top of the file",
-    "existing_cluster_id": "MLflow starts a new cluster for each run; describe one",
-    "libraries": "they come from requirements.txt; add them there",
-}
-REQUIRED_IN_CLUSTER = {
-    ("spark_version",): "name a runtime, such as 16.4.x-scala2.12",
-    ("node_type_id", "instance_pool_id"): "name a machine type, or an instance_pool_id",
-    ("num_workers", "autoscale"): "0 is the driver alone, which is enough for these steps",
-}
+NOT_IN_CLUSTER = (
+    "new_cluster",
+    "existing_cluster_id",
+    "libraries",
+)  # MLflow starts a new cluster with the pins for each run
+REQUIRED_IN_CLUSTER = (("spark_version",), ("node_type_id", "instance_pool_id"), ("num_workers", "autoscale"))
 BOOT = "databricks/boot.py"
-NOT_THERE = {
-    "serve": "serve does not run as a job on Databricks, where no request would reach it: a model serving endpoint does "
-    "that there, see databricks/databricks.yml; or serve here with MLFLOW_TRACKING_URI=databricks"
-}
+NOT_THERE = "serve"  # no request would reach a job
 
 
 def stage(root: Path, commit: Mapping[str, str]) -> list[str]:
@@ -109,8 +102,6 @@ def spark_project(root: Path) -> dict[str, Any]:
 
 
 def _command(name: str, command: str) -> str:
-    if name in NOT_THERE:
-        return f"python {BOOT} alacarte.databricks explain {name}"
     if not command.startswith("python -m "):
         raise UserError(
             f"MLproject: entry point {name} is `{command}`: on Databricks it must be `python -m MODULE ...`"
@@ -119,8 +110,9 @@ def _command(name: str, command: str) -> str:
 
 
 def entry_points(root: Path) -> dict[str, dict[str, Any]]:
-    """The entry points of MLproject."""
-    return yaml.safe_load((root / "MLproject").read_text())["entry_points"]
+    """The entry points of MLproject that run as a job."""
+    entries = yaml.safe_load((root / "MLproject").read_text())["entry_points"]
+    return {name: entry for name, entry in entries.items() if name != NOT_THERE}
 
 
 def libraries(root: Path) -> list[str]:
@@ -142,10 +134,10 @@ def read_cluster(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{where} cannot be read: {error}: see databricks/cluster.json") from None
     if not isinstance(cluster, dict):
         raise UserError(f"{where} holds {type(cluster).__name__}: give one object, see databricks/cluster.json")
-    for key, reason in NOT_IN_CLUSTER.items():
+    for key in NOT_IN_CLUSTER:
         if key in cluster:
-            raise UserError(f"{where}: {key} is not allowed: {reason}")
-    for keys, fix in REQUIRED_IN_CLUSTER.items():
+            raise UserError(f"{where}: {key} is not allowed: describe one new cluster, as databricks/cluster.json does")
+    for keys in REQUIRED_IN_CLUSTER:
         if all(cluster.get(key) in (None, "") for key in keys):
-            raise UserError(f"{where}: {keys[0]} is missing: {fix}")
+            raise UserError(f"{where}: {' or '.join(keys)} is missing: see databricks/cluster.json")
     return cluster

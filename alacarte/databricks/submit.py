@@ -20,7 +20,7 @@ from typing import Any
 import mlflow
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Run, RunStatus
+from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.projects._project_spec import load_project
 from mlflow.projects.databricks import DatabricksJobRunner
@@ -34,6 +34,7 @@ from alacarte.stores import first_line
 
 JOB_TAG = mlflow_tags.MLFLOW_DATABRICKS_SHELL_JOB_RUN_ID
 END_STATES = ("TERMINATED", "SKIPPED", "INTERNAL_ERROR")
+POLL_SECONDS = 10.0
 MAX_SUBMIT_SECONDS = 600  # an older run without a job was left by a launch that failed
 MAX_SILENT_SECONDS = 300  # without an answer of the workspace, before this program stops waiting for a job
 NO_ANSWER = (MlflowException, requests.exceptions.RequestException, OSError)
@@ -42,12 +43,17 @@ SETTLE = "python -m alacarte.databricks settle"
 
 def main(arguments: Sequence[str]) -> int:
     """The command line of `python -m alacarte.databricks`; returns the exit code."""
-    options, tokens = _parse(arguments)
+    parser = argparse.ArgumentParser(prog="python -m alacarte.databricks", allow_abbrev=False)
+    parser.add_argument("command", choices=["stage", "run", "settle"], help="settle: close what launches left RUNNING")
+    parser.add_argument("entry_point", nargs="?", help="of run, followed by KEY=VALUE or --KEY VALUE for the step")
+    default = os.environ.get("MLFLOW_EXPERIMENT_NAME", "/Shared/alacarte")
+    parser.add_argument("--experiment-name", default=default, help=default)
+    parser.add_argument("--backend-config", default=stage.ROOT / "databricks" / "cluster.json", help="the cluster")
+    options, tokens = parser.parse_known_args(list(arguments))
+    if (options.command == "run") != bool(options.entry_point):
+        parser.error("run takes an entry point, stage and settle take none")
     try:
-        if options.command == "explain":
-            raise UserError(stage.NOT_THERE[options.entry_point])
-        uri = mlflow.get_tracking_uri()
-        if not uri.startswith("databricks"):
+        if not (uri := mlflow.get_tracking_uri()).startswith("databricks"):
             kind = "your own server" if uri.startswith("http") else "a store on this machine"
             raise UserError(f"MLFLOW_TRACKING_URI is {kind}, but a job logs to its workspace: set it to databricks")
         if options.command == "settle":
@@ -55,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         cluster = stage.read_cluster(options.backend_config)
         if options.command == "run":
-            return run(options.entry_point, tokens, cluster, options.experiment_name, options.poll_seconds)
+            return run(options.entry_point, tokens, cluster, options.experiment_name)
         stage_project()
         return 0
     except UserError as error:
@@ -64,30 +70,6 @@ def main(arguments: Sequence[str]) -> int:
     except NO_ANSWER as error:
         print(f"databricks: {first_line(error)}", file=sys.stderr)
         return 1
-
-
-def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of this program, and the arguments of the step."""
-    experiment, cluster, entry_point = (argparse.ArgumentParser(add_help=False) for _ in range(3))
-    default = os.environ.get("MLFLOW_EXPERIMENT_NAME", "/Shared/alacarte")
-    experiment.add_argument("--experiment-name", default=default)
-    cluster.add_argument("--backend-config", default=str(stage.ROOT / "databricks" / "cluster.json"))
-    entry_point.add_argument("entry_point")
-    parser = argparse.ArgumentParser(prog="python -m alacarte.databricks", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, parents, text in (
-        ("stage", [cluster], "make build/databricks"),
-        ("run", [entry_point, experiment, cluster], "stage, submit, wait; then KEY=VALUE and --KEY VALUE for the step"),
-        ("settle", [experiment], "close runs that failed launches left RUNNING"),
-        ("explain", [entry_point], "say why an entry point does not run there"),
-    ):
-        command = commands.add_parser(name, parents=parents, help=text, allow_abbrev=False)
-        if name == "run":
-            command.add_argument("--poll-seconds", type=float, default=10.0)
-    options, tokens = parser.parse_known_args(list(arguments))
-    if tokens and options.command != "run":
-        parser.error(f"{options.command} takes no {tokens[0]}")
-    return options, tokens
 
 
 def stage_project() -> None:
@@ -105,11 +87,13 @@ def as_parameters(tokens: Sequence[str]) -> dict[str, str]:
 
 def check_arguments(entry_point: str, tokens: Sequence[str]) -> None:
     """UserError for arguments that the step would refuse, before they cost a cluster."""
-    entry_points = stage.entry_points(stage.ROOT)
-    if entry_point not in entry_points:
-        raise UserError(f"{entry_point} is no entry point: there is {', '.join(entry_points)}")
-    if entry_point in stage.NOT_THERE:
-        raise UserError(stage.NOT_THERE[entry_point])
+    if entry_point not in (entry_points := stage.entry_points(stage.ROOT)):
+        why = (
+            ": for requests there is the endpoint of databricks/databricks.yml"
+            if entry_point == stage.NOT_THERE
+            else ""
+        )
+        raise UserError(f"{entry_point} does not run as a job{why}; choose one of {', '.join(entry_points)}")
     cfg = launch.compose(entry_point, tokens)
     if cfg is not None and entry_point != "train":  # which has the key but does not use a registry
         registry.check_name(cfg.get("registered_model_name"))
@@ -123,51 +107,12 @@ def open_experiment(name: str) -> str:
     return experiment.experiment_id if experiment else MlflowClient().create_experiment(name)
 
 
-# --- a job -----------------------------------------------------------------------------------------------------------
-
-
-def run(entry_point: str, tokens: Sequence[str], cluster: dict[str, Any], experiment: str, poll_seconds: float) -> int:
+def run(entry_point: str, tokens: Sequence[str], cluster: dict[str, Any], experiment: str) -> int:
     """Run an entry point to its end; its exit code. Its MLflow run never stays RUNNING."""
     check_arguments(entry_point, tokens)
     experiment_id = open_experiment(experiment)
     stage_project()
     settle(experiment_id)
-    run_id = _create_run(entry_point, experiment_id).info.run_id
-    job: int | None = None
-    runner = DatabricksJobRunner(mlflow.get_tracking_uri())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        job = _submit(runner, entry_point, as_parameters(tokens), cluster, experiment_id, run_id)
-        MlflowClient().set_tag(run_id, JOB_TAG, job)
-        follow(runner, job, poll_seconds, run_id)
-    except KeyboardInterrupt:
-        if job is not None:
-            runner.jobs_runs_cancel(job)
-        MlflowClient().set_terminated(run_id, "KILLED")
-        print(f"databricks: stopped, and its job with it\nrun_id={run_id}")
-        return 130
-    except BaseException:
-        if job is None or _has_ended(runner, job):  # otherwise the step continues, and closes its run itself
-            _close(run_id)
-        raise
-    _close(run_id)
-    return report(entry_point, MlflowClient().get_run(run_id), runner.jobs_runs_get(job)["state"])
-
-
-def report(entry_point: str, step_run: Run, state: dict[str, Any]) -> int:
-    """Print the result of a job; the exit code of the step, or 1 if the step never started."""
-    succeeded = state.get("result_state") == "SUCCESS"
-    reason = "" if succeeded else f": {step_run.data.tags.get('error') or state.get('state_message', '')}"
-    print(
-        f"databricks: {entry_point} {'succeeded' if succeeded else 'failed'}, its run is {step_run.info.status}{reason}"
-    )
-    print(f"run_id={step_run.info.run_id}", flush=True)
-    code = int(step_run.data.tags.get("exit_code", 0 if succeeded else 1))
-    return code if succeeded else code or 1
-
-
-def _create_run(entry_point: str, experiment_id: str) -> Run:
-    """The run that the step will resume, with the tags of `mlflow run`."""
     tags = {
         mlflow_tags.MLFLOW_USER: os.environ.get("USER", "unknown"),
         mlflow_tags.MLFLOW_SOURCE_NAME: str(stage.ROOT),
@@ -175,22 +120,39 @@ def _create_run(entry_point: str, experiment_id: str) -> Run:
         mlflow_tags.MLFLOW_PROJECT_ENTRY_POINT: entry_point,
         mlflow_tags.MLFLOW_PROJECT_BACKEND: "databricks",
     }
-    return MlflowClient().create_run(experiment_id, tags={**tags, **git_tags()})
-
-
-def _submit(
-    runner: DatabricksJobRunner, entry_point: str, parameters: dict[str, str], cluster: dict[str, Any],
-    experiment_id: str, run_id: str,
-) -> int:  # fmt: skip
-    """Upload the staged project and start a job with it; the number of the job's run."""
+    client, runner = MlflowClient(), DatabricksJobRunner(mlflow.get_tracking_uri())
+    run_id = client.create_run(experiment_id, tags={**tags, **git_tags()}).info.run_id
+    job: int | None = None
     staged = str(stage.ROOT / stage.STAGED)
-    return runner.run_databricks_spark_job(
-        project_uri=staged, work_dir=staged, experiment_id=experiment_id, cluster_spec=cluster, run_id=run_id,
-        project_spec=load_project(staged), entry_point=entry_point, parameters=parameters,
-    )  # fmt: skip
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        job = runner.run_databricks_spark_job(
+            project_uri=staged, work_dir=staged, experiment_id=experiment_id, cluster_spec=cluster, run_id=run_id,
+            project_spec=load_project(staged), entry_point=entry_point, parameters=as_parameters(tokens),
+        )  # fmt: skip
+        client.set_tag(run_id, JOB_TAG, job)
+        follow(runner, job, run_id)
+    except KeyboardInterrupt:
+        if job is not None:
+            runner.jobs_runs_cancel(job)
+        client.set_terminated(run_id, "KILLED")
+        print(f"databricks: stopped, and its job with it\nrun_id={run_id}")
+        return 130
+    except BaseException:
+        if job is None or _has_ended(runner, job):  # otherwise the step continues, and closes its run itself
+            _close(run_id)
+        raise
+    _close(run_id)
+    ended, state = client.get_run(run_id), runner.jobs_runs_get(job)["state"]
+    succeeded = state.get("result_state") == "SUCCESS"
+    reason = "" if succeeded else f": {ended.data.tags.get('error') or state.get('state_message', '')}"
+    word = "succeeded" if succeeded else "failed"
+    print(f"databricks: {entry_point} {word}, its run is {ended.info.status}{reason}\nrun_id={run_id}", flush=True)
+    code = int(ended.data.tags.get("exit_code", 0))  # monitor says yes with 3, which is no failure
+    return code if succeeded else code or 1
 
 
-def follow(runner: DatabricksJobRunner, job: int, poll_seconds: float, run_id: str) -> None:
+def follow(runner: DatabricksJobRunner, job: int, run_id: str) -> None:
     """Print each state of a job until it has ended. Raises the error of a workspace that does not answer for too long."""
     last_text, last_answer, page = "", time.monotonic(), None
     while True:
@@ -201,22 +163,19 @@ def follow(runner: DatabricksJobRunner, job: int, poll_seconds: float, run_id: s
                 page = answer.get("run_page_url", "")
                 MlflowClient().set_tag(run_id, mlflow_tags.MLFLOW_DATABRICKS_RUN_URL, page)
                 print(f"databricks: {page}", flush=True)
+            text = " ".join(filter(None, map(state.get, ("life_cycle_state", "result_state", "state_message"))))
+            if text != last_text:
+                print(f"databricks: {text}", flush=True)
+                last_text = text
+            if state["life_cycle_state"] in END_STATES:
+                return
         except NO_ANSWER as error:
             is_refused = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403)
             if is_refused or time.monotonic() - last_answer > MAX_SILENT_SECONDS:
                 print(f"databricks: job run {job} goes on unseen; after the next login: {SETTLE}", flush=True)
                 raise
             print(f"databricks: no answer, asked again: {first_line(error)}", flush=True)
-            time.sleep(poll_seconds)
-            continue
-        words = (state["life_cycle_state"], state.get("result_state"), state.get("state_message"))
-        text = " ".join(filter(None, words))
-        if text != last_text:
-            print(f"databricks: {text}", flush=True)
-            last_text = text
-        if state["life_cycle_state"] in END_STATES:
-            return
-        time.sleep(poll_seconds)
+        time.sleep(POLL_SECONDS)
 
 
 def settle(experiment_id: str) -> None:

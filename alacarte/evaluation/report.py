@@ -7,7 +7,7 @@ from typing import Any
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from alacarte import registry, tracking
+from alacarte import registry
 from alacarte.data.dataset import as_mlflow
 from alacarte.errors import UserError
 from alacarte.evaluation.champion_challenger import Compared
@@ -28,8 +28,9 @@ def log_scores(
 ) -> None:  # fmt: skip
     """Log test_ and audit_ metrics, plots and slices.json."""
     X, _ = rows.dataset.part("test")
-    predicted = answers.names[answers.predicted] if answers.task == "classification" else answers.predicted
-    tracking.log_scores(scores, "test", as_mlflow(rows.dataset, "test", predicted), model_id)
+    tested = as_mlflow(rows.dataset, "test")
+    mlflow.log_input(tested, context="test")
+    mlflow.log_metrics({f"test_{name}": value for name, value in scores.items()}, model_id=model_id, dataset=tested)
     audit = compared.report.get("metrics", {}) if compared else {}
     mlflow.log_metrics({f"audit_{metric}": value for metric, value in audit.items()})
     for file, figure in plots(answers, compared.champion if compared else None).items():

@@ -6,18 +6,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import requests
+from matplotlib.figure import Figure
 
 from alacarte.evaluation.plots import BAD, GOOD, PALE
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 CLIENTS = 4  # requests at the same time
+TRIES = 5  # of one request to a busy server
 DIM = "#555555"
 WINDOW = 100  # the plot shows the accuracy over so many requests
 
@@ -106,7 +104,12 @@ class Traffic:
             self.failures.append(f"{type(error).__name__}: {error}")
 
     def _post(self, path: str, body: dict) -> dict:
-        answer = self._session.post(self.url + path, json=body, timeout=30)
+        """The answer. A server that is busy answers 503, which asks the client to try again."""
+        for _ in range(TRIES):
+            answer = self._session.post(self.url + path, json=body, timeout=30)
+            if answer.status_code != 503:
+                break
+            time.sleep(1)
         if not answer.ok:
             raise requests.HTTPError(f"{path} {answer.status_code}: {answer.text.strip()}")
         return answer.json()
@@ -117,10 +120,8 @@ class Traffic:
         return float(np.mean(chosen[-last:] if last else chosen)) if chosen else float("nan")
 
 
-def accuracy_figure(answers: list[Answer], marks: list[tuple[int, str]], model: str) -> "Figure":
+def accuracy_figure(answers: list[Answer], marks: list[tuple[int, str]], model: str) -> Figure:
     """Plot the accuracy of the last WINDOW answers: a colour for each version, a shade for each phase, a line for each mark."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     rolling = pd.Series([a.correct for a in answers], dtype=float).rolling(WINDOW, min_periods=WINDOW // 4).mean()
