@@ -40,7 +40,6 @@ NIGHTLY = {
         "test_notebook",
         "test_package",
         "test_demo",
-        "test_make_it_yours",
     ),
     *("test_jobs", "test_submit", "test_fuzz", "test_survival", "test_stopping", "test_page"),
     *("test_monitor", "test_poisoning", "test_retrain"),
@@ -139,21 +138,66 @@ def project(new_project: Callable[[Path], Project], tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real `mlflow server` on a free port of this machine."""
-    folder = tmp_path_factory.mktemp("server")
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    log = (folder / "log").open("w")
-    env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This tree, uncommitted edits and all, as a repository with one commit and the tag of this version."""
+    import alacarte
+
+    root = tmp_path_factory.mktemp("git") / "project"
+    listed = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in command_output(ROOT, *listed).split("\0"):
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    command_output(root, "git", "init", "-qb", "main")
+    commit(root, "template")
+    command_output(root, "git", "tag", f"v{alacarte.__version__}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def installed(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the library from the repository, and the packages of the environment that runs the tests."""
+    root = tmp_path_factory.mktemp("installed")
+    command_output(root, sys.executable, "-m", "venv", "--without-pip", str(root))
+    (packages,) = root.glob("lib/python*/site-packages")
+    (packages / "tests.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    pip = [sys.executable, "-m", "pip", "--python", str(root / "bin" / "python"), "install", "--quiet"]
+    command_output(root, *pip, "--no-deps", "--no-build-isolation", f"git+file://{repository}")
+    return root
+
+
+def command_output(folder: Path, *command: str, code: int = 0, **env: str) -> str:
+    """What a command prints; fail the test if it ends otherwise than with `code`."""
+    ended = subprocess.run(command, cwd=folder, env=environment(**env), capture_output=True, text=True, timeout=900)
+    assert ended.returncode == code, f"{command}\n{ended.stdout}\n{ended.stderr}"
+    return ended.stdout + ended.stderr
+
+
+def commit(folder: Path, message: str) -> None:
+    command_output(folder, "git", "add", "--all")
+    command_output(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", message)
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, *arguments: str, port: int | None = None, **env: str) -> Iterator[str]:
+    """A real `mlflow server` with its data in a folder."""
+    port = port or free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *arguments]
+    env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **env)
+    with (folder / "server.log").open("a") as log:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_for(f"{url}/health", process)
-        yield url
+        wait_for(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, 15)
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with mlflow_server(tmp_path_factory.mktemp("server")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -2,19 +2,19 @@
 
 import os
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from conftest import environment
+from preloaded import programs
 
 if TYPE_CHECKING:
     from workspace import Workspace
 
 RSYNC = '#!/bin/sh\nfor from; do to=$last; last=$from; done\nexec cp --no-clobber "$to" "$last"\n'
-# The driver's sys.argv begins with the script; -c puts itself there, and the script after it.
-RUN_IT = """import sys
-sys.argv = sys.argv[1:]
+# A driver executes the text of the script: it has no __file__, and its folder is not on sys.path.
+DRIVER = """import sys
+sys.argv, sys.path = sys.argv[1:], sys.path[1:]
 exec(compile(open(sys.argv[0]).read(), "<job>", "exec"), {"__name__": "__main__"})"""
 
 
@@ -42,12 +42,13 @@ class Job:
         text = workspace.dbfs(task["python_file"].removeprefix("dbfs:")).read_text()
         text = text.replace("/databricks/mlflow", f"{driver}/mlflow").replace("/dbfs/", f"{workspace.root}/dbfs/")
         (driver / "job.py").write_text(text)
+        (driver / "driver.py").write_text(DRIVER)
         env = environment(
             DATABRICKS_HOST=workspace.url, DATABRICKS_TOKEN=workspace.job_token, **cluster.get("spark_env_vars", {})
         )
         env = {key: value for key, value in env.items() if not key.startswith(("PYTHONPATH", "PYTEST"))}
-        env["PATH"] = f"{driver}/bin{os.pathsep}{env['PATH']}"
-        command = [sys.executable, "-P", "-c", RUN_IT, str(driver / "job.py"), *task["parameters"]]
+        env["PATH"] = os.pathsep.join([f"{driver}/bin", programs(), env["PATH"]])
+        command = [f"{programs()}/python", "-m", "driver", str(driver / "job.py"), *task["parameters"]]
         with (driver / "log").open("w+") as log:
             if self.cancelled:
                 return

@@ -25,7 +25,7 @@ PACKAGES = (
 )
 SCRIPT = """#!/bin/sh
 case "{module} $1 $2" in
-  " -m steps."*|" -m examples."*|"-m mlflow run "*) exec {python} -S -E {file} {socket} {module} "$@";;
+  " -m steps."*|" -m examples."*|" -m driver"*|"-m mlflow run "*) exec {python} -S -E {file} {socket} {module} "$@";;
   *) exec {program} "$@";;
 esac
 """
@@ -100,7 +100,7 @@ def wait_for(pid: int, connection: socket.socket) -> None:
     for number in range(3):
         os.close(number)
     if ended not in select.select([connection, ended], [], [])[0]:
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     connection.sendall(f"{code}\n".encode())
     os._exit(0)

@@ -1,19 +1,15 @@
 """A registry of a test's own, which may be stopped, and small models in it, for the tests of what follows a registry."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
-from conftest import environment, tracking, wait_for
+from conftest import free_port, mlflow_server, tracking
 from cryptography.fernet import Fernet
 from hydra import compose, initialize_config_dir
 from learning import CONF
@@ -33,26 +29,14 @@ class Registry:
     """A real `mlflow server` on a free port, which keeps its port and its data when it is stopped and started again."""
 
     def __init__(self, folder: Path, **env: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.uri, self._folder = f"http://127.0.0.1:{self._port}", folder
-        self._env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **env)
-        self._process: subprocess.Popen | None = None
+        self._folder, self._port, self._env, self._running = folder, free_port(), env, ExitStack()
+        self.uri = f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self._port), "--workers", "1"]
-        with (self._folder / "log").open("a") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self._folder, env=self._env, stdout=log, stderr=log, start_new_session=True
-            )
-        wait_for(f"{self.uri}/health", self._process)
+        self._running.enter_context(mlflow_server(self._folder, port=self._port, **self._env))
 
     def stop(self) -> None:
-        if self._process:
-            os.killpg(self._process.pid, 15)
-            self._process.wait(30)
-            self._process = None
+        self._running.close()
 
 
 def settings(name: str, cache: Path, **serve: Any) -> Settings:

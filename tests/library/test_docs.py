@@ -1,43 +1,45 @@
 """The commands in docs/ run as printed, page by page, in a fresh copy of the project."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from conftest import ROOT, Project, copy_project
+from conftest import ROOT, Project
 from workspace import checkout_at, stand_in
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FOLLOWED_ELSEWHERE = {  # page -> the file that runs its commands and looks at the results
     "kubernetes": "test_stack.py",
-    "make-it-yours": "test_make_it_yours.py",
     "stack": "test_stack.py",
     "updating": "test_template.py",
 }
 
 
+def follow(page: Path, project: Project, **env: str) -> None:
+    """Run each block in a shell of its own, so that a server started in one ends with it."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+    assert blocks, f"{page.name} shows no command"
+    for block in blocks:
+        project.run("bash", "-euo", "pipefail", "-c", block, **env)
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.stem not in FOLLOWED_ELSEWHERE], ids=lambda page: page.stem
 )
-def test_page(page: Path, tmp_path: Path):
-    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), flags=re.M | re.S)
-    assert blocks, f"{page.name} shows no command"
-    # Each block is a shell of its own, so that a server started in one ends with it.
-    with surroundings(page, tmp_path) as (root, env):
-        for block in blocks:
-            Project(root, f"sqlite:///{root}/mlflow.db").run("bash", "-euo", "pipefail", "-c", block, **env)
-
-
-@contextmanager
-def surroundings(page: Path, folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A copy of the project, and what a page takes for granted: the one on Databricks, a workspace to be logged in to."""
-    if page.stem != "databricks":
-        yield copy_project(folder / "project"), {}
+def test_page(page: Path, new_project: Callable[[Path], Project], tmp_path: Path):
+    if page.stem == "databricks":
+        with stand_in(tmp_path) as workspace:
+            follow(page, Project(checkout_at(tmp_path / "project"), ""), **workspace.env())
         return
-    with stand_in(folder) as workspace:
-        yield checkout_at(folder / "project"), workspace.env()
+    project = new_project(tmp_path / "project")
+    follow(page, project)
+    if page.stem == "make-it-yours":
+        versions = project.client.search_model_versions("name='orders'")
+        assert len(versions) >= 3 and project.client.get_model_version_by_alias("orders", "champion")
+        answers = pd.read_csv(project.root / "answers.csv")
+        assert len(answers) == 4 and set(answers["prediction"]) <= {"yes", "no"}
 
 
 def test_the_other_pages_have_a_test():

@@ -9,8 +9,8 @@ from conftest import ROOT
 
 # From bottom to top. A module may import modules of its own layer, and of the layers below it.
 LAYERS = [
-    {"errors", "folders", "locks"},
-    {
+    ["errors", "folders", "locks"],
+    [
         "formats",
         "data",
         "features",
@@ -22,10 +22,10 @@ LAYERS = [
         "own_code",
         "registry",
         "template",
-    },
-    {"learners", "evaluation", "tracking"},
-    {"launch", "processes", "retraining", "monitoring", "scoring", "serving"},
-    {"databricks", "__main__"},
+    ],
+    ["learners", "evaluation", "tracking"],
+    ["launch", "processes", "retraining", "monitoring", "scoring", "serving"],
+    ["databricks", "__main__"],
 ]
 FORBIDDEN = {  # package -> modules that it must not import
     "alacarte.serving": ("hydra", "omegaconf", "alacarte.learners", "alacarte.launch", "alacarte.arguments"),

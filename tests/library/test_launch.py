@@ -10,9 +10,9 @@ from hydra import compose, initialize_config_dir
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from people import refusal
 
 from alacarte import arguments, launch
-from alacarte.errors import UserError
 from alacarte.help import help_text
 
 
@@ -72,7 +72,7 @@ def test_a_key_that_is_a_text_keeps_its_digits(text):
 @example("\\\\'\\")
 @example("null")
 @example("1,2 = {3} 'x\" #@%")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_free_text_survives_unchanged(text):
     quoted = arguments.quote(f"description={text}")
     cfg = OmegaConf.create({"description": arguments.parse(quoted).value(), "seed": 1})
@@ -94,15 +94,11 @@ def test_free_text_survives_unchanged(text):
     ],
 )
 def test_a_mistake_is_one_line(tokens: list[str], line: str):
-    with pytest.raises(UserError) as refused:
-        launch.compose("train", tokens)
-    assert line in str(refused.value) and "\n" not in str(refused.value)
+    assert line in refusal(launch.compose, "train", tokens)
 
 
-@pytest.mark.parametrize("flags", [["--cfg", "jobb"], ["--info", "none"]])
-def test_a_wrong_value_of_a_hydra_flag_is_one_line(flags: list[str]):
-    with pytest.raises(UserError, match=f"invalid choice: '{flags[1]}'"):
-        launch.check_flags(flags)
+def test_a_wrong_value_of_a_hydra_flag_is_one_line():
+    assert "invalid choice: 'jobb'" in refusal(launch.check_flags, ["--cfg", "jobb"])
 
 
 @pytest.mark.parametrize("config", sorted(path.stem for path in launch.CONF.glob("*.yaml") if path.stem != "base"))

@@ -1,29 +1,23 @@
-"""The wheel, installed in an environment of its own: the command `alacarte` in an empty folder and in a project."""
+"""The installed library, in an environment of its own: the command `alacarte` in an empty folder and in a project."""
 
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+import mlflow
 import pytest
 import requests
-from conftest import ROOT, environment, free_port, wait_for
+import yaml
+from conftest import ROOT, command_output, commit, environment, free_port, wait_for
 from packaging.requirements import Requirement
+
+import alacarte
 
 FOLDERS = ("conf", "examples", "project", "steps")
 NOT_IN_IT = {"project/__init__.py"}  # so that a folder's own project/ and the default one are one package
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (built,) = folder.glob("*.whl")
-    return built
 
 
 class Folder:
@@ -46,28 +40,21 @@ class Folder:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel, and with the packages of the one that runs the tests."""
-    root = tmp_path_factory.mktemp("installed")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", str(root / "bin" / "python")]
-    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
-    (packages,) = root.glob("lib/python*/site-packages")
-    (packages / "tests.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-    return root
-
-
-@pytest.fixture(scope="module")
 def empty(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return Folder(tmp_path_factory.mktemp("empty"), installed)
 
 
-def test_the_wheel_has_every_file_and_one_package(wheel: Path):
+def packages_in(root: Path) -> Path:
+    return next(root.glob("lib/python*/site-packages"))
+
+
+def test_the_package_has_every_file_and_one_name(installed: Path):
+    packages = packages_in(installed)
     files = [path for folder in ("alacarte", *FOLDERS) for path in (ROOT / folder).rglob("*") if path.is_file()]
     names = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"} - NOT_IN_IT
     expected = {name if name.startswith("alacarte/") else f"alacarte/_template/{name}" for name in names}
-    packed = set(zipfile.ZipFile(wheel).namelist())
-    assert {name for name in packed if ".dist-info/" not in name} == expected
+    found = {path.relative_to(packages).as_posix() for path in packages.rglob("*") if path.is_file()}
+    assert {name for name in found if ".dist-info/" not in name and not name.endswith((".pyc", ".pth"))} == expected
 
 
 def all_packages(requirement: Requirement, lines: list[str]) -> set[str]:
@@ -87,10 +74,9 @@ def all_packages(requirement: Requirement, lines: list[str]) -> set[str]:
     return names
 
 
-def test_to_serve_needs_neither_torch_nor_matplotlib(wheel: Path):
-    file = zipfile.ZipFile(wheel)
-    (name,) = [name for name in file.namelist() if name.endswith("METADATA")]
-    lines = re.findall(r"^Requires-Dist: (.+)$", file.read(name).decode(), re.M)
+def test_to_serve_needs_neither_torch_nor_matplotlib(installed: Path):
+    (metadata,) = packages_in(installed).glob("alacarte-*.dist-info/METADATA")
+    lines = re.findall(r"^Requires-Dist: (.+)$", metadata.read_text(), re.M)
     serve = all_packages(Requirement("alacarte[serve]"), lines)
     assert {"fastapi", "mlflow-skinny", "scikit-learn", "scipy", "alembic"} <= serve
     assert not {"torch", "matplotlib", "mlflow"} & serve
@@ -99,10 +85,6 @@ def test_to_serve_needs_neither_torch_nor_matplotlib(wheel: Path):
 
 
 def test_the_command_lists_the_entry_points_and_knows_its_version(empty: Folder):
-    import yaml
-
-    import alacarte
-
     listed = [line.split(maxsplit=1) for line in empty.run().splitlines() if line.startswith("  ")]
     assert {name for name, _ in listed} == set(yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"])
     assert all(about for _, about in listed)
@@ -111,29 +93,25 @@ def test_the_command_lists_the_entry_points_and_knows_its_version(empty: Folder)
 
 
 def test_a_missing_package_is_one_line_before_the_step_starts(installed: Path, tmp_path: Path):
-    folder = Folder(tmp_path / "bare", installed)
-    folder.env["PYTHONNOUSERSITE"] = "1"
-    (packages,) = installed.glob("lib/python*/site-packages")
-    needed = ("packaging",)
-    here = tmp_path / "few"
-    here.mkdir()
-    for path in map(Path, sys.path):
-        if path.name == "site-packages":
-            for file in (file for name in needed for file in path.glob(f"{name}*")):
-                (here / file.name).exists() or (here / file.name).symlink_to(file)
-    pth = packages / "tests.pth"
-    before = pth.read_text()
+    folder, few = Folder(tmp_path / "bare", installed), tmp_path / "few"
+    few.mkdir()
+    for packaging in (Path(path, "packaging") for path in sys.path if path.endswith("site-packages")):
+        (few / "packaging").symlink_to(packaging)
+    file = packages_in(installed) / "tests.pth"
+    before = file.read_text()
     try:
-        pth.write_text(str(here))
+        file.write_text(str(few))
         assert folder.run("serve", code=2).endswith("is not installed: pip install 'alacarte[serve]'")
         assert folder.run("train", code=2).endswith("is not installed: pip install 'alacarte[train]'")
     finally:
-        pth.write_text(before)
+        file.write_text(before)
 
 
 def test_an_empty_folder_trains_evaluates_and_serves(empty: Folder):
-    trained = empty.run("train", "model=sklearn_sgd", "registered_model_name=first").splitlines()[-1]
-    assert "evaluate: PROMOTE" in empty.run("evaluate", trained, "registered_model_name=first")
+    arguments = ("main", "model=sklearn_sgd", "registered_model_name=first")
+    assert "verdict PROMOTE" in empty.run(*arguments)
+    again = empty.run(*arguments)
+    assert "train: reused run" in again and "evaluate: reused run" in again
     port = free_port()
     command = [empty.command, "serve", "registered_model_name=first", f"serve.port={port}"]
     process = subprocess.Popen(command, cwd=empty.root, env=empty.env)
@@ -145,13 +123,6 @@ def test_an_empty_folder_trains_evaluates_and_serves(empty: Folder):
     finally:
         process.terminate()
         assert process.wait(60) == 0
-
-
-def test_the_pipeline_starts_its_steps_and_reuses_them(empty: Folder):
-    arguments = ("main", "model=sklearn_sgd", "registered_model_name=whole", "seed=3")
-    assert "verdict PROMOTE" in empty.run(*arguments)
-    again = empty.run(*arguments)
-    assert "train: reused run" in again and "evaluate: reused run" in again
 
 
 def test_a_folder_with_its_own_conf_and_project(installed: Path, tmp_path: Path):
@@ -171,24 +142,14 @@ def test_a_folder_with_its_own_conf_and_project(installed: Path, tmp_path: Path)
         "from project.data import load_digits  # of the library\n\n\n"
         "def load_some(**how):\n    return load_digits(**how)[:500]\n"
     )
-    for command in (
-        ("init", "--quiet"),
-        ("add", "--all"),
-        ("-c", "user.name=t", "-c", "user.email=t@e.org", "commit", "-qm", "x"),
-    ):
-        subprocess.run(["git", *command], cwd=own.root, check=True, env=environment())
-
+    command_output(own.root, "git", "init", "--quiet")
+    commit(own.root, "all")
     printed = own.run("train")
-    assert "train: load_some" not in printed and re.search(r"train: digits, \d+ rows", printed)
-    rows = int(re.search(r"train: digits, (\d+) rows", printed)[1])  # type: ignore[index]
-    assert rows < 500
-
-    import mlflow
-
+    rows = re.search(r"train: digits, (\d+) rows", printed)
+    assert rows and int(rows[1]) < 500
     run = mlflow.MlflowClient(own.env["MLFLOW_TRACKING_URI"]).get_run(printed.splitlines()[-1].removeprefix("run_id="))
     assert run.data.params["seed"] == "5" and run.data.tags["git_dirty"] == "false"
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=own.root, capture_output=True, text=True, check=True)
-    assert run.data.tags["mlflow.source.git.commit"] == head.stdout.strip()
+    assert run.data.tags["mlflow.source.git.commit"] == command_output(own.root, "git", "rev-parse", "HEAD").strip()
     assert "evaluate.yaml" in own.run("evaluate", code=2)
 
 

@@ -7,13 +7,15 @@ import hashlib
 import os
 from pathlib import Path
 
+import fsspec
+import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project
-from people import people
+from conftest import Project, tracking
+from people import people, refusal
 
 from alacarte import registry, scoring
 from alacarte.errors import UserError
@@ -41,31 +43,23 @@ def score(project: Project, *arguments: str, code: int = 0):
 
 
 def test_the_champion_answers_and_the_rows_say_who_did(scored: Project):
-    import mlflow
-
     run_id = score(scored, "input=rows.csv", "output=answers.csv").stdout.splitlines()[-1].removeprefix("run_id=")
     champion = str(scored.client.get_model_version_by_alias("people", "champion").version)
     rows, answers = pd.read_csv(scored.root / "rows.csv"), pd.read_csv(scored.root / "answers.csv")
-    written = (scored.root / "rows.csv").read_text().splitlines()
-    assert all(
-        line.startswith(f"{row},")
-        for row, line in zip(written, (scored.root / "answers.csv").read_text().splitlines(), strict=True)
-    )
     assert set(answers["model_version"].astype(str)) == {champion} and set(answers["run_id"]) == {run_id}
-    mlflow.set_tracking_uri(scored.uri)
-    stock = mlflow.pyfunc.load_model(f"models:/people/{champion}").predict(rows.drop(columns="id"))
+    with tracking(scored.uri):
+        stock = mlflow.pyfunc.load_model(f"models:/people/{champion}").predict(rows.drop(columns="id"))
     assert answers["prediction"].tolist() == list(stock)
     assert answers["confidence"].between(0.5, 1).all()
 
     run = scored.client.get_run(run_id)
     version = scored.client.get_model_version("people", champion)
-    content = (scored.root / "rows.csv").read_bytes()
+    digest = hashlib.sha256((scored.root / "rows.csv").read_bytes()).hexdigest()
     assert run.info.status == "FINISHED" and run.data.metrics["rows"] == 40
     assert run.data.tags["source_run_id"] == version.run_id and run.data.tags["model_version"] == champion
-    assert run.data.tags["input_digest"] == hashlib.sha256(content).hexdigest()
-    written = (scored.root / "answers.csv").read_bytes()
-    assert run.data.tags["output_digest"] == hashlib.sha256(written).hexdigest()
-    assert run.inputs.dataset_inputs[0].dataset.digest == hashlib.sha256(content).hexdigest()[:16]
+    assert run.data.tags["input_digest"] == digest
+    assert run.data.tags["output_digest"] == hashlib.sha256((scored.root / "answers.csv").read_bytes()).hexdigest()
+    assert run.inputs.dataset_inputs[0].dataset.digest == digest[:16]
     assert [one.model_id for one in run.inputs.model_inputs] == [version.source.removeprefix("models:/")]
 
 
@@ -82,28 +76,26 @@ def test_a_version_by_its_number_from_parquet_to_parquet_through_mlflow_run(scor
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("input=rows.csv", "output=./rows.csv"), "score: output=./rows.csv is the input"),
         (
             ("input=text.csv", "output=x.csv"),
             "score: input=text.csv: column 'income' holds 'much', but the model needs numbers: correct 40 of 40 rows",
         ),
         (("output=x.csv",), "score: input is required"),
+        (("input=rows.csv", "output=x.parquet", "spreadsheet_safe=true"), "name a file that ends in .csv"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_failed_run(scored: Project, arguments: tuple[str, ...], line: str):
     pd.read_csv(scored.root / "rows.csv").assign(income="much").to_csv(scored.root / "text.csv", index=False)
-    before = (scored.root / "rows.csv").read_bytes()
     done = score(scored, *arguments, code=2)
     assert line in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
-    assert (scored.root / "rows.csv").read_bytes() == before
-    assert not (scored.root / "x.csv").exists() and not list(scored.root.glob(".score-*"))
+    assert not list(scored.root.glob("x.*")) and not list(scored.root.glob(".score-*"))
     assert not scored.runs("attributes.status = 'RUNNING'")
 
 
 @pytest.mark.parametrize(
     ("output", "line"),
     [
-        ("rows.csv", "output=.*rows.csv is the input"),
+        ("rows.csv", "rows.csv is the input"),
         ("linked.csv", "is the input"),
         ("x.json", "must end in .csv, .parquet, .pq"),
         ("none/x.csv", "is no folder that can be written"),
@@ -116,25 +108,23 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path: Path, out
     (tmp_path / "folder.csv").mkdir()
     os.link(tmp_path / "rows.csv", tmp_path / "linked.csv")
     output = output if "://" in output else str(tmp_path / output)
-    with pytest.raises(UserError, match=line):
-        scoring.check_output(str(tmp_path / "rows.csv"), output)
+    assert line in refusal(scoring.check_output, str(tmp_path / "rows.csv"), output)
 
 
 @pytest.mark.parametrize(
-    ("content", "separator", "line"),
+    ("content", "line"),
     [
-        (None, None, "input=.*rows.csv: no such file"),
-        ("a,b\n", None, "2 columns and 0 rows"),
-        ("a;b\n1;2\n", None, "use \"separator=';'\""),
-        ("a,a\n1,2\n", None, "more than once"),
+        (None, "rows.csv: no such file"),
+        ("a,b\n", "2 columns and 0 rows"),
+        ("a;b\n1;2\n", "use \"separator=';'\""),
+        ("a,a\n1,2\n", "more than once"),
     ],
 )
-def test_an_input_that_cannot_be_read_is_refused(tmp_path: Path, content: str | None, separator: str | None, line: str):
+def test_an_input_that_cannot_be_read_is_refused(tmp_path: Path, content: str | None, line: str):
     if content:
         (tmp_path / "rows.csv").write_text(content)
-    with pytest.raises(UserError, match=line) as caught:
-        scoring.open_input(str(tmp_path / "rows.csv"), separator)
-    assert "data." not in str(caught.value)
+    message = refusal(scoring.open_input, str(tmp_path / "rows.csv"), None)
+    assert line in message and "data." not in message
 
 
 # Cells that a CSV reader would change, and a column with the name of an answer.
@@ -174,55 +164,43 @@ def test_the_output_keeps_every_type_of_a_parquet_file(scored: Project):
     output = pq.read_table(scored.root / "types out.parquet").replace_schema_metadata(None)
     assert output.select(table.column_names).equals(table) and output.column_names[-4] == "prediction"
     score(scored, "input=types.parquet", "output=types out.csv")
-    assert (
-        (scored.root / "types out.csv")
-        .read_text()
-        .splitlines()[1]
-        .startswith("9007199254740993,00501,1.10,2020-01-01,")
-    )
+    first = (scored.root / "types out.csv").read_text().splitlines()[1]
+    assert first.startswith("9007199254740993,00501,1.10,2020-01-01,")
 
 
 def test_a_column_that_is_missing_is_named(tmp_path: Path):
     (tmp_path / "rows.csv").write_text("incomes\n1.0\n")
     table, _, _ = scoring.open_input(str(tmp_path / "rows.csv"), None)
-    with pytest.raises(UserError, match="no column 'income', which the model takes: did you mean 'incomes'"):
-        scoring.read_inputs(table, {"column_types": {"income": "double"}})
+    message = refusal(scoring.read_inputs, table, {"column_types": {"income": "double"}})
+    assert "no column 'income', which the model takes: did you mean 'incomes'" in message
 
 
 def test_a_model_reads_codes_and_missing_values_as_its_training_did(scored: Project):
     """Codes stay text, and the words for missing values that the model records count in the file, too."""
-    import mlflow
-
     codes = np.random.default_rng(0).choice(["007", "012", "A1"], 400)
     country = np.random.default_rng(1).choice(["NA", "DE", "?"], 400)
     y = np.where((codes == "007") ^ (country == "NA"), "yes", "no")
-    pd.DataFrame({"code": codes, "country": country, "n": np.arange(400) % 40, "y": y}).to_csv(
-        scored.root / "codes.csv", index=False
-    )
+    table = pd.DataFrame({"code": codes, "country": country, "n": np.arange(400) % 40, "y": y})
+    table.to_csv(scored.root / "codes.csv", index=False)
+    rows = "code,country,n\n007,NA,1\n012,NA,2\n007,DE,3\n012,DE,4\n"
+    (scored.root / "few.csv").write_text(rows)
+    (scored.root / "more.csv").write_text(rows + "A1,?,\n")
     data = ("data=table", "data.path=codes.csv", "data.target=y", "model=sklearn_forest", "seed=1")
-    answers = {}
     for missing, folder in (("null", "by default"), ("[NA]", "NA")):
         scored.step("train", *data, f"data.missing={missing}", f"save_to={folder}")
-        rows = "007,NA,1\n012,NA,2\n007,DE,3\n012,DE,4\n"
-        (scored.root / "few.csv").write_text("code,country,n\n" + rows)
-        (scored.root / "more.csv").write_text("code,country,n\n" + rows + "A1,?,\n")
+        answers = []
         for name in ("few", "more"):
             score(scored, f"model_uri={folder}", f"input={name}.csv", f"output={name} out.csv")
-            answers[missing, name] = pd.read_csv(scored.root / f"{name} out.csv")["prediction"].tolist()[:4]
+            answers.append(pd.read_csv(scored.root / f"{name} out.csv")["prediction"].tolist()[:4])
         model = mlflow.pyfunc.load_model(str(scored.root / folder))
         na = "NA" if missing == "null" else None  # over JSON, missing is null
-        as_json = pd.DataFrame(
-            {"code": ["007", "012", "007", "012"], "country": [na, na, "DE", "DE"], "n": [1, 2, 3, 4]}
-        )
-        assert model.predict(as_json).tolist() == answers[missing, "few"] == answers[missing, "more"]
-        assert answers[missing, "few"] == ["no", "yes", "yes", "no"]
+        as_json = {"code": ["007", "012"] * 2, "country": [na, na, "DE", "DE"], "n": [1, 2, 3, 4]}
+        answers.append(model.predict(pd.DataFrame(as_json)).tolist())
+        assert answers == [["no", "yes", "yes", "no"]] * 3
 
 
 def test_an_alias_is_read_once_and_a_version_that_is_not_there_is_named(scored: Project):
-    import mlflow
-
-    mlflow.set_tracking_uri(scored.uri)
-    try:
+    with tracking(scored.uri):
         assert registry.pin(None, "people") == ("models:/people/1", "1")
         assert registry.pin("models:/people@challenger", None) == ("models:/people/2", "2")
         assert registry.pin("models:/people/2", None) == ("models:/people/2", "2")
@@ -232,10 +210,7 @@ def test_an_alias_is_read_once_and_a_version_that_is_not_there_is_named(scored: 
             (None, None, "model_uri=null and registered_model_name=null"),
             (None, "nobody", "nobody has no version with alias champion: give another registered_model_name"),
         ):
-            with pytest.raises(UserError, match=line):
-                registry.pin(uri, name)
-    finally:
-        mlflow.set_tracking_uri(None)
+            assert line in refusal(registry.pin, uri, name)
 
 
 def test_what_was_there_stays_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -253,8 +228,6 @@ def test_what_was_there_stays_when_writing_fails(tmp_path: Path, monkeypatch: py
 
 
 def test_a_url_is_written_through_its_file_system():
-    import fsspec
-
     frame = pd.DataFrame({"a": [1, 2]})
     scoring.check_output("rows.csv", "memory://there/answers.csv")
     scoring.write_output(frame, "memory://there/answers.csv")
@@ -265,7 +238,7 @@ def test_a_url_is_written_through_its_file_system():
 FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(1)", "\t=1+1", "\r=1+1", "\n=1+1", "\uff1d1+1"]
 
 
-def test_text_that_a_spreadsheet_would_run_is_made_safe_on_request(tmp_path: Path):
+def test_text_that_a_spreadsheet_would_run_is_made_safe_on_request(tmp_path: Path, scored: Project):
     harmless = ["a;=1+1", "-1.5", "+3e-2", "x=1", "", 'a "b", c', "é"]
     texts = [*FORMULAS, *harmless]
     frame = pd.DataFrame({"text": texts, "=name": np.arange(len(texts)) - 4.5, "kind": pd.Categorical(texts)})
@@ -283,18 +256,8 @@ def test_text_that_a_spreadsheet_would_run_is_made_safe_on_request(tmp_path: Pat
     assert [row[3] for row in rows] == ["", "-7", *expected[2:]]
     assert pd.read_csv(tmp_path / "safe.csv")["'=name"].tolist() == frame["=name"].tolist(), "numbers stay numbers"
     # A spreadsheet may separate by semicolons and knows quotes only where a cell begins.
-    cells = [
-        cell for row in csv.reader((tmp_path / "safe.csv").read_text().splitlines(), delimiter=";") for cell in row
-    ]
-    assert '"a;=1+1"' in (tmp_path / "safe.csv").read_text() and "=1+1" not in cells
-
-
-def test_a_safe_csv_is_a_parameter_of_the_step(scored: Project):
-    rows = pd.read_csv(scored.root / "rows.csv").assign(note="=1+1")
-    rows.to_csv(scored.root / "formulas.csv", index=False)
+    lines = (tmp_path / "safe.csv").read_text().splitlines()
+    assert "=1+1" not in [cell for row in csv.reader(lines, delimiter=";") for cell in row]
+    pd.read_csv(scored.root / "rows.csv").assign(note="=1+1").to_csv(scored.root / "formulas.csv", index=False)
     score(scored, "input=formulas.csv", "output=safe.csv", "spreadsheet_safe=true")
     assert set(pd.read_csv(scored.root / "safe.csv")["note"]) == {"'=1+1"}
-    score(scored, "input=formulas.csv", "output=plain.csv")
-    assert set(pd.read_csv(scored.root / "plain.csv")["note"]) == {"=1+1"}
-    refused = score(scored, "input=formulas.csv", "output=safe.parquet", "spreadsheet_safe=true", code=2)
-    assert "name a file that ends in .csv" in refused.stderr

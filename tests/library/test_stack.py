@@ -7,16 +7,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 import yaml
-from conftest import ROOT, Project, copy_project, environment, free_port, wait_for
+from conftest import ROOT, Project, command_output, copy_project, environment, free_port, wait_for
 from cryptography.fernet import Fernet
 from parts import lacks, need
+from registries import until
 
 NAMES = re.findall(r"(?m)^(\w+)=$", (ROOT / "deploy" / "env.example").read_text())
 SECRETS = {name: secrets.token_urlsafe(16) for name in NAMES} | {"MLFLOW_WEBHOOK_KEY": Fernet.generate_key().decode()}
@@ -53,34 +53,23 @@ def running() -> Iterator[dict[str, str]]:
         if "ready" in line:
             break
     assert lines and "ready" in lines[-1], "".join(lines)
-    yield {
-        **env,
-        "serve": f"http://127.0.0.1:{ports['SERVE_PORT']}",
-        "mlflow": f"http://127.0.0.1:{ports['MLFLOW_PORT']}",
-    }
+    urls = {name.lower(): f"http://127.0.0.1:{ports[f'{name}_PORT']}" for name in ("SERVE", "MLFLOW")}
+    yield {**env, **urls}
     started.send_signal(signal.SIGTERM)
     assert started.wait(90) == 143
     assert "database system is shut down" in (folder / "postgres.log").read_text()
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def client(running: dict[str, str]) -> dict[str, str]:
-    """The environment of a person who trains."""
-    return {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": running["MLFLOW_ADMIN_PASSWORD"]}
-
-
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def test_a_model_goes_from_training_to_an_answer(running: dict[str, str], client: dict[str, str], tmp_path: Path):
+def test_a_model_goes_from_training_to_an_answer(running: dict[str, str], tmp_path: Path):
+    client = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": running["MLFLOW_ADMIN_PASSWORD"]}
     project = Project(copy_project(tmp_path / "project"), running["mlflow"])
     project.step("pipeline", "model=sklearn_sgd", "data.stop=900", f"registered_model_name={MODEL}", **client)
-    end = time.monotonic() + 120
-    while not requests.get(f"{running['serve']}/readyz", timeout=10).ok:
-        assert time.monotonic() < end, requests.get(f"{running['serve']}/readyz", timeout=10).text
-        time.sleep(0.5)
+    until(lambda: requests.get(f"{running['serve']}/readyz", timeout=10).ok)
     columns = [f"pixel_{row}_{column}" for row in range(8) for column in range(8)]
     body = {"dataframe_split": {"columns": columns, "data": [[0.0] * 64]}}
     assert requests.post(f"{running['serve']}/invocations", json=body, timeout=30).status_code == 401
@@ -88,25 +77,21 @@ def test_a_model_goes_from_training_to_an_answer(running: dict[str, str], client
     answer = requests.post(f"{running['serve']}/invocations", json=body, headers=headers, timeout=30).json()
     assert answer["model_version"] == "1"
     label = {"prediction_id": answer["prediction_ids"][0], "label": 3}
-    headers, end = bearer(running["SERVE_FEEDBACK_TOKEN"]), time.monotonic() + 30
-    while (
-        told := requests.post(f"{running['serve']}/feedback", json=label, headers=headers, timeout=30)
-    ).status_code == 404:
-        assert time.monotonic() < end  # predictions are stored in the background
-        time.sleep(0.2)
-    assert told.ok, told.text
+    headers = bearer(running["SERVE_FEEDBACK_TOKEN"])  # predictions are stored in the background
+    until(lambda: requests.post(f"{running['serve']}/feedback", json=label, headers=headers, timeout=30).ok)
 
 
-def test_nobody_enters_without_an_account(running: dict[str, str], client: dict[str, str]):
-    search = {
-        "url": f"{running['mlflow']}/api/2.0/mlflow/experiments/search",
-        "params": {"max_results": 1},
-        "timeout": 30,
-    }
-    assert requests.get(**search).status_code == 401
-    assert requests.get(**search, auth=("admin", running["MLFLOW_ADMIN_PASSWORD"])).ok
-    assert requests.get(f"http://127.0.0.1:{running['S3_PORT']}/mlflow/", timeout=30).status_code == 403
-    assert requests.get(f"{running['mlflow']}/", headers={"Host": "evil.example"}, timeout=30).status_code == 403
+def test_nobody_enters_without_an_account(running: dict[str, str]):
+    def status(address: str, **more) -> int:
+        return requests.get(address, timeout=30, **more).status_code
+
+    search, admin = (
+        f"{running['mlflow']}/api/2.0/mlflow/experiments/search?max_results=1",
+        running["MLFLOW_ADMIN_PASSWORD"],
+    )
+    assert status(search) == 401 and status(search, auth=("admin", admin)) == 200
+    assert status(f"http://127.0.0.1:{running['S3_PORT']}/mlflow/") == 403
+    assert status(f"{running['mlflow']}/", headers={"Host": "evil.example"}) == 403
 
 
 def test_the_webhook_of_serve_is_registered(running: dict[str, str]):
@@ -123,16 +108,8 @@ def test_an_empty_secret_is_refused(name: str, tmp_path: Path):
 
 
 def test_compose_file_is_valid():
-    command = [
-        sys.executable,
-        "-m",
-        "check_jsonschema",
-        "--builtin-schema",
-        "vendor.compose-spec",
-        str(ROOT / "compose.yaml"),
-    ]
-    checked = subprocess.run(command, capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout
+    schema = ("check_jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml")
+    command_output(ROOT, sys.executable, "-m", *schema)
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     stages = re.findall(r"(?m)^FROM .* AS (\w+)$", (ROOT / "Dockerfile").read_text())
     assert {service["build"]["target"] for service in services.values() if "build" in service} <= set(stages)
@@ -143,16 +120,8 @@ def test_compose_file_is_valid():
 def test_the_image_contains_the_project_and_no_more():
     """Docker reads .dockerignore: everything is left out except the lines with an exclamation mark."""
     kept = {line[1:].rstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert kept == {
-        "alacarte",
-        "conf",
-        "deploy",
-        "project",
-        "steps",
-        "MLproject",
-        "python_env.yaml",
-        "requirements.txt",
-    }
+    files = {"MLproject", "python_env.yaml", "requirements.txt"}
+    assert kept == {"alacarte", "conf", "deploy", "project", "steps"} | files
     dockerfile = (ROOT / "Dockerfile").read_text()
     for source in re.findall(r"(?m)^COPY (?!--)(\S+) ", dockerfile):
         assert (ROOT / source).exists() and source.split("/")[0] in kept

@@ -1,14 +1,12 @@
 """The files for CI are valid, and each command in them runs."""
 
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Project, environment
+from conftest import ROOT, Project, command_output
 
 SCHEMAS = {
     ".github/workflows/ci.yml": "vendor.github-workflows",
@@ -19,7 +17,8 @@ SCHEMAS = {
 }
 NAME = "workflow"
 ENV = {
-    "ARGS": "--collect-only",  # pytest collects the tests of `make test`, but does not run them inside a test
+    "ARGS": "--collect-only tests/test_project.py",  # the tests do not run inside a test
+    "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache"),
     "PIP_DRY_RUN": "1",  # pip resolves, but does not change this environment
     "REGISTERED_MODEL_NAME": NAME,
     "FEEDBACK_URL": "sqlite:///feedback.db",
@@ -28,35 +27,27 @@ ENV = {
 }
 
 
-def jobs(file: str) -> dict[str, list[str]]:
-    """The commands of each job of a workflow file."""
+def commands(file: str) -> set[str]:
+    """The commands in a workflow file."""
     content = yaml.safe_load((ROOT / file).read_text())
     if "jobs" in content:
-        return {name: [s["run"] for s in job["steps"] if "run" in s] for name, job in content["jobs"].items()}
-    return {name: job["script"] for name, job in content.items() if "script" in (job or {})}
+        return {step["run"] for job in content["jobs"].values() for step in job["steps"] if "run" in step}
+    return {line for job in content.values() if isinstance(job, dict) for line in job.get("script", ())}
 
 
-COMMANDS = sorted(
-    {command for file in SCHEMAS if "depend" not in file for job in jobs(file).values() for command in job}
-)
+COMMANDS = sorted(set().union(*map(commands, (file for file in SCHEMAS if "depend" not in file))))
 
 
 @pytest.mark.parametrize("file", SCHEMAS)
 def test_files_are_valid(file: str):
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", SCHEMAS[file], str(ROOT / file)]
-    checked = subprocess.run(command, capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout
+    command_output(ROOT, sys.executable, "-m", "check_jsonschema", "--builtin-schema", SCHEMAS[file], file)
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def checkout(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy of the files that git knows, with a model that the gate accepted."""
-    root = tmp_path_factory.mktemp("checkout")
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for file in filter(None, files.split("\0")):
-        if (ROOT / file).is_file():
-            (root / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / file, root / file)
+    root = tmp_path_factory.mktemp("checkout") / "project"
+    command_output(root.parent, "git", "clone", "-q", str(repository), str(root))
     (root / ".venv").symlink_to(sys.prefix)
     project = Project(root, f"sqlite:///{root}/mlflow.db")
     project.step("pipeline", "model=sklearn_sgd", f"registered_model_name={NAME}")
@@ -66,13 +57,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(checkout: Project, command: str):
     """As the runners do it: `bash -e` in the checkout. retrain has no labels, promote finds its version in place."""
-    env = environment(MLFLOW_TRACKING_URI=checkout.uri, **ENV)
-    ended = subprocess.run(["bash", "-e", "-c", command], cwd=checkout.root, env=env, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    printed = checkout.run("bash", "-e", "-c", command, **ENV).stdout
     if "steps.retrain" in command:
-        assert "nothing to do" in ended.stdout
+        assert "nothing to do" in printed
     if "steps.promote" in command:
-        assert f"{NAME} version 1" in ended.stdout
+        assert f"{NAME} version 1" in printed
 
 
 def test_secrets_reach_commands_only_as_variables():
@@ -86,5 +75,4 @@ def test_pre_commit_runs_the_tools_of_make_check():
     for hook in hooks:
         tool, *arguments = hook["entry"].split()
         assert Path(tool).name == "ruff"
-        command = [sys.executable, "-m", "ruff", *arguments, "steps/train.py"]
-        assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+        command_output(ROOT, sys.executable, "-m", "ruff", *arguments, "steps/train.py")

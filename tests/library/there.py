@@ -39,8 +39,7 @@ class There:
 
     def job(self, entry_point: str, *arguments: str, code: int = 0) -> str:
         """What `python -m alacarte.databricks run` says, to its end; in this process, which has the imports loaded."""
-        options = ("--experiment-name", EXPERIMENT, "--poll-seconds", "0.5")
-        return self.here("run", entry_point, *options, *arguments, code=code)
+        return self.here("run", entry_point, "--experiment-name", EXPERIMENT, *arguments, code=code)
 
     def here(self, *arguments: str, code: int = 0) -> str:
         said = io.StringIO()
@@ -48,6 +47,7 @@ class There:
             for key, value in self.workspace.env().items():
                 patch.setenv(key, value)
             patch.setattr(stage, "ROOT", self.root)
+            patch.setattr(databricks, "POLL_SECONDS", 0.5)
             before = signal.getsignal(signal.SIGTERM)
             mlflow.set_tracking_uri("databricks")
             try:

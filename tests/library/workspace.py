@@ -7,37 +7,40 @@ it; Unity Catalog is that server's registry under other names, and its files are
 
 import base64
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
-import tarfile
 import threading
-import urllib.error
-import urllib.request
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
-from conftest import copy_project, environment, free_port, wait_for
+import requests
+import uvicorn
+from conftest import copy_project, free_port, mlflow_server
 from jobs import Job
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 UC = "/api/2.0/mlflow/unity-catalog/"
-SDK_FILES = f"{UC}registered-models:is-databricks-sdk-models-artifact-repository-enabled"
+SDK_FILES = "registered-models:is-databricks-sdk-models-artifact-repository-enabled"
+KEPT = {  # of a call to Unity Catalog, the fields that the registry of a server knows
+    "registered-models/create": ("name", "tags", "description"),
+    "model-versions/create": ("name", "source", "run_id", "tags", "description", "model_id"),
+}
 
 
 class Refusal(Exception):
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str = "INVALID_PARAMETER_VALUE") -> None:
         super().__init__(message)
         self.status, self.body = status, {"error_code": code, "message": message}
 
 
 class Workspace:
-    """The state behind the routes. `faults` counts down how often a call whose path holds a text is answered wrongly."""
+    """The state behind the routes."""
 
     def __init__(self, root: Path, server: str) -> None:
         self.root, self.server = root, server
@@ -45,242 +48,166 @@ class Workspace:
         self.expire_after: str | None = None  # a text in a path: once that was called, `token` is worth nothing
         self.expired = False
         self.once_running: Callable[[], object] | None = None  # called when a job is first seen to run
-        self.faults: Counter[tuple[str, int]] = Counter()
+        self.refuse_once: str | None = None  # a text in a path: the next such call is refused
         self.jobs: dict[int, Job] = {}
         self.calls: list[str] = []
         self.secrets: dict[str, str] = {}
         self.endpoints: dict[str, dict] = {}
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Routes,), {"workspace": self}))
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        app = Starlette(routes=[Route("/{path:path}", self.respond, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])])
+        self.http = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+        self.thread = threading.Thread(target=self.http.run, daemon=True)
+        self.thread.start()
+        while not self.http.started:
+            time.sleep(0.01)
 
     def env(self) -> dict[str, str]:
         """What a user of it has set."""
         return {"DATABRICKS_HOST": self.url, "DATABRICKS_TOKEN": self.token, "MLFLOW_TRACKING_URI": "databricks"}
 
-    def expire(self) -> None:
-        self.expired = True
-
     def renew(self, token: str) -> None:
         self.token, self.expired, self.expire_after = token, False, None
 
     def dbfs(self, path: str) -> Path:
-        found = (self.root / "dbfs" / path.removeprefix("/dbfs").lstrip("/")).resolve()
-        assert found.is_relative_to(self.root / "dbfs")
-        return found
+        return self.root / "dbfs" / path.removeprefix("dbfs:").removeprefix("/dbfs").lstrip("/")
 
     def close(self) -> None:
         for job in self.jobs.values():
             if job.process and job.process.poll() is None:
                 job.cancel()
-        self.http.shutdown()
-        self.http.server_close()
+        self.http.should_exit = True
+        self.thread.join(30)
 
     # --- what it answers ---------------------------------------------------------------------------------------------
 
-    def answer(
-        self, method: str, path: str, query: dict[str, str], body: bytes, token: str
-    ) -> tuple[int, bytes | dict]:
-        for (text, status), left in list(self.faults.items()):
-            if left > 0 and text in path:
-                self.faults[text, status] -= 1
-                raise Refusal(status, "TEMPORARILY_UNAVAILABLE" if status > 499 else "BAD_REQUEST", f"{text} refused")
-        self.calls.append(f"{method} {path}")
+    async def respond(self, request: Request) -> Response:
+        body = await request.body()
+        try:
+            answer = await run_in_threadpool(self.answer, request, request.scope["path"], body)
+        except Refusal as refusal:
+            return JSONResponse(refusal.body, refusal.status)
+        return answer if isinstance(answer, Response) else JSONResponse(answer)
+
+    def answer(self, request: Request, path: str, body: bytes) -> Response | dict:
+        if self.refuse_once and self.refuse_once in path:
+            text, self.refuse_once = self.refuse_once, None
+            raise Refusal(400, f"{text} refused", "BAD_REQUEST")
+        self.calls.append(f"{request.method} {path}")
         if path == "/.well-known/databricks-config":  # asked by Databricks' own client before it has said who it is
-            return 200, {"workspace_id": "1", "cloud": "AWS"}
+            return {"workspace_id": "1", "cloud": "AWS"}
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if token == self.token and self.expired:
-            raise Refusal(403, "PERMISSION_DENIED", "Invalid access token: it has expired")
+            raise Refusal(403, "Invalid access token: it has expired", "PERMISSION_DENIED")
         if token not in (self.token, self.job_token):
-            raise Refusal(401, "UNAUTHENTICATED", "Credential was not sent or was of an unsupported type for this API.")
+            raise Refusal(401, "Credential was not sent or was of an unsupported type for this API.", "UNAUTHENTICATED")
         self.expired = self.expired or bool(self.expire_after and self.expire_after in path)
-        if path.startswith(f"{UC}") and (found := self.unity_catalog(method, path, query, body)):
-            return found
         if path.startswith(("/api/2.0/fs/files/Models/", "/api/2.0/fs/directories/Models/")):
-            return self.files(method, path, body)
-        if path.startswith("/api/2.0/mlflow/") or path.startswith("/api/3.0/mlflow/"):
-            return self.tracking(method, path, query, body)
-        if path.startswith("/dbfs/") and method == "POST":
-            place = self.dbfs(path)
+            return self.files(request.method, path, body)
+        if path.startswith("/dbfs/"):
             if not re.fullmatch(r"/dbfs/mlflow-experiments/\d+/projects-code/[0-9a-f]+\.(tar\.gz|py)", path):
-                raise Refusal(400, "INVALID_PARAMETER_VALUE", f"No such place: {path}")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(body)
-            if path.endswith(".tar.gz"):
-                with tarfile.open(place) as archive:
-                    assert archive.getnames(), "an archive that holds nothing"
-            return 200, {}
-        data = json.loads(body) if body else dict(query)
-        match method, path:
-            case "GET", "/api/2.0/dbfs/get-status":
-                if not self.dbfs(data["path"]).exists():
-                    raise Refusal(
-                        404, "RESOURCE_DOES_NOT_EXIST", f"No file or directory exists on path {data['path']}."
-                    )
-                return 200, {"path": data["path"], "is_dir": False}
-            case "POST", "/api/2.0/jobs/runs/submit":
-                return 200, {"run_id": self.submit(data)}
-            case "GET", "/api/2.0/jobs/runs/get":
+                raise Refusal(400, f"No such place: {path}")
+            self.dbfs(path).parent.mkdir(parents=True, exist_ok=True)
+            self.dbfs(path).write_bytes(body)
+            return {}
+        data = {**request.query_params, **(json.loads(body) if body else {})}
+        if path.startswith(UC):
+            return self.unity_catalog(request.method, path.removeprefix(UC), data)
+        if path.startswith(("/api/2.0/mlflow/", "/api/3.0/mlflow/")):
+            return self.tracking(request, path, body, data)
+        return self.platform(request.method, path, data)
+
+    def platform(self, method: str, path: str, data: dict) -> dict:
+        """Jobs, DBFS, secrets and serving endpoints."""
+        match method, path.removeprefix("/api/2.0/").split("/"):
+            case "GET", ["dbfs", "get-status"]:
+                if self.dbfs(data["path"]).exists():
+                    return {"path": data["path"], "is_dir": False}
+            case "POST", ["jobs", "runs", "submit"]:
+                return {"run_id": self.submit(data)}
+            case "GET", ["jobs", "runs", "get"]:
                 job = self.jobs[int(data["run_id"])]
                 if job.state["life_cycle_state"] == "RUNNING" and self.once_running:
                     then, self.once_running = self.once_running, None
                     then()
-                page = f"{self.url}/#job/{job.number}/run/1"
-                return 200, {"run_id": job.number, "job_id": 7, "run_page_url": page, "state": job.state}
-            case "GET", "/api/2.0/secrets/get":
-                value = self.secrets[f"{data['scope']}/{data['key']}"]
-                return 200, {"key": data["key"], "value": base64.b64encode(value.encode()).decode()}
-            case "POST", "/api/2.0/jobs/runs/cancel":
+                return {"run_id": job.number, "run_page_url": f"{self.url}/#job/{job.number}", "state": job.state}
+            case "POST", ["jobs", "runs", "cancel"]:
                 self.jobs[int(data["run_id"])].cancel()
-                return 200, {}
-        if path.startswith("/api/2.0/serving-endpoints/"):
-            return self.serving(method, path, data)
-        raise Refusal(404, "ENDPOINT_NOT_FOUND", f"No API found for '{method} {path}'")
+                return {}
+            case "GET", ["secrets", "get"]:
+                value = self.secrets[f"{data['scope']}/{data['key']}"]
+                return {"key": data["key"], "value": base64.b64encode(value.encode()).decode()}
+            case _, ["serving-endpoints", name, *_] if name in self.endpoints:
+                if method == "PUT":
+                    self.endpoints[name] = {"name": name, "config": data}
+                return self.endpoints[name]
+        raise Refusal(404, f"Nothing is at {method} {path}", "RESOURCE_DOES_NOT_EXIST")
 
     def submit(self, data: dict) -> int:
         """Start a job, or refuse what a workspace refuses."""
-        cluster = data.get("new_cluster")
-        if data.get("existing_cluster_id") or not isinstance(cluster, dict) or "new_cluster" in cluster:
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", "Cluster spec must be one new cluster")
+        cluster, task = data["new_cluster"], data["spark_python_task"]
         for field, pattern in (("spark_version", r"\d+\.\d+\.x-.*scala2\.1[23]"), ("node_type_id", r"\w+\.\w+")):
             if not re.fullmatch(pattern, str(cluster.get(field))):
-                raise Refusal(400, "INVALID_PARAMETER_VALUE", f"Invalid {field}: {cluster.get(field)}")
-        if "num_workers" not in cluster and "autoscale" not in cluster:
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", "Missing required field: size")
+                raise Refusal(400, f"Invalid {field}: {cluster.get(field)}")
         local = str(cluster.get("spark_conf", {}).get("spark.master", "")).startswith("local")
         if cluster.get("num_workers") == 0 and not local:
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", "A cluster without workers needs spark.master local[*]")
-        if any(
-            set(one) != {"pypi"} or not re.fullmatch(r"[\w.-]+==[\w.]+", one["pypi"]["package"])
-            for one in data["libraries"]
-        ):
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", f"Invalid libraries: {data['libraries']}")
-        task = data["spark_python_task"]
-        if not self.dbfs(task["python_file"].removeprefix("dbfs:")).is_file():
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", f"{task['python_file']} does not exist")
-        if len(json.dumps(task["parameters"])) > 10_000:
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", "The parameters have more than 10,000 bytes")
+            raise Refusal(400, "A cluster without workers needs spark.master local[*]")
+        packages = [library["pypi"]["package"] for library in data["libraries"]]
+        if not all(re.fullmatch(r"[\w.-]+==[\w.]+", package) for package in packages):
+            raise Refusal(400, f"Invalid libraries: {packages}")
+        if not self.dbfs(task["python_file"]).is_file() or len(json.dumps(task["parameters"])) > 10_000:
+            raise Refusal(400, f"{task['python_file']} does not exist, or its parameters have more than 10,000 bytes")
         job = Job(len(self.jobs) + 1, data)
         self.jobs[job.number] = job
         threading.Thread(target=job.run, args=(self,), daemon=True).start()
         return job.number
 
-    def tracking(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, bytes | dict]:
+    def tracking(self, request: Request, path: str, body: bytes, data: dict) -> Response:
         """The MLflow API, from the server behind; experiments are paths of the workspace there."""
-        if path.endswith("/experiments/create"):
-            name = json.loads(body)["name"]
-            if not re.match(r"/(Shared|Users/[^/]+)/[^/]+", name):
-                raise Refusal(400, "INVALID_PARAMETER_VALUE", f"Got an invalid experiment name '{name}'.")
+        if path.endswith("/experiments/create") and not re.match(r"/(Shared|Users/[^/]+)/[^/]+", data["name"]):
+            raise Refusal(400, f"Got an invalid experiment name '{data['name']}'.")
         if "/registered-models/" in path or "/model-versions/" in path:
-            raise Refusal(403, "PERMISSION_DENIED", "The workspace registry is disabled: use Unity Catalog")
-        return self.forward(method, path, query, body)
+            raise Refusal(403, "The workspace registry is disabled: use Unity Catalog", "PERMISSION_DENIED")
+        return self.forward(request.method, f"{path}?{request.url.query}", body)
 
-    def forward(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, bytes | dict]:
-        url = self.server + path + (f"?{urllib.parse.urlencode(query, doseq=True)}" if query else "")
-        request = urllib.request.Request(url, data=body or None, method=method)
-        request.add_header("Content-Type", "application/json")
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:
-                return response.status, response.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
-    def unity_catalog(
-        self, method: str, path: str, query: dict[str, str], body: bytes
-    ) -> tuple[int, bytes | dict] | None:
+    def unity_catalog(self, method: str, call: str, data: dict) -> Response | dict:
         """Registered models and versions; names have three parts, and there are no stages."""
-        if path == SDK_FILES:
-            return 200, {"is_databricks_sdk_models_artifact_repository_enabled": True}
-        data = {**query, **(json.loads(body) if body else {})}
-        name = data.get("name")
-        if name and len(str(name).split(".")) != 3:
-            raise Refusal(400, "INVALID_PARAMETER_VALUE", f"'{name}' is not a valid name: CATALOG.SCHEMA.MODEL")
-        rest = path.removeprefix(UC)
-        if rest == "model-versions/emit-lineage":
-            return 200, {}
-        if rest == "model-versions/finalize":
-            method, rest = "GET", "model-versions/get"
-        if rest == "model-versions/create":
-            data = {
-                key: data[key] for key in ("name", "source", "run_id", "tags", "description", "model_id") if key in data
-            }
-        elif rest == "registered-models/create":
-            data = {key: data[key] for key in ("name", "tags", "description") if key in data}
+        if call == SDK_FILES:
+            return {"is_databricks_sdk_models_artifact_repository_enabled": True}
+        if "name" in data and len(data["name"].split(".")) != 3:
+            raise Refusal(400, f"'{data['name']}' is not a valid name: CATALOG.SCHEMA.MODEL")
+        if call == "model-versions/emit-lineage":
+            return {}
+        if call == "model-versions/finalize":
+            method, call = "GET", "model-versions/get"
+        data = {key: value for key, value in data.items() if key in KEPT.get(call, data)}
         if method == "GET":
-            return self.forward(method, f"/api/2.0/mlflow/{rest}", data, b"")
-        return self.forward(method, f"/api/2.0/mlflow/{rest}", {}, json.dumps(data).encode())
+            query = requests.Request("GET", "http://x", params=data).prepare().path_url.partition("?")[2]
+            return self.forward(method, f"/api/2.0/mlflow/{call}?{query}", b"")
+        return self.forward(method, f"/api/2.0/mlflow/{call}", json.dumps(data).encode())
 
-    def files(self, method: str, path: str, body: bytes) -> tuple[int, bytes | dict]:
+    def forward(self, method: str, path: str, body: bytes) -> Response:
+        headers = {"Content-Type": "application/json"}
+        answer = requests.request(method, self.server + path, data=body, headers=headers, timeout=60)
+        return Response(answer.content, answer.status_code, media_type="application/json")
+
+    def files(self, method: str, path: str, body: bytes) -> Response | dict:
         """The Files API on /Models, where the versions of Unity Catalog are."""
         kind, _, inner = path.removeprefix("/api/2.0/fs/").partition("/")
         place = self.root / "uc" / inner
         if method == "PUT" and kind == "files":
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(body)
-            return 204, b""
+            return Response(status_code=204)
         if kind == "directories" and place.is_dir():
-            contents = [
-                {
-                    "path": f"/{inner.rstrip('/')}/{one.name}",
-                    "is_directory": one.is_dir(),
-                    "file_size": one.stat().st_size,
-                }
-                for one in sorted(place.iterdir())
-            ]
-            return 200, {"contents": contents}
+            files = [
+                {"path": f"/{inner.rstrip('/')}/{each.name}", "name": each.name, "is_directory": each.is_dir(),
+                 "file_size": each.stat().st_size} for each in sorted(place.iterdir())
+            ]  # fmt: skip
+            return {"contents": files}
         if kind == "files" and place.is_file():
-            return 200, place.read_bytes()
-        raise Refusal(404, "NOT_FOUND", f"{inner} does not exist")
-
-    def serving(self, method: str, path: str, data: dict) -> tuple[int, bytes | dict]:
-        """Serving endpoints: their configuration, which a PUT replaces."""
-        name = path.split("/")[4]
-        if name not in self.endpoints:
-            raise Refusal(404, "RESOURCE_DOES_NOT_EXIST", f"Endpoint {name} does not exist")
-        if method == "PUT":
-            self.endpoints[name] = {"name": name, "config": data, "state": {"config_update": "NOT_UPDATING"}}
-        return 200, self.endpoints[name]
-
-
-class Routes(BaseHTTPRequestHandler):
-    workspace: Workspace
-    protocol_version = "HTTP/1.1"
-
-    def respond(self) -> None:
-        parts = urlsplit(self.path)
-        query = {key: value[0] if len(value) == 1 else value for key, value in parse_qs(parts.query).items()}
-        size = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(size) if size else self.chunks()
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        try:
-            status, answer = self.workspace.answer(self.command, unquote(parts.path), query, body, token)
-        except Refusal as refusal:
-            status, answer = refusal.status, refusal.body
-        except Exception as error:
-            status, answer = 500, {"error_code": "INTERNAL_ERROR", "message": repr(error)}
-        content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header(
-            "Content-Type", "application/octet-stream" if "/fs/files/" in parts.path else "application/json"
-        )
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD" and status != 204:
-            self.wfile.write(content)
-
-    def chunks(self) -> bytes:
-        """A body sent in pieces, as of a file whose size the sender does not say."""
-        found = b""
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            while size := int(self.rfile.readline(), 16):
-                found += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        return found
-
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = respond
-
-    def log_message(self, *_: object) -> None:
-        pass
+            return Response(place.read_bytes(), media_type="application/octet-stream")
+        raise Refusal(404, f"{inner} does not exist", "NOT_FOUND")
 
 
 @contextmanager
@@ -291,20 +218,12 @@ def stand_in(folder: Path) -> Iterator[Workspace]:
     # this disk it does not download.
     place = f"http://127.0.0.1:{port}/api/2.0/mlflow-artifacts/artifacts"
     artifacts = ("--artifacts-destination", str(folder / "artifacts"), "--default-artifact-root", place)
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *artifacts]
-    env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+    with mlflow_server(folder, *artifacts, port=port) as server:
+        workspace = Workspace(folder, server)
         try:
-            wait_for(f"http://127.0.0.1:{port}/health", process)
-            workspace = Workspace(folder, f"http://127.0.0.1:{port}")
-            try:
-                yield workspace
-            finally:
-                workspace.close()
+            yield workspace
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+            workspace.close()
 
 
 def checkout_at(root: Path) -> Path:

@@ -14,86 +14,52 @@ from alacarte.databricks import stage
 
 BUNDLE = yaml.safe_load((ROOT / "databricks" / "databricks.yml").read_text())
 JOBS = BUNDLE["resources"]["jobs"]
-TASKS = [(name, task) for name, job in JOBS.items() for task in job["tasks"]]
-TEXTS = re.findall(r"\$\{([^}]+)\}", yaml.safe_dump(BUNDLE))
+DEFAULTS = {name: variable["default"] for name, variable in BUNDLE["variables"].items()}
 
 
-def known_references() -> set[str]:
-    """What `${...}` may name: this bundle's variables and resources, and what the CLI itself fills in."""
-    found = {f"var.{name}" for name in BUNDLE["variables"]}
-    for kind, resources in BUNDLE["resources"].items():
-        found |= {f"resources.{kind}.{name}.name" for name in resources}
-    return found | {"bundle.name", "bundle.target", "workspace.file_path", "workspace.current_user.userName"}
-
-
-def check_references(bundle: dict) -> None:
-    """AssertionError for a name that leads nowhere."""
-    for name, job in bundle["resources"]["jobs"].items():
-        keys = [task["task_key"] for task in job["tasks"]]
-        environments = {one["environment_key"] for one in job["environments"]}
-        parameters = {one["name"] for one in job.get("parameters", [])}
-        assert len(set(keys)) == len(keys), f"{name}: a task_key comes twice"
-        for at, task in enumerate(job["tasks"]):
-            ahead = {one["task_key"] for one in task.get("depends_on", [])}
-            assert ahead <= set(keys[:at]), f"{name}.{task['task_key']}: depends on no earlier task"
-            assert task["environment_key"] in environments, f"{name}.{task['task_key']}: no such environment"
-            words = task["spark_python_task"]["parameters"]
-            assert (ROOT / "databricks" / task["spark_python_task"]["python_file"]).is_file()
-            for named in re.findall(r"\{\{job\.parameters\.(\w+)\}\}", " ".join(words)):
-                assert named in parameters, f"{name}.{task['task_key']}: no job parameter {named}"
-            for word in words:
-                if word.startswith(("@run_id=", "@if=")):
-                    step = word.partition("=")[2]
-                    assert step in ahead, f"{name}.{task['task_key']}: {word} names no task it depends on"
-                    assert "@job={{job.run_id}}" in words, f"{name}.{task['task_key']}: {word} needs @job"
-
-
-@pytest.mark.parametrize("name", JOBS)
-def test_each_job_has_only_fields_that_a_job_has(name: str):
-    job = Job.from_dict(JOBS[name])
-    assert [task.task_key for task in job.tasks] == [task["task_key"] for task in JOBS[name]["tasks"]]
-    broken = {**JOBS[name], "tasks": [{**JOBS[name]["tasks"][0], "depend_on": []}]}
-    with pytest.raises(ValueError, match="depend_on"):
-        Job.from_dict(broken)
-
-
-def test_the_endpoint_has_only_fields_that_an_endpoint_has():
+def test_each_resource_has_only_fields_that_it_can_have():
+    for job in JOBS.values():
+        assert [task.task_key for task in Job.from_dict(job).tasks] == [task["task_key"] for task in job["tasks"]]
     for endpoint in BUNDLE["resources"]["model_serving_endpoints"].values():
         assert ModelServingEndpoint.from_dict(endpoint).config.served_entities
 
 
-def test_no_name_leads_nowhere():
-    assert set(TEXTS) <= known_references()
-    check_references(BUNDLE)
-    for where, value in (
-        (("tasks", 1, "depends_on"), [{"task_key": "trian"}]),
-        (("tasks", 0, "environment_key"), "pin"),
-        (("parameters",), []),
-    ):
-        broken = yaml.safe_load(yaml.safe_dump(BUNDLE))
-        place = broken["resources"]["jobs"]["train"]
-        for key in where[:-1]:
-            place = place[key]
-        place[where[-1]] = value
-        with pytest.raises(AssertionError, match=r"no earlier task|no such environment|no job parameter"):
-            check_references(broken)
+def test_every_reference_leads_somewhere():
+    known = {f"var.{name}" for name in DEFAULTS}
+    for kind, resources in BUNDLE["resources"].items():
+        known |= {f"resources.{kind}.{name}.name" for name in resources}
+    known |= {"bundle.name", "bundle.target", "workspace.file_path", "workspace.current_user.userName"}
+    assert set(re.findall(r"\$\{([^}]+)\}", yaml.safe_dump(BUNDLE))) <= known
 
 
-@pytest.mark.parametrize(("name", "task"), TASKS, ids=lambda one: one if isinstance(one, str) else one["task_key"])
-def test_each_task_is_an_entry_point_with_keys_that_it_has(name: str, task: dict):
-    module, *words = task["spark_python_task"]["parameters"]
-    assert (ROOT / Path(*module.split("."))).with_suffix(".py").is_file()
-    if module.startswith("steps."):
-        entry = next(key for key, one in stage.entry_points(ROOT).items() if one["command"].endswith(f" {module}"))
-        tokens = [word for word in words if not word.startswith(("@", "overrides="))]
-        filled = [re.sub(r"\$\{var\.(\w+)\}", lambda m: BUNDLE["variables"][m[1]]["default"], one) for one in tokens]
-        assert launch.compose(entry, [*filled, *(["run_id=x"] if "@run_id=train" in words else [])]) is not None
+@pytest.mark.parametrize("name", JOBS)
+def test_each_task_is_an_entry_point_with_keys_that_it_has(name: str):
+    job, before = JOBS[name], set[str]()
+    for task in job["tasks"]:
+        ahead = {other["task_key"] for other in task.get("depends_on", [])}
+        assert ahead <= before and task["task_key"] not in before
+        before.add(task["task_key"])
+        assert task["environment_key"] in {each["environment_key"] for each in job["environments"]}
+        assert (ROOT / "databricks" / task["spark_python_task"]["python_file"]).is_file()
+        module, *words = task["spark_python_task"]["parameters"]
+        parameters = {each["name"] for each in job.get("parameters", [])}
+        assert set(re.findall(r"\{\{job\.parameters\.(\w+)\}\}", " ".join(words))) <= parameters
+        steps = {word.partition("=")[2] for word in words if word.startswith(("@run_id=", "@if="))}
+        assert steps <= ahead and (not steps or "@job={{job.run_id}}" in words)
+        assert (ROOT / Path(*module.split("."))).with_suffix(".py").is_file()
+        if module.startswith("steps."):
+            entry = next(
+                key for key, each in stage.entry_points(ROOT).items() if each["command"].endswith(f" {module}")
+            )
+            keys = [word for word in words if not word.startswith(("@", "overrides="))]
+            filled = [re.sub(r"\$\{var\.(\w+)\}", lambda match: DEFAULTS[match[1]], key) for key in keys]
+            assert launch.compose(entry, [*filled, *(["run_id=x"] if "@run_id=train" in words else [])]) is not None
 
 
 def test_the_targets_keep_apart():
     dev, prod = BUNDLE["targets"]["dev"], BUNDLE["targets"]["prod"]
     assert dev["mode"] == "development" and dev["default"] and prod["mode"] == "production"
-    assert set(dev["variables"]) <= set(BUNDLE["variables"])
-    assert dev["variables"]["registered_model_name"] != BUNDLE["variables"]["registered_model_name"]["default"]
-    for name in (dev["variables"], {key: one["default"] for key, one in BUNDLE["variables"].items()}):
-        assert len(name["registered_model_name"].split(".")) == 3 and name["experiment"].startswith("/")
+    assert set(dev["variables"]) <= set(DEFAULTS)
+    assert dev["variables"]["registered_model_name"] != DEFAULTS["registered_model_name"]
+    for names in (dev["variables"], DEFAULTS):
+        assert len(names["registered_model_name"].split(".")) == 3 and names["experiment"].startswith("/")

@@ -39,14 +39,8 @@ def test_every_entry_point_runs_there(there: There):
     report(Store(url), MODEL, rows.drop(columns="digit"), labels, wrong, classes=classes, mistakes=mistakes)
     there.job("monitor", store, name, "monitor.min_rows=100", code=3)
     assert there.runs("tags.step = 'monitor'")[0].data.tags["retrain"] == "yes"
-    there.job(
-        "retrain",
-        store,
-        name,
-        "retrain.min_labels=10",
-        "retrain.max_share_per_annotator=1",
-        "retrain.max_range_factor=1000",
-    )
+    limits = ("retrain.min_labels=10", "retrain.max_share_per_annotator=1", "retrain.max_range_factor=1000")
+    there.job("retrain", store, name, *limits)
     labelled = Store(url).labelled(MODEL, "accepted", "used").about
     assert (labelled["state"] == "used").all() and set(labelled["used_version"]) == {"2"} and len(labelled) == 100
     assert registry.get_model_version(MODEL, "2").tags["gate.verdict"] and not there.running()

@@ -1,13 +1,13 @@
 """What goes to Databricks and what does not, and what is refused before a cluster starts. No workspace is asked here."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
+from people import refusal
 from workspace import checkout_at, git
 
 from alacarte import stores
@@ -44,20 +44,14 @@ def test_only_what_git_knows_is_staged(checkout: Path):
 
 
 def test_the_job_has_every_entry_point_and_every_pin():
-    from mlflow.projects._project_spec import Project, load_project
     from test_pins import pins
 
-    project = stage.spark_project(ROOT)
-    here = stage.entry_points(ROOT)
-    assert list(project["entry_points"]) == list(here)
+    project, here = stage.spark_project(ROOT), yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    assert set(project["entry_points"]) == set(here) - {"serve"}
     for name, entry in project["entry_points"].items():
-        words = entry["command"].split(" ")
-        assert words[:2] == ["python", "databricks/boot.py"]
-        assert name in stage.NOT_THERE or words[2:] == here[name]["command"].split(" ")[2:]
+        assert entry["command"] == here[name]["command"].replace("python -m", "python databricks/boot.py")
     libraries = project["databricks_spark_job"]["python_libraries"]
     assert dict(one.split("==") for one in libraries) == pins("requirements.txt")
-    assert set(stage.NOT_THERE) <= set(here)
-    assert isinstance(load_project(str(ROOT)), Project)
 
 
 @pytest.mark.parametrize(
@@ -69,17 +63,24 @@ def test_the_job_has_every_entry_point_and_every_pin():
         ("key.txt", "-----BEGIN RSA " + "PRIVATE KEY-----", "looks like a secret"),
         ("weights.bin", "x" * 1_000_001, "1,000,001 bytes"),
         ("databricks/boot.py", None, "databricks/boot.py is not in git"),
+        ("link.txt", "link", "leads out of the project"),
+        ("MLproject", "entry_points: {more: {command: bash more.sh}}", "entry point more is `bash more"),
     ],
 )  # fmt: skip
 def test_what_must_not_leave_is_refused(checkout: Path, name: str, content: str | None, line: str):
     to = checkout / "build" / "databricks"
     stage.stage(checkout, {})
     before = sorted(to.rglob("*"))
+    path = checkout / name
     if content is None:
         git(checkout, "rm", "--quiet", "--cached", name)
+    elif content == "link":
+        (checkout.parent / "outside.txt").write_text("x")
+        path.symlink_to(checkout.parent / "outside.txt")
+        git(checkout, "add", name)
     else:
-        (checkout / name).parent.mkdir(exist_ok=True)
-        (checkout / name).write_text(content)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
         git(checkout, "add", "--force", name)
     with pytest.raises(UserError, match=line):
         stage.stage(checkout, {})
@@ -92,46 +93,23 @@ def test_only_what_linux_needs_is_a_library(tmp_path: Path):
     assert stage.libraries(tmp_path) == ["a==1", "b==2"]
 
 
-def test_a_link_out_of_the_project_and_a_folder_without_git_are_refused(checkout: Path, tmp_path: Path):
-    (tmp_path / "outside.txt").write_text("x")
-    (checkout / "link.txt").symlink_to(tmp_path / "outside.txt")
-    git(checkout, "add", "link.txt")
-    with pytest.raises(UserError, match="leads out of the project"):
-        stage.stage(checkout, {})
-    shutil.rmtree(checkout / ".git")
-    with pytest.raises(UserError, match="no git checkout"):
-        stage.stage(checkout, {})
-
-
-def test_an_entry_point_that_is_no_module_is_refused(checkout: Path):
-    project = yaml.safe_load((checkout / "MLproject").read_text())
-    project["entry_points"]["more"] = {"command": "bash more.sh"}
-    (checkout / "MLproject").write_text(yaml.safe_dump(project))
-    with pytest.raises(UserError, match="entry point more is `bash more"):
-        stage.stage(checkout, {})
-
-
 CLUSTER = json.loads((ROOT / "databricks" / "cluster.json").read_text())
 
 
 @pytest.mark.parametrize(
     ("cluster", "line"),
     [
-        ({"new_cluster": CLUSTER}, "put its fields at the top"),
-        ({"existing_cluster_id": "0101-x"}, "starts a new cluster for each run"),
-        ({**CLUSTER, "libraries": []}, "come from requirements.txt"),
-        ({key: value for key, value in CLUSTER.items() if key != "spark_version"}, "spark_version is missing"),
-        ({key: value for key, value in CLUSTER.items() if key != "node_type_id"}, "node_type_id is missing"),
-        ({key: value for key, value in CLUSTER.items() if key != "num_workers"}, "num_workers is missing"),
+        ({"new_cluster": CLUSTER}, "new_cluster is not allowed"),
+        ({**CLUSTER, "libraries": []}, "libraries is not allowed"),
+        ({**CLUSTER, "spark_version": ""}, "spark_version is missing"),
+        ({**CLUSTER, "node_type_id": None}, "node_type_id or instance_pool_id is missing"),
         ([CLUSTER], "holds list"),
     ],
-)  # fmt: skip
+)
 def test_a_cluster_that_cannot_work_is_refused(tmp_path: Path, cluster: object, line: str):
     path = tmp_path / "cluster.json"
     path.write_text(json.dumps(cluster))
-    with pytest.raises(UserError, match=line) as caught:
-        stage.read_cluster(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert f"--backend-config {path}" in refusal(stage.read_cluster, path) and line in refusal(stage.read_cluster, path)
     assert stage.read_cluster(ROOT / "databricks" / "cluster.json") == CLUSTER
 
 
@@ -143,12 +121,9 @@ def test_a_cluster_that_cannot_work_is_refused(tmp_path: Path, cluster: object, 
         (("run", "main"), "databricks", "such as main.default.alacarte"),
         (("run", "main", "registered_model_name=a..b"), "databricks", "such as main.default.b"),
         (("run", "train", "modle.lr=1"), "databricks", "did you mean model.lr"),
-        (("run", "train", "model=torch_mpl"), "databricks", "did you mean torch_mlp"),
-        (("run", "train", "seed=x"), "databricks", "seed=x is not a number"),
         (("run", "train", "--cfg", "job"), "databricks", "does nothing in a job"),
-        (("run", "trian"), "databricks", "there is main, train"),
-        (("run", "serve"), "databricks", "a model serving endpoint does that"),
-        (("explain", "serve"), "databricks", "a model serving endpoint does that"),
+        (("run", "trian"), "databricks", "choose one of main, train"),
+        (("run", "serve"), "databricks", "there is the endpoint of databricks/databricks.yml"),
         (("run", "train", "--experiment-name", "mine"), "databricks", "write /Shared/mine"),
         (("run", "train", "--backend-config", "none.json"), "databricks", "see databricks/cluster.json"),
     ],
@@ -174,16 +149,15 @@ def test_hosted_tracking_asks_for_an_experiment(monkeypatch: pytest.MonkeyPatch,
         stores.use_experiment(name)
 
 
-@pytest.mark.parametrize(
-    "tokens",
-    [
-        ["--multirun", "model=sklearn_sgd", "seed=1,2"],
-        ["model=sklearn_sgd", "--model.lr", "0.1", "description=it's  two words", "save_to="],
-        ["--description", "--help", "overrides=seed=3 data.name='a b'", "+data.more=[1,2]"],
-    ],
-)
-def test_the_words_of_run_mean_there_what_they_mean_here(tokens: list[str]):
+def test_the_words_of_run_mean_there_what_they_mean_here():
+    tokens = [
+        "--description",
+        "it's  two words",
+        "--multirun",
+        "overrides=seed=3 data.name='a b'",
+        "+more=[1,2]",
+        "save_to=",
+    ]
     (parameter,) = databricks.as_parameters(tokens).items()
-    there = (f"--{parameter[0]}", parameter[1])
-    assert to_overrides(there) == to_overrides(tokens)
+    assert to_overrides((f"--{parameter[0]}", parameter[1])) == to_overrides(tokens)
     assert databricks.as_parameters([]) == {}

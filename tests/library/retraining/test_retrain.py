@@ -1,7 +1,6 @@
 """`retrain` as a user calls it: from a champion and a feedback store to the next champion, whatever comes between."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -127,13 +126,15 @@ def test_from_labels_to_the_next_champion(case: Case):
 
 
 def _history(case: Case) -> list[list[str]]:
-    """The rows of `promote --history`, oldest first; reading them opens no run."""
+    """The rows of `promote history=true`, oldest first; reading them opens no run."""
     runs = len(case.project.runs())
-    told = case.project.run("python", "-m", "steps.promote", "--history", f"registered_model_name={case.name}").stdout
+    told = case.project.run(
+        "python", "-m", "steps.promote", "history=true", f"registered_model_name={case.name}"
+    ).stdout
     assert len(case.project.runs()) == runs
     name, head, *rows, _ = told.splitlines()
     assert name == case.name and head.split()[:5] == ["version", "now", "from", "labels", "run_id"]
-    return [re.split(r"  +", row) for row in rows[::-1]]
+    return [row.split() for row in rows[::-1]]
 
 
 def test_mistakes_alone_judge_nothing(case: Case):
