@@ -1,9 +1,10 @@
-"""CSV: the cells as they are written, and the columns as numbers, booleans and text."""
+"""CSV: the cells as they are written, and the columns as numbers, booleans, dates and text."""
 
 import csv
 import io
 import logging
 import re
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ DECIMAL_COMMA = r"[+-]?(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,\d+)?"  # 1.234,5
 DECIMAL_POINT = r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"  # 1,234.5
 EITHER = r"[+-]?[1-9]\d{0,2},\d{3}"  # 1,234: a fraction or thousands
 DECORATED = r"[^\w.,+-]*[+-]?\d[\d.,']*[^\w.,]*"  # $5, 12 %
+DATE = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?)?"  # 2024-05-31T12:30:00Z
 NUMBER_TYPES = ("double", "float", "long", "integer")  # of a model signature
 MOSTLY = 0.9  # share of numbers in a column of text from which a warning says so
 
@@ -79,9 +81,9 @@ class CsvFile:
         return frame
 
     def typed(self, rules: CellRules, only: Sequence[str] | None = None) -> pd.DataFrame:
-        """The columns as numbers, booleans and text, by the rules and by their content. Spaces after a separator do not count.
+        """The columns as numbers, booleans, dates and text, by the rules and by their content.
 
-        `only` reads these columns alone, without warnings.
+        Spaces after a separator do not count. `only` reads these columns alone, without warnings.
         """
         words = MISSING if rules.missing is None else [word for word in rules.missing if word]
         settings: dict[str, Any] = {
@@ -96,7 +98,9 @@ class CsvFile:
             frame[name] = frame[name].mask(frame[name] == "")
         notes = self._restore_words(frame, words, is_default=rules.missing is None)
         for name in texts.difference(list(rules.text), sort=False):
-            frame[name], note = read_numbers(frame[name], rules.decimal, words)
+            frame[name], note = read_dates(frame[name], words)
+            if note is None:
+                frame[name], note = read_numbers(frame[name], rules.decimal, words)
             notes += [note] if note else []
         for name in set(rules.numbers) & set(frame):
             require_numbers(frame[name])
@@ -156,6 +160,10 @@ def reading(path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except UnicodeDecodeError as error:
+        encoding = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
+        command = f"iconv -f {encoding} -t UTF-8 {shlex.quote(path)} > utf8.csv"
+        raise UserError(f"data.path={path}: the file is not in UTF-8: convert it, such as with {command}") from error
     except Exception as error:
         hint = "is it CSV in UTF-8, or Parquet, as its name says?"
         raise UserError(f"data.path={path}: cannot be read: {first_line(error)}: {hint}") from error
@@ -195,6 +203,19 @@ def read_numbers(
         return column, _doubt(name, texts, rows[texts.index].sum() / rows[is_value].sum(), decimal, keep)
     taken = np.append(numbers.where(is_value), np.nan)[codes]
     return pd.Series(taken, index=column.index, name=name), note
+
+
+def read_dates(column: pd.Series, missing: Sequence[str] = ()) -> tuple[pd.Series, str | None]:
+    """A column of text as dates in UTC if all its values are dates of ISO 8601, else as it is; and a note for the user."""
+    dates = column.mask(column.str.strip().isin(["", *missing])).str.strip()
+    if not (dates.notna().any() and _matches(dates.dropna().drop_duplicates(), DATE)):
+        return column, None
+    try:
+        read = pd.to_datetime(dates, utc=True, format="ISO8601")
+    except ValueError:  # such as 2024-13-01
+        return column, None
+    keep = as_argument("data.text", [str(column.name)])
+    return read, f"column {column.name!r} is read as dates, such as {dates.dropna().iloc[0]!r}; {keep} reads text"
 
 
 def _doubt(name: Any, texts: pd.Series, share: float, decimal: str | None, keep: str) -> str | None:

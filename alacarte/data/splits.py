@@ -9,13 +9,14 @@ import logging
 import re
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from alacarte.data.csv_reader import DECIMAL_COMMA, MISSING
+from alacarte.data.csv_reader import DATE, DECIMAL_COMMA, MISSING
 from alacarte.errors import UserError
 
 PARTS = ("train", "val", "test")
@@ -185,9 +186,9 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def _bits(column: pd.Series) -> np.ndarray:
-    """(n,) uint64: a date's nanoseconds, the float64 of whatever is or reads as a number, else a hash of the text."""
+    """(n,) uint64: the nanoseconds of a date, the float64 of a number, each also from its text; a hash of other text."""
     if column.dtype.kind == "M":
-        return column.to_numpy().view(np.uint64)
+        return np.where(column.isna(), _value_bits(np.nan), column.to_numpy().view(np.uint64))
     if column.dtype.kind in "bif":
         return _float_bits(column.to_numpy(np.float64))
     codes, values = pd.factorize(column)
@@ -205,6 +206,9 @@ def _value_bits(value: Any) -> int:
     if isinstance(value, str):
         value = value.strip()
         value = "nan" if value in ("", *MISSING) else value
+        if re.fullmatch(DATE, value):
+            with suppress(ValueError):  # such as 2024-13-01
+                return pd.to_datetime(value, utc=True).as_unit("ns").value % 2**64
         value = (
             value.replace(".", "").replace(",", ".") if re.fullmatch(DECIMAL_COMMA, value) and "," in value else value
         )

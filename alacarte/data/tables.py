@@ -41,8 +41,8 @@ def read_table(
     """Read CSV or Parquet, the latter also as a folder of files. docs/data.md explains the arguments.
 
     `path` is local (relative to the working directory) or any URL that fsspec knows: s3://, gs://, abfs://, https://.
-    Dates in CSV stay text. A column without a name at the head of a CSV and an index without a name in Parquet only
-    number the rows and are left out; an index with a name becomes a column.
+    A column without a name at the head of a CSV and an index without a name in Parquet only number the rows and are left
+    out; an index with a name becomes a column.
 
     Raises UserError that names `data.path` when there is no such file, or one that cannot be read.
     """

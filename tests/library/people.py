@@ -26,7 +26,7 @@ def refusal(call, *arguments, **settings) -> str:
 
 
 def people(n=300, seed=0) -> pd.DataFrame:
-    """n rows of numbers, booleans, text, dates as text, and two classes."""
+    """n rows of numbers, booleans, text, dates, and two classes."""
     random = np.random.default_rng(seed)
     return pd.DataFrame(
         {
@@ -34,7 +34,7 @@ def people(n=300, seed=0) -> pd.DataFrame:
             "income": random.normal(50.0, 9.0, n).round(3),
             "member": random.random(n) < 0.5,
             "city": random.choice(["Bern", "Genève", "Zürich"], n),
-            "since": pd.date_range("2020-01-01", periods=n).strftime("%Y-%m-%d"),
+            "since": pd.date_range("2020-01-01", periods=n, unit="ns"),
             "y": random.choice(["no", "yes"], n),
         }
     )

@@ -45,7 +45,8 @@ def score(project: Project, *arguments: str, code: int = 0):
 def test_the_champion_answers_and_the_rows_say_who_did(scored: Project):
     run_id = score(scored, "input=rows.csv", "output=answers.csv").stdout.splitlines()[-1].removeprefix("run_id=")
     champion = str(scored.client.get_model_version_by_alias("people", "champion").version)
-    rows, answers = pd.read_csv(scored.root / "rows.csv"), pd.read_csv(scored.root / "answers.csv")
+    rows = pd.read_csv(scored.root / "rows.csv", parse_dates=["since"])
+    answers = pd.read_csv(scored.root / "answers.csv")
     assert set(answers["model_version"].astype(str)) == {champion} and set(answers["run_id"]) == {run_id}
     with tracking(scored.uri):
         stock = mlflow.pyfunc.load_model(f"models:/people/{champion}").predict(rows.drop(columns="id"))

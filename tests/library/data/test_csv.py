@@ -164,6 +164,30 @@ def test_text_columns_and_number_columns_by_name(tmp_path, caplog):
     assert frame["zip"].tolist() == ["07", "12"] and frame["price"].tolist() == [1.5, 2.0]
 
 
+def test_text_that_can_only_be_dates_is_dates(tmp_path, caplog):
+    path = write(
+        tmp_path,
+        sold=["2024-05-31", "", "2024-06-01T01:30:00+02:00"],
+        no=["2024-13-01"] * 3,
+        word=["2024-05-31", "x", ""],
+    )
+    frame = read_table(path)
+    assert frame["sold"].dt.strftime("%F %R").fillna("-").tolist() == ["2024-05-31 00:00", "-", "2024-05-31 23:30"]
+    assert (frame[["no", "word"]].dtypes == "str").all()
+    assert len(caplog.records) == 1 and "'sold' is read as dates" in caplog.text and "data.text=['sold']" in caplog.text
+    assert read_table(path, text=["sold"])["sold"].dtype == "str"
+
+
+@pytest.mark.parametrize("encoding", ["latin1", "utf16"])
+def test_a_file_in_another_encoding_is_converted_by_the_suggested_command(tmp_path, encoding):
+    content = "a,y\nGenève,1\n"
+    path = tmp_path / "o'clock.csv"
+    path.write_bytes(content.encode(encoding))
+    command = refusal(read_table, str(path)).rpartition("such as with ")[2]
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert (tmp_path / "utf8.csv").read_text() == content
+
+
 # --- the types that a model knows ------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ def test_csv_and_parquet_hold_the_same_data(tmp_path, csv):
     assert from_csv.digest == from_parquet.digest
     assert (from_csv.task, from_csv.name, from_csv.target) == ("classification", "people", "y")
     assert from_csv.source == str(csv)
-    assert [str(dtype) for dtype in from_csv.X.dtypes] == ["int64", "float64", "bool", "str", "str"]
+    assert [str(dtype) for dtype in from_csv.X.dtypes] == ["int64", "float64", "bool", "str", "datetime64[ns]"]
     X, y = from_csv.part("val")
     assert len(X) == len(y) == (from_csv.split == "val").sum() and list(X.index) == list(y.index)
 
@@ -129,8 +129,6 @@ def test_bad_paths(tmp_path, csv, monkeypatch):
         ("twice.csv", b"a,b,a,y\n1,2,3,4\n", "header has a more than once"),
         ("long.csv", b"a,y\n1,2,3\n4,5,6\n", "more fields than the header, 2"),
         ("ragged.csv", b"a,y\n1,2\n4,5,6\n", "cannot be read"),
-        ("latin.csv", "a,y\nGenève,1\n".encode("latin1"), "cannot be read"),
-        ("utf16.csv", "a,y\n1,2\n".encode("utf16"), "cannot be read"),
         ("false.csv.gz", b"a,y\n1,2\n", "cannot be read"),
         ("false.parquet", b"a,y\n1,2\n", "cannot be read"),
         ("cut.csv.gz", gzip.compress(b"a,y\n" + b"1,2\n" * 9, mtime=0)[:-9], "cannot be read"),
