@@ -9,6 +9,7 @@ from termios import TIOCOUTQ
 from typing import Any
 
 import msgspec
+from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -202,11 +203,8 @@ class Connection(HttpToolsProtocol):
         """The application for connections beyond the limit."""
         if scope["path"] in HEALTH:
             await self.config.loaded_app(scope, receive, send)
-            return
-        body = msgspec.json.encode(TOO_MANY_CONNECTIONS.body())
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        else:
+            await JSONResponse(TOO_MANY_CONNECTIONS.body(), 503)(scope, receive, send)
 
     # --- time ---
 

@@ -16,10 +16,10 @@ import numpy as np
 from fastapi import APIRouter, Request
 from mlflow.version import VERSION
 
+from alacarte.serving.description import TENSORS, datatype_of, describe_tensors, json_body
 from alacarte.serving.follower import LoadedModel
 from alacarte.serving.limits import LARGE_BODY
 from alacarte.serving.model import ServedModel
-from alacarte.serving.openapi import TENSORS, datatype_of, describe_tensors, json_body
 from alacarte.serving.rows import RequestError
 from alacarte.serving.state import AppState
 

@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from mlflow.version import VERSION
+from prometheus_client import generate_latest
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
@@ -23,8 +24,7 @@ from starlette.routing import Route
 from alacarte.errors import UserError
 from alacarte.feedback import Feedback, Outcome, Store, StoreError
 from alacarte.serving import webhooks
-from alacarte.serving.inputs import describe
-from alacarte.serving.openapi import TABLE, describe_model, json_body
+from alacarte.serving.description import TABLE, describe, describe_model, json_body
 from alacarte.serving.rows import RequestError
 from alacarte.serving.state import AppState
 
@@ -177,7 +177,7 @@ def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
     async def metrics(request: Request) -> Response:
         """For Prometheus."""
         access.check(request.headers, request.client, "predict", "feedback", "admin")
-        return Response(state.metrics_text(), media_type="text/plain; version=0.0.4")
+        return Response(generate_latest(), media_type="text/plain; version=0.0.4")
 
     # --- the model ---
 

@@ -1,9 +1,10 @@
 """The parts of a running server, which app.py and routes.py use to answer requests, and its metrics for Prometheus."""
 
 import math
+from collections.abc import Callable
 from functools import cache
 
-from prometheus_client import Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import Request
 
 from alacarte.feedback import Store
@@ -30,7 +31,7 @@ class AppState:
         self.access = Access(settings)
         self.bodies = Bodies(settings.max_body)
         self.label_rate = LabelRate(settings.feedback_per_minute)
-        self.metrics = Metrics(settings.registered_model_name)
+        self.metrics = Metrics(settings.registered_model_name, self.follower, self.prediction_log)
 
     def current_model(self) -> LoadedModel:
         """The version that serves. RequestError 503 if there is none."""
@@ -59,26 +60,11 @@ class AppState:
             return error.body()
         return error.body("not ready" if error.status == 503 else "the request does not fit what this server takes")
 
-    def metrics_text(self) -> bytes:
-        """All metrics in the text format of Prometheus."""
-        status = self.follower.status()
-        version = str(status["model_version"])
-        gauges = {
-            "ready": float(self.follower.current is not None),
-            "swaps": status["swaps"],
-            "failures": status["failures"],
-            "dropped": self.prediction_log.dropped if self.prediction_log else 0,
-            "model_version": float(version) if version.isdecimal() else math.nan,
-        }
-        for name, value in gauges.items():
-            self.metrics.gauges[name].set(value)
-        return generate_latest()
-
 
 class Metrics:
-    """Counters, which each request raises, and gauges, which are set when somebody reads them."""
+    """Counters, which each request raises, and gauges, which are computed when somebody reads them."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, follower: ModelFollower, log: PredictionLog | None) -> None:
         labels = ["registered_model_name"]
         requests = Counter("serve_requests", "Requests answered", [*labels, "path", "status"])
         self._requests = cache(lambda path, status: requests.labels(name, path, str(status)))
@@ -87,17 +73,20 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         ).labels(name)  # fmt: skip
         self.rows = Counter("serve_rows", "Rows predicted", labels).labels(name)
-        self.gauges = {
-            key: Gauge(f"serve_{key}", text, labels).labels(name)
-            for key, text in (
-                ("ready", "1 if a model is loaded, else 0"),
-                ("swaps", "Times that another version took over"),
-                ("failures", "Versions and reads of the registry that failed"),
-                ("dropped", "Predictions that could not be stored"),
-                ("model_version", "The version that serves"),
-            )
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "ready": ("1 if a model is loaded, else 0", lambda: follower.current is not None),
+            "swaps": ("Times that another version took over", lambda: follower.status()["swaps"]),
+            "failures": ("Versions and reads of the registry that failed", lambda: follower.status()["failures"]),
+            "dropped": ("Predictions that could not be stored", lambda: log.dropped if log else 0),
+            "model_version": ("The version that serves", lambda: _number(follower.status()["model_version"])),
         }
+        for key, (text, value) in gauges.items():
+            Gauge(f"serve_{key}", text, labels).labels(name).set_function(value)
 
     def count_request(self, path: str, status: int, seconds: float) -> None:
         self._requests(path, status).inc()
         self._latency.observe(seconds)
+
+
+def _number(version: str | None) -> float:
+    return float(version) if version and version.isdecimal() else math.nan

@@ -53,8 +53,8 @@ def houses() -> tuple[Any, pd.DataFrame, ModelSignature]:
 KINDS = {"table": table, "digits": digits, "houses": houses}
 
 
-def register(project: Project, kind: str, name: str | None = None) -> None:
-    """Register a model of this kind, under its name or another one, as champion."""
+def register(project: Project, kind: str) -> None:
+    """Register a model of this kind under its name, as champion."""
     from alacarte import formats  # noqa: F401  # lets skops hold pandas.NA
 
     with threadpool_limits(1):  # several threads wait for each other on a busy machine
@@ -62,7 +62,7 @@ def register(project: Project, kind: str, name: str | None = None) -> None:
     with tracking(project.uri):
         info = mlflow.sklearn.log_model(
             model, name="model", signature=signature, input_example=rows, serialization_format="skops",
-            pip_requirements=["scikit-learn"], registered_model_name=name or kind,
+            pip_requirements=["scikit-learn"], registered_model_name=kind,
         )  # fmt: skip
     version = str(info.registered_model_version)
-    MlflowClient(project.uri).set_registered_model_alias(name or kind, "champion", version)
+    MlflowClient(project.uri).set_registered_model_alias(kind, "champion", version)

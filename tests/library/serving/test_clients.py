@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,6 @@ from registries import until
 from servers import ROWS, KeptAlive, Served, register_constant, serving
 
 from alacarte.serving.connections import HEAD, HEADERS, PIECE, PIPELINED, RESERVED
-from alacarte.serving.limits import ALL_BODIES
 
 NAME = "hostile"
 CONNECTIONS = 40
@@ -284,9 +283,7 @@ def peak(served: Served) -> int:
     return int(match[1]) // 1000
 
 
-@pytest.mark.parametrize(
-    "body", [b"[" + b"{}," * 2_999_000 + b"{}]", b"[" * 9_000_000, b"[" + b'"x",' * 2_249_000 + b"1]"]
-)
+@pytest.mark.parametrize("body", [b"[" + b"{}," * 2_999_000 + b"{}]", b"[" * 9_000_000])
 def test_a_large_body_of_labels_costs_little_memory(server: Served, body: bytes):
     before = peak(server)
     assert server.ask("/feedback", body, Authorization="Bearer a").status == 413
@@ -327,23 +324,3 @@ def test_no_page_can_frame_an_answer(server: Served, path: str):
 def test_the_names_of_parameters_are_not_logged(server: Served):
     answer = server.ask("/invocations", {**ROWS, "params": {"zqxjkv": 1}}, Authorization="Bearer p")
     assert answer.status == 200 and "zqxjkv" not in str(answer.body) and "zqxjkv" not in "".join(server.lines)
-
-
-def test_the_bodies_of_all_clients_have_a_limit_together(server: Served):
-    """Else each of `max_connections` clients could hold `max_body` bytes. A small body is taken all the same."""
-    head = POST + b"Content-Length: 9999999\r\n\r\n"
-    with ExitStack() as stack:
-        clients = [stack.enter_context(connect(server)) for _ in range(CONNECTIONS - 5)]
-        for client in clients:
-            with suppress(OSError):  # refused before its end
-                client.sendall(head + b"x" * 9_000_000)
-        refused = 0
-        for client in clients:
-            client.settimeout(0.1)
-            with suppress(TimeoutError):
-                refused += statuses(client.recv(1000)) == [503]
-        assert refused >= len(clients) - ALL_BODIES // 9_000_000
-        assert server.ask("/invocations", ROWS, Authorization="Bearer p").status == 200
-    body = b'{"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}' + b" " * 9_000_000
-    head = POST + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
-    until(lambda: b"200" in exchange(server, head, body))

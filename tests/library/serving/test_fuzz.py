@@ -62,30 +62,19 @@ def refused(answer: Answered, sent: object = "", mark: str = MARK) -> bool:
 
 @pytest.mark.parametrize(
     ("path", "body", "status"),
-    [
-        ("/invocations", b"null", 400),
-        ("/invocations", b"[]", 400),
-        ("/invocations", b"{}", 400),
+    [  # test_model.py has more bodies of /invocations
         ("/invocations", b'{"a": 1, "a": 2}', 400),
         ("/invocations", json.dumps({MARK: [1]}).encode(), 400),
-        ("/invocations", json.dumps({"dataframe_split": FRAME, "instances": []}).encode(), 400),
-        ("/invocations", json.dumps({"dataframe_split": {**FRAME, MARK: 1}}).encode(), 400),
-        ("/invocations", json.dumps({"dataframe_split": {**FRAME, "columns": [*COLUMNS[:4], MARK]}}).encode(), 400),
         ("/invocations", json.dumps({"dataframe_split": {"columns": COLUMNS, "data": [[MARK] * 5]}}).encode(), 400),
-        ("/invocations", json.dumps({"dataframe_records": [{MARK: MARK}]}).encode(), 400),
         ("/invocations", json.dumps({"dataframe_records": RECORDS, "params": {MARK: 1}}).encode(), None),
-        ("/invocations", json.dumps({"messages": [{"role": "user", "content": MARK}]}).encode(), 400),
         ("/invocations", json.dumps({"dataframe_split": {"columns": COLUMNS, "data": [ROW] * 10_001}}).encode(), 413),
         ("/invocations", b'{"instances": ' + b"[" * DEEP + b"]" * DEEP + b"}", 400),
         ("/invocations", b'{"instances": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}", 400),
-        ("/invocations", b'{"instances": [[' + b"9" * 5000 + b"]]}", 400),
-        ("/invocations", b'{"instances": [["\\ud800", "\\u0000"]]}', 400),
         ("/invocations", b" " * 3_000_000, 413),
         ("/invocations?probabilities=zqxjkv&probabilities=true", b"{}", 400),
         ("/invocations?%80=%80", b"{}", 400),
         ("/feedback", b"[" + b"1," * 400_000 + b"1]", 422),
         ("/feedback", b" " * 3_000_000, 413),
-        ("/feedback", b"null", 422),
         ("/feedback", b"\xff", 422),
         ("/feedback", b'{"prediction_id": "' + b"x" * 101 + b'", "label": 1}', 422),
         ("/feedback", b'{"prediction_id": "x", "label": 1, "zqxjkv": 1}', 422),
@@ -97,13 +86,10 @@ def refused(answer: Answered, sent: object = "", mark: str = MARK) -> bool:
         ("/feedback", b'{"prediction_id": "x\\u0000", "label": "\\u0000"}', None),
         ("/feedback", b'{"prediction_id": "x", "label": 1, "comment": "\\ud800"}', 422),
         ("/feedback/x/review", b'{"accept": "zqxjkv"}', 422),
-        ("/feedback/x/review", b'{"accept": true}', 404),
         ("/feedback/..%2f..%2fetc%2fpasswd/review", b'{"accept": true}', 404),
-        ("/events", b"", 401),
         ("/events", b"\xff" * 1000, 401),
         ("/events", b" " * 3_000_000, 413),
         ("/zqxjkv", b"", 404),
-        ("/ping", b"", 405),
     ],
 )  # fmt: skip
 def test_by_hand(server: Served, path: str, body: bytes, status: int | None):
@@ -126,16 +112,12 @@ def test_by_hand_without_a_body(server: Served, path: str):
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Content_Type": "zqxjkv"},
-        {"Content_Type": ""},
-        {"Content_Type": "application/json; charset=zqxjkv"},
-        {"Content_Type": "application/json;" * 500},
+        *[
+            {"Content_Type": value}
+            for value in ("zqxjkv", "", "application/json; charset=zqxjkv", "application/json;" * 500)
+        ],
         {"Content_Type": "multipart/form-data; boundary=zqxjkv"},
-        {"Content_Type": "application/x-parquet"},
-        {"Host": "zqxjkv"},
-        {"Host": "[zqxjkv"},
-        {"Host": "127.0.0.1:zqxjkv@evil"},
-        {"Host": "localhost.zqxjkv"},
+        *[{"Host": value} for value in ("zqxjkv", "[zqxjkv", "127.0.0.1:zqxjkv@evil", "localhost.zqxjkv")],
     ],
 )
 def test_headers(server: Served, headers: dict[str, str]):
@@ -228,7 +210,7 @@ def bodies(chance: random.Random, count: int) -> Iterator[tuple[str, bytes, dict
 
 
 def test_good_requests_with_something_wrong_in_them(server: Served):
-    count, refusals = size(400, 20_000), 0
+    count, refusals = size(200, 20_000), 0
     connection = KeptAlive(server.url)
     for path, body, headers in bodies(random.Random(0), count):
         refusals += refused(connection.ask(path, body, **headers), (path, body))
@@ -258,7 +240,7 @@ def test_what_schemathesis_makes_of_the_description(server: Served):
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
 
             @hypothesis.settings(
-                max_examples=size(6, 250), deadline=None, database=None, derandomize=True, phases=[hypothesis.Phase.generate],
+                max_examples=size(3, 250), deadline=None, database=None, derandomize=True, phases=[hypothesis.Phase.generate],
                 suppress_health_check=list(HealthCheck),
             )  # fmt: skip
             @given(case=operation.ok().as_strategy(generation_mode=mode))

@@ -13,7 +13,7 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array, Map, Object, Property
 from sklearn.dummy import DummyClassifier
 
-from alacarte.serving.inputs import describe
+from alacarte.serving.description import describe
 from alacarte.serving.model import Answer, ServedModel
 
 

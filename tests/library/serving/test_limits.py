@@ -1,5 +1,6 @@
 """Short bodies that ask for much memory or time are refused before pandas makes their tables."""
 
+import asyncio
 import resource
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from mlflow.models import infer_signature
 from sklearn.dummy import DummyClassifier
 
-from alacarte.serving.limits import CHARACTERS, MORE_COLUMNS
+from alacarte.serving.limits import ALL_BODIES, CHARACTERS, MORE_COLUMNS, Bodies
 from alacarte.serving.model import ServedModel
 from alacarte.serving.rows import RequestError
 
@@ -104,3 +105,27 @@ def test_honest_tables_are_read_whole(model: ServedModel, compression: str):
     long = pd.DataFrame({"a": [1.0, 2.0], "t": ["x" * 200_000, "y"]})
     for table in (rows, long):
         assert model.parse(table.to_csv(index=False).encode(), CSV, MAX_ROWS).data["t"].tolist() == table["t"].tolist()
+
+
+def test_the_bodies_of_all_clients_have_a_limit_together():
+    """Otherwise each of `max_connections` clients could hold `max_body` bytes. A small body is taken all the same."""
+    bodies, large = Bodies(max_body=10_000_000), b"x" * 9_000_000
+
+    async def read(body: bytes) -> bytes:
+        async def receive() -> dict:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return await bodies.read({}, receive, 10_000_000)
+
+    async def test() -> None:
+        for _ in range(ALL_BODIES // len(large)):
+            await read(large)
+        for _ in range(2):
+            with pytest.raises(RequestError) as refused:
+                await read(large)
+            assert refused.value.status == 503
+        assert await read(b"{}")
+        bodies.release(large)
+        assert await read(large)
+
+    asyncio.run(test())

@@ -71,15 +71,6 @@ class Page:
         self["predict"].click()
         self.until(self["predict"].is_enabled, "no answer comes")
 
-    def paste(self, text: str) -> None:
-        if not self.shows("pasted"):
-            self.driver.find_element(By.XPATH, "//summary[.='Paste a row']").click()
-        self.script("document.getElementById('filled').textContent = ''")
-        self["pasted"].clear()
-        self.script("arguments[0].value = arguments[1]", self["pasted"], text)  # as a paste does: no key is pressed
-        self["fill"].click()
-        self.until(lambda: self["filled"].text, "nothing is said of the pasted row")
-
     def draw(self, *lines: list[tuple[float, float]]) -> None:
         """Draw lines through points given in shares of the frame's width and height, with the mouse."""
         pad = self["pad"]
@@ -172,52 +163,20 @@ def test_fill_predict_and_say_right(page: Page, table: str):
     assert feedback["label"] == SCRIPT and feedback["source"] == "page" and "comment" not in feedback
 
 
-def test_correct_with_another_label(page: Page, table: str):
+def test_correct_with_another_label_where_names_look_like_html(page: Page, table: str):
     page.open(table)
     page.predict()
+    names = [span.text for span in page["fields"].find_elements(By.CSS_SELECTOR, "label > span")]
+    assert names == list(EXAMPLE) and page["answer"].text == SCRIPT
+    classes = [option.get_property("textContent") for option in page["label"].find_elements(By.TAG_NAME, "option")]
+    assert classes == ["choose", '""', *CLASSES[1:]]
+    assert page.driver.title.endswith("version 1") and len(page.driver.find_elements(By.TAG_NAME, "script")) == 1
     page["comment"].send_keys("looked <twice>")
     Select(page["label"].find_element(By.TAG_NAME, "select")).select_by_visible_text(CLASSES[3])
     page["label"].find_element(By.XPATH, "following::button[1]").click()
     page.says("state", "accepted")
     (feedback,) = page.sent("/feedback")
     assert (feedback["label"], feedback["source"], feedback["comment"]) == (CLASSES[3], "page", "looked <twice>")
-
-
-def test_names_are_text(page: Page, table: str):
-    page.open(table)
-    page.predict()
-    names = [span.text for span in page["fields"].find_elements(By.CSS_SELECTOR, "label > span")]
-    assert names == list(EXAMPLE)
-    assert page["answer"].text == SCRIPT
-    classes = [option.get_property("textContent") for option in page["label"].find_elements(By.TAG_NAME, "option")]
-    assert classes == ["choose", '""', *CLASSES[1:]]
-    assert page.driver.title.endswith("version 1") and len(page.driver.find_elements(By.TAG_NAME, "script")) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "said", "row"),
-    [
-        ("rooms,area\n4,1.5", "missing", [1.5, 4, None, None, None, None, None]),
-        ('5\t2\t"a ""b""\tc"\tTrue\tFALSE\t2020-01-01\tnan\n', "Filled in.", [5, 2, 'a "b"\tc', True, False, "2020-01-01", None]),
-        ('[1, 2, "x,y", "0.5", true, null, 3]', "Filled in.", [1, 2, "x,y", 0.5, True, None, 3]),
-        ('[1, 2, "x", ["a", {"b": -1e2}], 0, " ", "nan"]', "Filled in.", [1, 2, "x", ["a", {"b": -100}], False, None, None]),
-        ('{"area": 7, "rooms": 8, "no column": 1}', "missing", [7, 8, None, None, None, None, None]),
-        ('{"dataframe_split": {"columns": ["rooms"], "data": [[6]]}}', "missing", [None, 6, None, None, None, None, None]),
-        ("1,2,3", "3 values", None),
-        ("much,2,x,y,true,,", "double: area", None),
-        ('{"area": 7', "JSON", None),
-        ("", "", None),
-    ],
-)  # fmt: skip
-def test_paste_a_row(page: Page, table: str, text: str, said: str, row: list[Any] | None):
-    page.open(table)
-    page["example"]
-    page.paste(text)
-    assert said in page["filled"].text
-    assert (page["filled"].get_attribute("class") == "bad") == (row is None)
-    if row is not None:
-        page.predict()
-        assert page.row() == row
 
 
 def test_what_the_server_refuses_is_shown(page: Page, table: str):
@@ -279,19 +238,20 @@ def test_draw_a_digit(page: Page, digits: str):
     assert now[3 * 8 + 2] == 0 and now[7 * 8 + 3] > 8
     page["clear"].click()
     assert set(page.pixels()) == {0}
-    page.paste(json.dumps([image[8 * i : 8 * i + 8] for i in range(8)]))
-    assert page.pixels() == image
 
 
-def test_a_regression_and_its_next_version(page: Page, project: Project):
+def test_a_server_with_tokens_its_first_model_and_the_next_version(page: Page, project: Project):
     tokens = {"SERVE_PREDICT_TOKEN": "p", "SERVE_FEEDBACK_TOKEN": "f"}
     with serving(project, "registered_model_name=houses", **tokens) as served:
-        register(project, "houses")
-        served.wait()
         page.open(served.url)
+        page["tokenText"].send_keys("wrong", Keys.ENTER)
+        page.says("token", "Not that one")
         page["tokenText"].send_keys("p", Keys.ENTER)
+        page.says("trouble", "No model yet: ")
+        register(project, "houses")
         page.type("x7", "1000")
         page.predict()
+        assert not page.shows("trouble")
         before = page["answer"].text
         label = page["label"].find_element(By.TAG_NAME, "input")
         label.send_keys("12.5", Keys.ENTER)
@@ -307,20 +267,6 @@ def test_a_regression_and_its_next_version(page: Page, project: Project):
         assert page["by"].text == "by version 1" and page["answer"].text == before
         page.predict()
         assert page["by"].text == "by version 2"
-
-
-def test_no_model_yet_a_token_and_no_feedback(page: Page, project: Project):
-    with serving(project, "registered_model_name=later", "feedback.url=null", SERVE_PREDICT_TOKEN="p") as served:
-        page.open(served.url)
-        page["tokenText"].send_keys("wrong", Keys.ENTER)
-        page.says("token", "Not that one")
-        page["tokenText"].send_keys("p", Keys.ENTER)
-        page.says("trouble", "No model yet: ")
-        register(project, "table", "later")
-        page.predict()
-        assert not page.shows("trouble")
-        page.says("state", "Feedback is off")
-        assert not page.shows("feedback")
         page.driver.refresh()
         page.predict()
         assert not page.shows("token"), "the tab remembers its tokens"
