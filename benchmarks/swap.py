@@ -44,7 +44,7 @@ def versions(project: Project, count: int) -> Path:
 
 
 def trial_seconds(folder: Path, rounds: int) -> list[float]:
-    probe.start()
+    probe.start(False)
     probe.check(folder, False, rehearse_start)
     seconds = []
     for _ in range(rounds):

@@ -26,7 +26,6 @@ from alacarte.serving.settings import Settings
 from alacarte.serving.signatures import objection
 
 RETRY = 60  # seconds until a refused version is tried again, if an alias still names it
-SILENCE = 3  # seconds without an answer of the registry, after which a version from the cache serves
 SEARCH_DELAY = 0.2  # seconds that the search for a fast path waits, so that the swap comes first
 
 # MLflow's own limits (120 s, 7 attempts) would hide for minutes that the registry does not answer.
@@ -77,18 +76,17 @@ class ModelFollower:
         self._challenger: VersionRef | None = None
         self._current_key = self._previous_key = ""
         self._swaps = self._failures = 0
-        self._registry_answered = self._cache_tried = False
-        self._registry_error: str | None = None
+        self._cache_tried = False
+        self._registry_error: str | None = "the registry has not answered yet"
         self._version_error: str | None = None
         self._cache_error: str | None = None
         self._refresh, self._wake, self._stopping = threading.Event(), threading.Event(), threading.Event()
-        self._swap_lock, self._search_lock = threading.Lock(), threading.Lock()
+        self._search_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Start to follow the registry."""
         self._in_thread(self._follow)
-        self._in_thread(self._wait_for_registry)
 
     def stop(self, seconds: float = 10) -> None:
         """Stop following. The current version stays. Waits at most `seconds` for versions that are being prepared."""
@@ -121,8 +119,6 @@ class ModelFollower:
         """Why nothing serves, in one line."""
         if error := self._error():
             return f"no champion of {self._name} is loaded: {error}"
-        if not self._registry_answered:
-            return f"no champion of {self._name} is loaded yet: the registry has not answered yet"
         if self._champion is None:
             return f"{self._name} has no champion: set the alias on a version in the registry"
         return f"no champion of {self._name} is loaded yet: version {self._champion.number} is being prepared"
@@ -166,8 +162,7 @@ class ModelFollower:
             self._registry_error = f"the registry does not answer: {_one_line(error)}"
             self._failures += 1
             return
-        with self._swap_lock:
-            self._registry_error, self._registry_answered = None, True
+        self._registry_error = None
         champion = VersionRef.of(version) if version else None
         if champion and champion != self._champion:
             candidate = self._candidates.get(champion.key)
@@ -182,33 +177,25 @@ class ModelFollower:
                 version = registry.by_alias(self._name, registry.CHALLENGER)
                 self._challenger = VersionRef.of(version) if version else None
 
-    def _wait_for_registry(self) -> None:
-        """A registry that neither answers nor refuses must not delay a version that can serve without it."""
-        self._stopping.wait(SILENCE)
-        with self._swap_lock:
-            if not (self._registry_error or self._registry_answered or self._stopping.is_set()):
-                self._registry_error = f"the registry has not answered for {SILENCE} s"
-                self._use_cache()
-
     # --- swapping ---
 
     def _swap_if_ready(self) -> None:
         """Swap to the version that the alias names when it is ready. If nothing serves, use a version from the cache."""
-        with self._swap_lock:
-            self._forget_candidates()
-            champion, challenger = self._champion, self._challenger
-            preparing = False
-            if champion is None or champion.key == self._current_key:
-                self._version_error = None
-            else:
-                candidate = self._prepare(champion)
-                preparing = not candidate.ready
-                if not preparing:
-                    self._take(candidate)
-            if self._registry_error or self._version_error:
-                self._use_cache()
-            if challenger and challenger.key != self._current_key and not preparing:
-                self._prepare(challenger)  # after the champion, for which requests may wait
+        self._forget_candidates()
+        champion, challenger = self._champion, self._challenger
+        preparing = False
+        if champion is None or champion.key == self._current_key:
+            self._version_error = None
+        else:
+            candidate = self._prepare(champion)
+            preparing = not candidate.ready
+            if not preparing:
+                self._take(candidate)
+        if self.current is None and not self._cache_tried and (self._registry_error or self._version_error):
+            self._cache_tried = True  # the copies on the disk do not change
+            self._load_from_cache()
+        if challenger and challenger.key != self._current_key and not preparing:
+            self._prepare(challenger)  # after the champion, for which requests may wait
 
     def _forget_candidates(self) -> None:
         """Keep one version in memory beside the current and the next one: the challenger, or the version before."""
@@ -286,12 +273,6 @@ class ModelFollower:
         except BaseException as error:
             logger.warning("version %s stays on MLflow's own path: %s", candidate.version.number, _one_line(error))
 
-    def _use_cache(self) -> None:
-        """Serve a version from the cache if nothing serves. Tried once, because the copies on the disk do not change."""
-        if self.current is None and not self._cache_tried:
-            self._cache_tried = True
-            self._in_thread(self._load_from_cache)
-
     def _load_from_cache(self) -> None:
         """Serve the last version that served from here and is not refused."""
         errors = []
@@ -306,16 +287,12 @@ class ModelFollower:
                 continue
             candidate = _Candidate(version)
             self._load_candidate(candidate, folder)
-            if candidate.model is None:
-                errors.append(f"the copy of version {version.number} is refused: {candidate.error}")
-                continue
-            with self._swap_lock:
-                if self.current is not None:
-                    return
+            if candidate.model:
                 self._candidates[key] = candidate
                 self._swap(version, candidate.model)
-            self._find_fast_path(candidate)
-            return
+                self._in_thread(self._find_fast_path, candidate)
+                return
+            errors.append(f"the copy of version {version.number} is refused: {candidate.error}")
         self._cache_error = "; ".join(errors) or "no other version has served from here before"
 
     def _in_thread(self, function: Callable[..., None], *arguments: _Candidate) -> None:

@@ -55,7 +55,6 @@ class PredictionLog:
         self._columns: Sequence[str] = ()  # of the last model
         self._stored_columns: tuple[str, ...] = ()  # without the columns in `redact`
         self._random = random.Random()
-        self._rows_until_audit = self._draw_gap()
         self._waiting: deque[_Entry] = deque()
         self._bytes_added = self._bytes_removed = 0  # each is changed by one thread at a time
         self._bytes_written, self._pruned_at = 0, -math.inf
@@ -91,7 +90,8 @@ class PredictionLog:
             return [None] * n, []
         now = time.time_ns()
         request = request_id(now, int.from_bytes(os.urandom(5), "big"))  # nobody can guess it
-        audit_rows = self._draw_audit_rows(n)
+        share = self._settings.audit_share
+        audit_rows = [row for row in range(n) if self._random.random() < share] or None
         size = REQUEST_BYTES + 8 * n * len(columns) + len(rows.body)
         self._waiting.append(_Entry(request, now, version, columns, rows, answer, audit_rows, seconds, size))
         self._bytes_added += size
@@ -115,21 +115,6 @@ class PredictionLog:
             self._lock.release()
 
     # --- called by `add` ---
-
-    def _draw_gap(self) -> float:
-        """The number of rows until the next audit row: each row is drawn independently."""
-        share = self._settings.audit_share
-        if share in (0, 1):
-            return math.inf if share == 0 else 0
-        return int(math.log(1 - self._random.random()) / math.log1p(-share))
-
-    def _draw_audit_rows(self, n: int) -> list[int] | None:
-        drawn = []
-        while self._rows_until_audit < n:
-            drawn.append(int(self._rows_until_audit))
-            self._rows_until_audit += 1 + self._draw_gap()
-        self._rows_until_audit -= n
-        return drawn or None
 
     def _drop_oldest(self) -> None:
         with suppress(IndexError):  # the thread has taken all

@@ -12,6 +12,7 @@ import signal
 import socket
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest import mock
 
 from alacarte import formats
 from alacarte.errors import UserError
@@ -22,12 +23,14 @@ NICENESS = 19  # of the trials, so that requests do not wait for them
 _control: socket.socket | None = None  # to the process
 
 
-def start() -> None:
+def start(trust_code: bool) -> None:
     """Fork the process. Call it before this process starts a thread. It ends when this process ends."""
     global _control
     if not probe.FORK:
         return
-    formats.skops_io()  # imported before the fork, so that its memory is shared
+    # skops is imported before the fork, so that its memory is shared. MLflow needs its list of all estimators, which takes 12 MB.
+    with contextlib.nullcontext() if trust_code else mock.patch("sklearn.utils.all_estimators", list):
+        formats.skops_io()
     _control, process_end = socket.socketpair()
     if os.fork() == 0:
         try:

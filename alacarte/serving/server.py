@@ -32,7 +32,7 @@ def run(settings: Settings) -> None:
     """
     server = _Server(settings)
     server.end_start_on_signals()
-    probe.start()  # forks before there is a socket, a database or a thread
+    probe.start(settings.trust_code)  # forks before there is a socket, a database or a thread
     if settings.feedback.url:
         Store(settings.feedback.url).close()  # an error of the store ends the server here, in one line
     Cache(settings.cache, settings.registered_model_name)

@@ -223,7 +223,7 @@ def test_a_version_that_hangs_does_not_delay_the_next(tmp_path: Path, monkeypatc
     before = set(psutil.Process().children())
     monkeypatch.setattr(probe, "SECONDS", 10)
     monkeypatch.setattr(server_probe, "_control", None)
-    server_probe.start()
+    server_probe.start(trust_code=True)
     (process,) = set(psutil.Process().children()) - before
     with ThreadPoolExecutor(1) as pool:
         hanging = pool.submit(server_probe.check, loop, True, rehearse_start)

@@ -155,16 +155,6 @@ def test_a_client_that_goes_lets_nobody_down(quick: ServedModel, monkeypatch: py
     in_loop(test)
 
 
-def test_old_and_new_model_in_one_tick(quick: ServedModel, slow: ServedModel) -> None:
-    async def test() -> None:
-        batcher = Batcher(timeout=10, max_rows=100)
-        both = [(quick, 3.0), (slow, 1.0)] * 4
-        answers = await asyncio.gather(*[batcher.predict(model, rows(model, 7.0)) for model, _ in both])
-        assert [answer.labels for answer in answers] == [pytest.approx([7.0 * factor]) for _, factor in both]
-
-    in_loop(test)
-
-
 @pytest.mark.parametrize("what", [1.0, 2.0, 3.0])
 def test_a_predict_that_does_not_end_is_stopped(what: float, slow: ServedModel) -> None:
     async def test() -> None:

@@ -62,13 +62,17 @@ def refusal(model: ServedModel, body: bytes, kind: str) -> tuple[int, str]:
         (JSON, '{"instances":[1,{' + ",".join(f'"{i}":1' for i in range(2000)) + "}]}"),
         (JSON, '{"dataframe_split":{"data":[[' + "1," * 2000 + "1]]}}"),
         (JSON, '{"dataframe_records":[' + ",".join(f'{{"{i % 1000}":1}}' for i in range(5000)) + "]}"),
+        (JSON, '{"dataframe_split":{"columns":[' + "1," * 2000 + '1],"index":[1,2,3],"data":0}}'),
+        (JSON, '{"dataframe_records":[{"t":"' + "x" * 150_000 + '"}' + ',{"t":"y"}' * 900 + "]}"),
+        (JSON, '{"inputs":[' + "[0]," * 10_000 + "[0]]}"),
         (CSV, "," * 2000 + "\n1\n"),
         (CSV, "a,t\n1" + "," * 2000 + "\n"),
         (CSV, "\r\n\n" + '"a\n\r\n",' + "," * 2000 + "\n1\n"),
         (CSV, "," * 900 + "\n" + "1\n" * 1_000_000),
         (CSV, "," * 900 + "\r" + "1\r" * 1_000_000),
     ],
-    ids=["inputs", "records", "mixed", "split", "sparse", "header", "first row", "quoted", "short rows", "returns"],
+    ids=["inputs", "records", "mixed", "split", "sparse", "index", "text", "rows",
+         "header", "first row", "quoted", "short rows", "returns"],
 )  # fmt: skip
 def test_a_table_of_few_bytes_and_many_cells_is_refused(model: ServedModel, kind: str, body: str):
     assert len(body) < 3_000_000 and refusal(model, body.encode(), kind)[0] == 413

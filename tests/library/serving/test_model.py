@@ -1,11 +1,6 @@
-"""The answers of ServedModel beside those of a real `mlflow models serve`: every format, and what nobody should send."""
+"""The answers of ServedModel beside those of `mlflow models serve`: every format, and what nobody should send."""
 
-import http.client
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,8 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bodies import JSON, SECRET, bad, good
-from conftest import environment, wait_for
-from learning import FAMILIES, fitted, table
+from learning import fitted, table
 from mlflow.models import infer_signature
 from mlflow.pyfunc import scoring_server
 from sklearn.compose import make_column_transformer
@@ -77,27 +71,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def port(folders: dict[str, Path]) -> Iterator[int]:
-    """Of a real `mlflow models serve` of the torch model."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ["mlflow", "models", "serve", "-m", str(folders["torch"]), "--env-manager", "local", "--port", str(port)]
-    with (folders["torch"].parent / "serve.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=folders["torch"].parent, env=environment(OMP_NUM_THREADS="1"), stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
-        yield port
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
-
-
-@pytest.fixture(scope="module")
 def models(folders: dict[str, Path]) -> dict[str, tuple[ServedModel, ServedModel]]:
     """Each model as it was loaded, and compiled."""
     found = {name: (ServedModel.load(path, False), ServedModel.load(path, False)) for name, path in folders.items()}
@@ -106,18 +79,8 @@ def models(folders: dict[str, Path]) -> dict[str, tuple[ServedModel, ServedModel
     return found
 
 
-def ask_server(port: int, kind: str, body: bytes) -> list | None:
-    """What `mlflow models serve` predicts; None for a refusal."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", "/invocations", body, {"Content-Type": kind})
-    answer = connection.getresponse()
-    text = answer.read()
-    connection.close()
-    return json.loads(text)["predictions"] if answer.status == 200 else None
-
-
 def ask_mlflow(pyfunc: mlflow.pyfunc.PyFuncModel, kind: str, body: bytes) -> list | None:
-    """The same from the function behind that server, in this process."""
+    """What the function behind `mlflow models serve` predicts; None for a refusal."""
     try:
         answer = scoring_server.invocations(body, kind, pyfunc, pyfunc.metadata.get_input_schema())
     except Exception:
@@ -146,26 +109,23 @@ def equal(found: list | None, expected: list | None) -> bool:
 
 
 @pytest.mark.parametrize("name", ["numeric", "torch", "boosted"])
-def test_it_answers_as_mlflow_does(name: str, models: dict, folders: dict[str, Path], request: pytest.FixtureRequest):
+def test_it_answers_as_mlflow_does(name: str, models: dict, folders: dict[str, Path]):
     slow, quick = models[name]
     assert (slow.path_in_use, quick.path_in_use) == ("pyfunc", "numpy")
-    if name == "torch":
-        ask = partial(ask_server, request.getfixturevalue("port"))
-    else:
-        ask = partial(ask_mlflow, mlflow.pyfunc.load_model(str(folders[name])))
+    ask = partial(ask_mlflow, mlflow.pyfunc.load_model(str(folders[name])))
     rows = rows_of(name)
     parquet = rows.astype({"x0": "float64"}) if name == "numeric" else table("mixed", "classification")[0][:9]
     file = ("parquet", "application/vnd.apache.parquet", parquet.to_parquet())
     assert ask(*file[1:])
-    strange = list(bad(rows))[:: 1 if name == "numeric" else 4]
+    strange = list(bad(rows))[:: 2 if name == "numeric" else 8]
     for label, kind, body in [*good(rows), *strange, file]:
         expected = None if b"prompt" in body or b"messages" in body else ask(kind, body)
         for model in (slow, quick):
             assert equal(ours(model, kind, body), expected), (label, model.path_in_use, expected)
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "torch_mlp"])
-def test_every_family_answers_as_mlflow_does(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["sklearn_forest", "sklearn_mlp"])
+def test_each_kind_of_estimator_answers_as_mlflow_does(family: str, tmp_path: Path) -> None:
     X, _ = table("mixed", "classification")
     fitted(family, "mixed", "classification").save(tmp_path / "model", example=X.head(8), metadata={})
     model = ServedModel.load(tmp_path / "model", trust_code=False)
@@ -207,25 +167,6 @@ def test_what_is_stored_of_a_request(models: dict) -> None:
         assert how == "json" and len(values) == parsed.n == 12 and values[2] == [None] * 5
         assert values[0][4] == rows["listed"][0] and values[3][:2] == rows.iloc[3, :2].tolist()
         assert values[1][3].startswith(rows["sold"][1])
-
-
-def test_a_short_body_that_asks_for_much_memory_is_refused(models: dict) -> None:
-    wide = {"dataframe_split": {"columns": list(range(30_000)), "index": list(range(1000)), "data": 0}}
-    ragged = {"dataframe_split": {"data": [[1] * 30_000, *[[1]] * 900]}}
-    sparse = {"dataframe_records": [{f"k{i}{j}": 1 for j in range(100)} for i in range(900)]}
-    long = {"dataframe_records": [{"town": '"\\' * 150_000}, *[{"town": "\\"}] * 900]}
-    many = {"inputs": [[0.0] * 30] * 1001}
-    for _, quick in models.values():
-        for content in (wide, ragged, sparse, long, many):
-            with pytest.raises(RequestError) as refused:
-                quick.parse(json.dumps(content).encode(), JSON, MAX_ROWS)
-            assert refused.value.status == 413, refused.value
-        with pytest.raises(RequestError) as refused:
-            quick.parse(pd.DataFrame({"a": range(1001)}).to_parquet(), "application/vnd.apache.parquet", MAX_ROWS)
-        assert refused.value.status == 413
-    for model in models["numeric"]:  # long, but not in memory
-        body = {"dataframe_split": {"columns": model.columns, "data": np.random.normal(size=(1000, 30)).tolist()}}
-        assert model.parse(json.dumps(body).encode(), JSON, MAX_ROWS).n == 1000
 
 
 def test_what_a_refusal_says(models: dict) -> None:
@@ -281,15 +222,6 @@ def test_other_signatures(tmp_path: Path) -> None:
             for body in (split, {"inputs": data}, {"instances": records}, {"dataframe_records": records}):
                 raw = json.dumps(body).encode()
                 assert equal(ours(served, JSON, raw), ask_mlflow(pyfunc, JSON, raw)), (name, raw)
-
-
-def test_what_a_model_tells(models: dict, folders: dict[str, Path]) -> None:
-    _, torch = models["torch"]
-    assert torch.columns == ["floors", "area", "garden", "town", "sold", "listed"] and torch.task == "classification"
-    assert torch.metadata["about"] == "this" and torch.predict_example() == torch.metadata["example_predictions"]
-    assert isinstance(torch.example, pd.DataFrame) and len(torch.example) == 8 and torch.folder == folders["torch"]
-    assert torch.cost(1) < models["torch"][0].cost(1) and torch.cost(10) < torch.cost(10_000)
-    assert models["boosted"][1].task == "regression" and models["boosted"][1].classes is None
 
 
 def test_every_path_gives_the_same_confidence(models: dict) -> None:
