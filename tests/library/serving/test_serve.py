@@ -241,5 +241,5 @@ def test_an_address_or_a_cache_that_cannot_be_used(monkeypatch: pytest.MonkeyPat
             with pytest.raises(UserError) as error:
                 listen(make_settings(setting))
             assert setting in str(error.value) and advice in str(error.value)
-    with pytest.raises(UserError, match="serve.cache=/proc/none: .*choose a folder that can be written"):
+    with pytest.raises(UserError, match=r"serve\.cache=/proc/none: .*choose a folder that can be written"):
         Cache("/proc/none", NAME)
