@@ -44,7 +44,7 @@ class Bodies:
         self._held, self._limit = 0, max(ALL_BODIES, 2 * max_body)
 
     async def read(self, headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
-        """The body of a request. The caller must release it.
+        """The body of a request. The caller must release a body that may be large.
 
         Raises RequestError 413 for more than `limit` bytes, 408 for a body that does not arrive completely, and 503 for a
         large body if there are too many.
@@ -70,10 +70,14 @@ class Bodies:
         except BaseException:
             self._held -= size
             raise
-        return b"".join(pieces)
+        body = b"".join(pieces)
+        if size <= LARGE_BODY:
+            self._held -= size
+        return body
 
     def release(self, body: bytes) -> None:
-        self._held -= len(body)
+        if len(body) > LARGE_BODY:
+            self._held -= len(body)
 
 
 class LabelRate:

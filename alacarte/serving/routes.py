@@ -111,11 +111,6 @@ def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
         state.prediction_log.flush()
         return state.store
 
-    async def read_json(request: Request, limit: int) -> bytes:
-        body = await state.read_json(request, limit)
-        state.bodies.release(body)  # too small to count among the large bodies that are answered
-        return body
-
     # --- errors: one line each, the client's input never in it ---
 
     @api.exception_handler(RequestError)
@@ -211,7 +206,7 @@ def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
         """
         caller = access.check(request.headers, request.client, "feedback")
         state.label_rate.check(caller.rate_key)
-        body = await read_json(request, LABELS_BYTES)
+        body = await state.read_json(request, LABELS_BYTES)
         is_list = body.lstrip()[:1] == b"["
         labels = _parse(LABELS, body) if is_list else [_parse(ONE_LABEL, body)]
         if not 1 <= len(labels) <= 1000:
@@ -254,7 +249,7 @@ def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
     async def review(request: Request, prediction_id: str) -> dict[str, Any]:
         """Accept or reject a label that waits; for administrators. 409 with the reason if that is not possible."""
         access.check(request.headers, request.client, "admin")
-        decision = _parse(REVIEW, await read_json(request, SMALL_BYTES))
+        decision = _parse(REVIEW, await state.read_json(request, SMALL_BYTES))
 
         def decide() -> dict[str, Any] | None:
             return open_store().review(name, prediction_id, decision.accept, decision.reason, decision.label)
@@ -272,7 +267,7 @@ def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
     @api.post("/events", tags=["registry"])
     async def receive_event(request: Request) -> dict[str, str]:
         """MLflow's webhooks. An event is a hint: the alias is read again, whatever the event says."""
-        body = await read_json(request, SMALL_BYTES)
+        body = await state.read_json(request, SMALL_BYTES)
         if not settings.webhook_secret:
             raise RequestError(404, "this server takes no events: set SERVE_WEBHOOK_SECRET or serve.webhook=true")
         is_hint = webhooks.is_hint(request.headers, body, settings.webhook_secret, time.time(), name)

@@ -41,7 +41,7 @@ class AppState:
         return current
 
     async def read_json(self, request: Request, limit: int) -> bytes:
-        """The body of a request with JSON. The caller must release it.
+        """The body of a request with JSON. The caller must release a body that may be large.
 
         RequestError 415 for another Content-Type: a page of another web site can send some of them without permission.
         """

@@ -7,10 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from typing import Any
@@ -37,6 +35,25 @@ def readable(text: str) -> Any:
         return text
 
 
+class KeptAlive(AbstractContextManager):
+    """One connection that is used for request after request. Any failure of it raises."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = HTTPConnection(url.removeprefix("http://"), timeout=60)
+        self._connection.connect()
+        self._connection.auto_open = 0  # a connection that the server closed is a failure, not a reason for another one
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def ask(self, path: str, body: object = None, method: str = "POST", **headers: str) -> Answered:
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json", **{key.replace("_", "-"): value for key, value in headers.items()}}
+        self._connection.request(method, path, data, sent)
+        answer = self._connection.getresponse()
+        return Answered(answer.status, readable(answer.read().decode()))
+
+
 @dataclass
 class Served:
     """A running server: its address, its process and what it printed."""
@@ -47,14 +64,8 @@ class Served:
 
     def ask(self, path: str, body: object = None, method: str | None = None, **headers: str) -> Answered:
         """One request; `body` goes as JSON unless it is bytes. The answer is JSON where it can be read as such."""
-        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        sent = {"Content-Type": "application/json", **{key.replace("_", "-"): value for key, value in headers.items()}}
-        request = urllib.request.Request(self.url + path, data, sent, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return Answered(answer.status, readable(answer.read().decode()))
-        except urllib.error.HTTPError as error:
-            return Answered(error.code, readable(error.read().decode()))
+        with KeptAlive(self.url) as connection:
+            return connection.ask(path, body, method or ("GET" if body is None else "POST"), **headers)
 
     def wait(self, path: str = "/readyz", seconds: float = 60, error: str = "", **keys: object) -> Any:
         """Ask until the answer is 200, has these keys and `error` in its last_error; fail the test when that does not come."""
@@ -134,22 +145,6 @@ def size(small: int, full: int) -> int:
 def figure(text: str) -> None:
     """A line for who runs benchmarks/survival.py; pytest hides it."""
     print(f"figure: {text}", flush=True)
-
-
-class KeptAlive:
-    """One connection that is used for request after request. Any failure of it raises."""
-
-    def __init__(self, url: str) -> None:
-        self._connection = HTTPConnection(url.removeprefix("http://"), timeout=60)
-        self._connection.connect()
-        self._connection.auto_open = 0  # a connection that the server closed is a failure, not a reason for another one
-
-    def ask(self, path: str, body: object = None, method: str = "POST", **headers: str) -> Answered:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        sent = {"Content-Type": "application/json", **{key.replace("_", "-"): value for key, value in headers.items()}}
-        self._connection.request(method, path, data, sent)
-        answer = self._connection.getresponse()
-        return Answered(answer.status, readable(answer.read().decode()))
 
 
 @contextmanager

@@ -158,22 +158,17 @@ def test_what_is_no_http(server: Served, sent: bytes):
 def bodies(chance: random.Random, count: int) -> Iterator[tuple[str, bytes, dict[str, str]]]:
     """Good requests with something wrong, or merely odd, in them: path, body, headers."""
     odd: list[Any] = [
-        None, True, False, 0, -1, 1e308, -0.0, 2**63, -(2**63), 10**400, 1e-320, "", MARK, MARK * 50, "1", "NaN", "nan",
-        "Infinity", "true", "None", "2026-13-45", "0000-00-00", "9999-12-31T23:59:59.999999", "\0", "é\u202e\U0001f600",
-        "\ud800", [], [MARK], [[]], {}, {MARK: MARK}, {"a": {"b": []}}, float("nan"), float("inf"), float("-inf"), [1] * 50,
+        None, True, -1, 1e308, -(2**63), 10**400, 1e-320, "", MARK, MARK * 50, "1", "NaN", "2026-13-45", "\0", "é\u202e",
+        "\ud800", [], [MARK], [[]], {}, {MARK: MARK}, {"a": {"b": []}}, float("nan"), float("-inf"), [1] * 50,
     ]  # fmt: skip
     given_label = {"prediction_id": "0" * 24, "label": 1, "source": "me", "comment": "c"}
-    event = {"entity": "model_version_alias", "data": {"name": NAME, "alias": "champion", "version": "1"}}
     good: list[tuple[str, Any]] = [
-        ("/invocations", {"dataframe_split": FRAME}),
-        ("/invocations", {"dataframe_split": {**FRAME, "index": [0, 1]}}),
+        ("/invocations", {"dataframe_split": {**FRAME, "index": [0, 1]}, "params": {"p": 1}}),
         ("/invocations", {"dataframe_records": RECORDS}),
-        ("/invocations", {"instances": RECORDS}),
         ("/invocations", {"instances": FRAME["data"]}),
         ("/invocations", {"inputs": {name: [value] * 2 for name, value in zip(COLUMNS, ROW, strict=True)}}),
-        ("/invocations", {"dataframe_split": FRAME, "params": {"p": 1}}),
         ("/feedback", given_label), ("/feedback", [given_label, given_label]),
-        (f"/feedback/{'0' * 24}/review", {"accept": True, "reason": "r"}), ("/events", event),
+        (f"/feedback/{'0' * 24}/review", {"accept": True, "reason": "r"}), ("/events", {"entity": "x", "data": {}}),
     ]  # fmt: skip
 
     def change(value: Any) -> Any:
@@ -182,13 +177,13 @@ def bodies(chance: random.Random, count: int) -> Iterator[tuple[str, bytes, dict
             return chance.choice(odd)
         where = chance.choice(list(value) if isinstance(value, dict) else list(range(len(value))))
         copy = value.copy()
-        how = chance.random()
-        if how < 0.15:
+        how = chance.choice(["delete", "double", "rename", *["change"] * 5])
+        if how == "delete":
             del copy[where]
-        elif how < 0.25 and isinstance(copy, list):
-            copy += [copy[where]] * chance.choice([1, 30])
-        elif how < 0.35 and isinstance(copy, dict):
-            copy[chance.choice([MARK, "", where + MARK, "columns", "data", "index", "\ud800"])] = copy.pop(where)
+        elif how == "double" and isinstance(copy, list):
+            copy += [copy[where]] * 30
+        elif how == "rename" and isinstance(copy, dict):
+            copy[chance.choice([MARK, "", "columns", "data", "\ud800"])] = copy.pop(where)
         else:
             copy[where] = change(copy[where])
         return copy
@@ -202,10 +197,9 @@ def bodies(chance: random.Random, count: int) -> Iterator[tuple[str, bytes, dict
             body, headers = CSV, {"Content_Type": "text/csv"}
         if chance.random() < 0.2:
             spot, tail = chance.randrange(len(body) + 1), chance.randrange(len(body) + 1)
-            junk = chance.choice(
-                [b"", b"\0", b"\xff", b'"', b"{", b"]", b",", b"\n", MARK.encode(), chance.randbytes(8)]
+            body = (
+                body[:spot] + chance.choice([b"", b"\0", b"\xff", b'"', b"]", b"\n", chance.randbytes(8)]) + body[tail:]
             )
-            body = chance.choice([body[:spot], body[:spot] + junk + body[spot:], body[:spot] + junk + body[tail:]])
         yield path, body, headers
 
 
