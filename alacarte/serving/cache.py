@@ -4,14 +4,16 @@
     <serve.cache>/<model and registry>/<version>-<digest of its source>/version.json  its VersionRef, and the folder's digest
     <serve.cache>/<model and registry>/<version>-<digest of its source>/served        its time: when it began to serve
 
-version.json is written last, and a copy is compared with its digest before it is used. This finds copies that are damaged or
-incomplete, but no forgery: a process that may write here may also write a digest.
+A copy is written beside its place and renamed into it, and compared with its digest before it is used. This finds damage, but no
+forgery: a process that may write here may also write a digest.
 """
 
 import contextlib
 import hashlib
 import re
 import shutil
+import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +28,8 @@ from alacarte import registry
 from alacarte.errors import UserError
 
 KEEP = 3  # versions that served, beside the versions in use: the last one may be refused at a restart
+
+ABANDONED = 3600  # seconds after which a download that a killed process left is removed
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,15 @@ class Cache:
         """The model folder of a version. It is downloaded if it is absent or damaged."""
         place = self.folder / version.key
         if not _read(place):
-            shutil.rmtree(place, ignore_errors=True)
-            (place / "model").mkdir(parents=True)
-            _download(version, place / "model")
-            record = _Record(version, _digest(place / "model"))
-            (place / "version.json").write_bytes(msgspec.json.encode(record))
+            with tempfile.TemporaryDirectory(prefix=".new-", dir=self.folder) as temporary:
+                copy = Path(temporary) / "copy"
+                (copy / "model").mkdir(parents=True)
+                _download(version, copy / "model")
+                record = _Record(version, _digest(copy / "model"))
+                (copy / "version.json").write_bytes(msgspec.json.encode(record))
+                if not _read(place):  # another server may have been faster
+                    shutil.rmtree(place, ignore_errors=True)
+                    copy.rename(place)
         return place / "model"
 
     def mark_served(self, version: VersionRef) -> None:
@@ -98,10 +106,11 @@ class Cache:
         return version, place / "model"
 
     def evict(self, in_use: Iterable[str]) -> None:
-        """Remove the copies that are not in use (keys) and not among the last versions that served."""
+        """Remove the copies that are not in use (keys) and not among the last versions that served, and abandoned downloads."""
         kept = {*in_use, *self.served()[:KEEP]}
         for place in self.folder.iterdir():
-            if place.name not in kept:
+            is_download = place.name.startswith(".") and time.time() - place.stat().st_mtime < ABANDONED
+            if place.name not in kept and not is_download:
                 shutil.rmtree(place, ignore_errors=True)
 
 

@@ -1,5 +1,6 @@
 """Following the registry: what is swapped to, what is refused, what holds up nothing, and a restart without the registry."""
 
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -233,10 +234,11 @@ def test_the_cache_keeps_few_and_mends_what_is_damaged(follow, tmp_path: Path):
         serves(holder, version)
     folder = folder_of(tmp_path / "cache")
     until(lambda: sorted(path.name[0] for path in folder.iterdir()) == ["4", "5", "6"])
-    (folder / "7-killed/model").mkdir(parents=True)  # a download that did not end
+    (killed := folder / ".new-killed").mkdir()
+    os.utime(killed, (0, 0))
     point("few", "5")
     serves(holder, "5")
-    until(lambda: not (folder / "7-killed").exists())
+    until(lambda: not killed.exists())
     holder.stop()
     point("few", "6")
     [copy] = folder.glob("6-*")
