@@ -244,14 +244,12 @@ def place_rare_classes(
     """
     if rare_classes not in ("keep", "drop", "error"):
         raise UserError(f"data.rare_classes={rare_classes}: use keep, drop or error")
-    codes, classes = pd.factorize(y)
-    counts = pd.DataFrame(_count_classes(codes, split), index=classes, columns=PARTS)
+    counts = pd.crosstab(y.to_numpy(), split).reindex(columns=PARTS, fill_value=0)
     lacks = counts == 0 if rule.by == "hash" else counts[["train"]] == 0
     rare = counts.index[lacks.any(axis=1)]
     if rare.empty:
         return split
-    seed = _good_seed(codes, groups, rule)
-    advice = "more such rows are needed" if seed is None else f"data.split.seed={seed} gives every part enough"
+    advice = "more such rows are needed"
     if rare_classes == "error" or len(counts) - len(rare) < 2:
         label, part = rare[0], next(part for part in lacks if lacks.loc[rare[0], part])
         where = f"{counts.loc[label, part]} of {counts.loc[label].sum()} rows with {y.name}={label} are in {part}"
@@ -272,18 +270,3 @@ def place_rare_classes(
 def _together(groups: np.ndarray) -> str:
     n = len(np.unique(groups))
     return f" (equal inputs or keys stay together: {n} differ)" if n < len(groups) else ""
-
-
-def _count_classes(codes: np.ndarray, split: np.ndarray) -> np.ndarray:
-    """(classes, parts): how many rows of each class are in each of PARTS."""
-    return np.array([np.bincount(codes[split == part], minlength=codes.max() + 1) for part in PARTS]).T
-
-
-def _good_seed(codes: np.ndarray, groups: np.ndarray, rule: SplitRule) -> int | None:
-    """The first seed from 0 to 99 that gives every part a row of every class."""
-    if rule.by != "hash" or np.bincount(codes).min() < len(PARTS):
-        return None
-    seeds = range(100)
-    return next(
-        (n for n in seeds if _count_classes(codes, balanced_split(groups, **rule.fractions | {"seed": n})).all()), None
-    )

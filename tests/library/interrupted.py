@@ -1,4 +1,4 @@
-"""python interrupted.py MODULE:ATTRIBUTE WHEN STEP [ARGUMENTS]: run a step that is killed, as by `kill -9`, at one point.
+"""python -m interrupted MODULE:ATTRIBUTE WHEN STEP [ARGUMENTS]: run a step that is killed, as by `kill -9`, at one point.
 
 WHEN is `before` or `after` the first call of that function, or `alias=NAME`: after the first call that moves that alias.
 With MOVE as WHEN, `champion` is moved to the version in the environment variable MOVE_TO in its place, by somebody else.
@@ -10,7 +10,6 @@ import os
 import runpy
 import signal
 import sys
-from pathlib import Path
 
 
 def interrupt(place: str, when: str) -> None:
@@ -37,7 +36,6 @@ def interrupt(place: str, when: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path.cwd()))
     interrupt(*sys.argv[1:3])
     step = f"steps.{sys.argv[3]}"
     sys.argv = [step, *sys.argv[4:]]

@@ -25,7 +25,8 @@ PACKAGES = (
 )
 SCRIPT = """#!/bin/sh
 case "{module} $1 $2" in
-  " -m steps."*|" -m examples."*|" -m driver"*|"-m mlflow run "*) exec {python} -S -E {file} {socket} {module} "$@";;
+  " -m steps."*|" -m examples."*|" -m driver"*|" -m interrupted"*|"-m mlflow run "*)
+    exec {python} -S -E {file} {socket} {module} "$@";;
   *) exec {program} "$@";;
 esac
 """

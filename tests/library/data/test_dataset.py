@@ -5,6 +5,7 @@ import decimal
 import hashlib
 import json
 import math
+import shutil
 import subprocess
 import sys
 import warnings
@@ -137,16 +138,12 @@ def test_the_task_follows_the_target(tmp_path, values, task, dtype):
     assert table(tmp_path / "t.parquet", task=task).digest == dataset.digest
 
 
-def test_integer_classes_with_missing_values_stay_integers(tmp_path):
+def test_integers_that_miss_or_hardly_repeat(tmp_path):
     people().assign(y=pd.Series([0, 1, None] * 100, dtype="Int64")).to_csv(tmp_path / "t.csv", index=False)
-    assert sorted(table(tmp_path / "t.csv").y.unique().tolist()) == [0, 1]
-    assert table(tmp_path / "t.csv").y.dtype == "int64"
-    assert table(tmp_path / "t.csv", task="regression").y.dtype == "float64"
-
-
-def test_small_integer_targets_are_quantities_when_they_hardly_repeat(tmp_path):
+    y = table(tmp_path / "t.csv").y
+    assert sorted(y.unique().tolist()) == [0, 1] and y.dtype == "int64"
     people(40, seed=1).assign(y=[*range(10)] * 4).to_csv(tmp_path / "t.csv", index=False)
-    assert table(tmp_path / "t.csv").task == "regression"
+    assert table(tmp_path / "t.csv").task == "regression", "they are quantities"
 
 
 def test_bad_targets(tmp_path):
@@ -180,18 +177,14 @@ def test_the_digest_follows_content(csv, tmp_path):
     assert dataset.digest != table(csv, drop=["age"]).digest
     changed = people()
     changed.loc[5, "income"] += 1e-9
-    for frame in (
-        changed,
-        people()[::-1],
-        people().rename(columns={"age": "Age"}),
-        people().assign(age=people()["age"] * 1.0),
-    ):
+    as_floats = people().assign(age=people()["age"] * 1.0)
+    for frame in (changed, people()[::-1], people().rename(columns={"age": "Age"}), as_floats):
         frame.to_csv(tmp_path / "t.csv", index=False)
         assert table(tmp_path / "t.csv").digest != dataset.digest
 
 
-def test_mlflow_records_the_digest_of_each_part(tmp_path, caplog):
-    store = f"sqlite:///{tmp_path}/mlflow.db"
+def test_mlflow_records_the_digest_of_each_part(tmp_path, caplog, empty_store):
+    store = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
     fsspec.filesystem("memory").pipe("memory://shop/people.csv", people().to_csv(index=False).encode())
     (tmp_path / "people.csv").write_text(people().to_csv(index=False))
     sources = {"memory://shop/people.csv": "code", str(tmp_path / "people.csv"): "local"}
@@ -209,9 +202,8 @@ def test_mlflow_records_the_digest_of_each_part(tmp_path, caplog):
         with tracking(store), mlflow.start_run(experiment_id=experiment) as run:
             for part, value in logged.items():
                 mlflow.log_input(value, context=part)
-        recorded = {
-            entry.tags[0].value: entry.dataset for entry in client.get_run(run.info.run_id).inputs.dataset_inputs
-        }
+        inputs = client.get_run(run.info.run_id).inputs.dataset_inputs
+        recorded = {entry.tags[0].value: entry.dataset for entry in inputs}
         assert recorded.keys() == logged.keys()
         for part, entry in recorded.items():
             assert entry.digest == dataset.digest and entry.name == f"people_{part}" and entry.source_type == kind
@@ -219,20 +211,16 @@ def test_mlflow_records_the_digest_of_each_part(tmp_path, caplog):
             assert "income" in entry.schema
 
 
-def test_a_table_of_many_columns_is_recorded_without_its_schema(tmp_path):
+def test_a_table_of_many_columns_is_recorded_without_its_schema(csv, monkeypatch):
     """MLflow stores at most a million characters of a schema."""
-    path, names = str(tmp_path / "wide.parquet"), [f"column {number:0250}" for number in range(4_000)]
-    wide = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 4_000)), columns=names).assign(y=["a", "b"] * 30)
-    wide.to_parquet(path)
-    for logged in (as_mlflow(table(path), "train"), table_as_mlflow(wide, path, "0" * 64)):
+    monkeypatch.setattr(validation, "MAX_DATASET_SCHEMA_SIZE", 100)
+    for logged in (as_mlflow(table(csv), "train"), table_as_mlflow(people(), str(csv), "0" * 64)):
         entity = logged._to_mlflow_entity()
         validation._validate_dataset(entity)  # what a store does before it writes
         assert entity.schema is None and json.loads(entity.profile)["num_rows"] > 0
 
 
-@pytest.mark.parametrize(
-    "source", ["s3://b/x.csv", "abfs://c@a/x.csv", "hf://datasets/a.csv", "zip://a.csv::x.zip", "https://h/x.csv"]
-)
+@pytest.mark.parametrize("source", ["s3://b/x.csv", "hf://datasets/a.csv", "zip://a.csv::x.zip", "https://h/x.csv"])
 def test_mlflow_takes_any_source(csv, source):
     logged = as_mlflow(dataclasses.replace(table(csv), source=source), "train")
     assert logged.digest == table(csv).digest and source in logged.to_json().replace("\\", "")
@@ -250,7 +238,5 @@ def test_neither_mlflow_nor_torch_is_imported_to_load():
 def test_a_model_cannot_name_what_is_called(target: str):
     with pytest.raises(UserError, match="no function of project/"):
         recorded({"_target_": target})
-    assert recorded({"_target_": "project.data.load_digits", "start": 1}) == {
-        "_target_": "project.data.load_digits",
-        "start": 1,
-    }
+    data = {"_target_": "project.data.load_digits", "start": 1}
+    assert recorded(data) == data

