@@ -40,7 +40,7 @@ def main() -> int:
         print("\n".join(f"  {name:10} {about}" for name, (_, about) in known.items()))
         return 0
     if name not in known:
-        print(f"alacarte: {name} is not an entry point: did you mean {nearest(name, list(known))}?", file=sys.stderr)
+        print(f"alacarte: {name} is not an entry point: {nearest(name, known)}", file=sys.stderr)
         return 2
     extra = EXTRAS.get(name, "train")
     if package := missing_package(extra):  # before hours of training

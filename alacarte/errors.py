@@ -3,7 +3,7 @@
 import difflib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -17,9 +17,13 @@ class StoreError(Exception):
     """The feedback store cannot be used now (locked, full or away). Nothing was changed."""
 
 
-def nearest(name: str, valid: Sequence[str]) -> str:
-    """The most similar valid names, or all of them, for an error message."""
-    return " or ".join(difflib.get_close_matches(name, valid, n=3, cutoff=0.5)) or "one of " + ", ".join(valid)
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """`did you mean 'label'?` when a choice is near, else what there is."""
+    folded = {choice.strip().lower(): choice for choice in choices}
+    if near := difflib.get_close_matches(name.strip().lower(), folded, n=3, cutoff=0.5):
+        return f"did you mean {' or '.join(repr(folded[match]) for match in near)}?"
+    more = f" and {len(folded) - 10} more" if len(folded) > 10 else ""
+    return f"there is {', '.join(list(folded.values())[:10]) or 'nothing like it'}{more}"
 
 
 def as_argument(key: str, value: str | list[str]) -> str:

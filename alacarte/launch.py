@@ -257,11 +257,11 @@ def explain(error: Exception, config_name: str) -> str:
         group, option = match.groups()
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         if options:
-            return f"{group}={option} is unknown: did you mean {nearest(option, options)}?"
+            return f"{group}={option} is unknown: {nearest(option, options)}"
     if match := re.search(r"Could not (?:override|delete)[^']*'([^']*)'", message):
         key = match[1].split("@")[0]
         valid = _key_names(_defaults(config_name))
-        return f"{key} is not a key of {config_name}: did you mean {nearest(key, valid)}? (+{key}=... adds a new key)"
+        return f"{key} is not a key of {config_name}: {nearest(key, valid)} (+{key}=... adds a new key)"
     return " ".join(message.split())
 
 

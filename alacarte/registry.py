@@ -20,7 +20,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from alacarte.data import tables
-from alacarte.errors import UserError
+from alacarte.errors import UserError, nearest
 from alacarte.formats.load import read_description
 from alacarte.locks import lock
 
@@ -90,7 +90,7 @@ def nearest_models(name: str) -> str:
     """How to get a champion of a registered model, with the nearest names where there is no such model."""
     first = f"make the first one with `mlflow run . --env-manager local -P registered_model_name={name}`"
     names = [model.name for model in MlflowClient().search_registered_models()]
-    return first if name in names or not names else f"{tables.nearest(name, names)} (or {first})"
+    return first if name in names or not names else f"{nearest(name, names)} (or {first})"
 
 
 def known_versions(name: str) -> str:

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from alacarte.data import tables
 from alacarte.data.columns import names_of
 from alacarte.data.csv_reader import CellRules
-from alacarte.errors import UserError
+from alacarte.errors import UserError, nearest
 from alacarte.learners import Learner
 
 SUFFIXES = (".csv", ".parquet", ".pq")
@@ -78,7 +78,7 @@ def read_inputs(table: tables.CsvFile | tables.ParquetFile, metadata: Mapping[st
         columns = [] if names is None else table.columns
         for name in names or []:
             if name not in columns:
-                hint = tables.nearest(name, columns)
+                hint = nearest(name, columns)
                 raise UserError(f"input={table.path} has no column {name!r}, which the model takes: {hint}")
         frame = table.typed(rules, only=names)
         return pd.DataFrame({str(name): _plain(column) for name, column in frame.items()})

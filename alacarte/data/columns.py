@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from alacarte.data import tables
-from alacarte.errors import UserError, as_argument
+from alacarte.errors import UserError, as_argument, nearest
 
 MOST_INTEGER_CLASSES = 20
 
@@ -24,7 +24,7 @@ def check_columns(columns: Mapping[str, list[str]], frame: pd.DataFrame, source:
     """UserError for a setting that names a column which does not exist, and for settings that exclude each other."""
     for setting, names in columns.items():
         for name in set(names) - set(frame.columns):
-            hint = tables.nearest(name, frame.columns)
+            hint = nearest(name, frame.columns)
             if name.startswith("["):  # Hydra takes a list with a name such as Notes (free) for a text
                 hint = "quote each name: " + as_argument(
                     f"data.{setting}", [part.strip(" '\"") for part in name[1:-1].split(",")]

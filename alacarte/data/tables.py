@@ -1,11 +1,10 @@
 """Tables: read a file into a DataFrame, hash its bytes, and give its columns plain types."""
 
-import difflib
 import hashlib
 import logging
 import numbers
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PurePath
@@ -17,7 +16,7 @@ import pandas as pd
 from fsspec.implementations.local import LocalFileSystem
 
 from alacarte.data.csv_reader import CellRules, CsvFile, first_line, read_numbers, reading, require_numbers
-from alacarte.errors import UserError, as_argument
+from alacarte.errors import UserError, as_argument, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -173,15 +172,6 @@ def _locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _files_under(files: fsspec.AbstractFileSystem, place: str) -> list[str]:
     return [place] if files.isfile(place) else sorted(files.find(place))
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """`did you mean 'label'?` when a choice is near, else what there is."""
-    folded = {choice.strip().lower(): choice for choice in choices}
-    if near := difflib.get_close_matches(name.strip().lower(), folded, n=3, cutoff=0.5):
-        return f"did you mean {' or '.join(repr(folded[match]) for match in near)}?"
-    more = f" and {len(folded) - 10} more" if len(folded) > 10 else ""
-    return f"there is {', '.join(list(folded.values())[:10]) or 'nothing like it'}{more}"
 
 
 def plain_column(column: pd.Series) -> pd.Series:

@@ -1,13 +1,12 @@
 """May a challenger become the champion? A pure function of numbers. It returns the verdict and its reason in one sentence."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from alacarte.errors import UserError
+from alacarte.errors import UserError, nearest
 from alacarte.evaluation.comparison import Comparison, Signal
 from alacarte.evaluation.metrics import BUILT_IN, PRIMARY, Metrics, is_lower_better
 
@@ -48,13 +47,13 @@ def check_gate(
             raise UserError(f"gate.{key}={value}: expected {expected}")
     known = {*BUILT_IN, *(metrics or {})}
     if metric is not None and metric not in known:
-        raise UserError(f"gate.metric={metric}: there is no such metric; {_nearest(metric, known)}")
+        raise UserError(f"gate.metric={metric}: there is no such metric: {nearest(metric, known)}")
     for key, other, limits in (("floors", "ceilings", floors), ("ceilings", "floors", ceilings)):
         for name, limit in _set(limits):
             if not _is_number(limit):
                 raise UserError(f"gate.{key}.{name}={limit}: expected a number, or null for no limit")
             if name not in known:
-                raise UserError(f"gate.{key}.{name}={limit}: there is no such metric; {_nearest(name, known)}")
+                raise UserError(f"gate.{key}.{name}={limit}: there is no such metric: {nearest(name, known)}")
             if is_lower_better(name, metrics) != (key == "ceilings"):
                 better = "lower" if key == "floors" else "higher"
                 raise UserError(f"gate.{key}.{name}: {name} is better {better}; set gate.{other}.{name}={limit}")
@@ -105,7 +104,7 @@ def decide(
 
 def _check(kind: str, metric: str, limit: float, scores: Mapping[str, float]) -> dict[str, Any]:
     if metric not in scores:
-        raise UserError(f"gate.{kind}s.{metric}={limit}: this model has no such metric; {_nearest(metric, scores)}")
+        raise UserError(f"gate.{kind}s.{metric}={limit}: this model has no such metric: {nearest(metric, scores)}")
     value = scores[metric]
     passed = value >= limit if kind == "floor" else value <= limit  # false for NaN
     return {"metric": metric, "value": value, "kind": kind, "limit": limit, "passed": bool(passed)}
@@ -204,11 +203,6 @@ def rows_needed(comparison: Comparison, power: float = 0.8) -> int | None:
     if z * comparison.spread > 3e4 * abs(comparison.gain):
         return None
     return int(float(f"{(z * comparison.spread / comparison.gain) ** 2:.1e}"))
-
-
-def _nearest(name: str, names: Mapping[str, Any] | set[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0)
-    return f"the nearest is {''.join(near)}, all are {', '.join(sorted(names))}"
 
 
 def _set(limits: Limits | None) -> list[tuple[str, Any]]:

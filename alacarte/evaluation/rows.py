@@ -14,8 +14,8 @@ import pandas as pd
 
 from alacarte.data.dataset import DataReader, Dataset
 from alacarte.data.splits import hash_present, occurs_in, shared_columns
-from alacarte.data.tables import absolute, align_columns, nearest
-from alacarte.errors import UserError
+from alacarte.data.tables import absolute, align_columns
+from alacarte.errors import UserError, nearest
 from alacarte.feedback.queries import Labelled
 
 LEFT_OUT = "left out"  # the part of test rows that do not judge

@@ -125,18 +125,10 @@ def mark(columns: pd.DataFrame, level: float, psi_threshold: float) -> pd.DataFr
     return columns.assign(drifted=holm(columns["p_value"].tolist(), level) & (columns["psi"] >= psi_threshold))
 
 
-def interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Of a share, exact (Clopper and Pearson, 1934)."""
-    from scipy.stats import binomtest
-
-    if not n:
-        return 0.0, 1.0
-    ends = binomtest(right, n).proportion_ci(level)
-    return float(ends.low), float(ends.high)
-
-
 def measure(about: pd.DataFrame, task: str) -> dict[str, float]:
     """Metrics of a window's predictions, from its `about` (n rows, at least one) as the feedback store gives it."""
+    from scipy.stats import binomtest  # late, as elsewhere: half a second
+
     is_labelled = about["label"].notna()
     wrong = about.loc[is_labelled, "is_correction"].astype(bool)
     metrics = {
@@ -151,7 +143,7 @@ def measure(about: pd.DataFrame, task: str) -> dict[str, float]:
     metrics["audit_labels"] = float(len(audit))
     if len(audit) and task == "classification":
         right = int((~audit["is_correction"].astype(bool)).sum())
-        low, high = interval(right, len(audit))
+        low, high = map(float, binomtest(right, len(audit)).proportion_ci())
         metrics |= {"audit_accuracy": right / len(audit), "audit_accuracy_low": low, "audit_accuracy_high": high}
     elif len(audit):
         squares = (audit["label"].astype(float) - audit["prediction"].astype(float)).to_numpy() ** 2

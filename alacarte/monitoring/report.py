@@ -5,12 +5,12 @@ import html
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlflow
 import pandas as pd
 
-from alacarte.evaluation.plots import plain_text
+from alacarte.evaluation.plots import new_figure, plain_text
 from alacarte.monitoring.drift import Decision
 from alacarte.monitoring.window import WindowComparison
 
@@ -38,10 +38,8 @@ def log_report(comparison: WindowComparison, model: str, target: str) -> None:
     """Log metrics, the table of columns, plots and report.html to the active run."""
     mlflow.log_metrics(comparison.metrics)
     mlflow.log_table(comparison.columns, "drift.json")
-    figures = {
-        "drift.png": drift_figure(comparison.columns),
-        "answers.png": answers_figure(*comparison.answers, target),
-    }
+    answers = answers_figure(*comparison.answers, target)
+    figures = {"drift.png": drift_figure(comparison.columns), "answers.png": answers}
     for file, figure in figures.items():
         mlflow.log_figure(figure, file)
     metrics = pd.DataFrame({"metric": list(comparison.metrics), "value": list(comparison.metrics.values())})
@@ -52,11 +50,8 @@ def log_report(comparison: WindowComparison, model: str, target: str) -> None:
 
 def drift_figure(marked: pd.DataFrame) -> "Figure":
     """The population stability index of the columns that moved most; the columns that drifted are dark."""
-    from matplotlib.figure import Figure
-
     top = marked.head(MAX_BARS).iloc[::-1]
-    figure = Figure(figsize=(7, 1 + 0.25 * len(top)), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = new_figure("Drift: dark columns changed, and not by chance", 1, 7, 1 + 0.25 * len(top))
     colors = ["#b03030" if drifted else "#b8c4d0" for drifted in top["drifted"]]
     axes.barh(range(len(top)), top["psi"], color=colors)
     axes.set_yticks(range(len(top)), [plain_text(name) for name in top["column"]])
@@ -66,18 +61,13 @@ def drift_figure(marked: pd.DataFrame) -> "Figure":
 
 def answers_figure(before: Sequence, after: Sequence, name: str) -> "Figure":
     """The champion's answers on the val part and in the window, as shares."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = new_figure("Answers: training data and window", 1, 7, 3)
     known, asked = pd.Series(before), pd.Series(after)
     if pd.api.types.is_float_dtype(known) and known.nunique() > MAX_BARS:
         axes.hist([known, asked.astype(float)], bins=30, density=True, label=["data", "window"])
     else:
-        shares = pd.DataFrame(
-            {"data": known.value_counts(normalize=True), "window": asked.value_counts(normalize=True)}
-        )
-        shares = shares.fillna(0).sort_index().head(MAX_BARS)
+        counts = {"data": known.value_counts(normalize=True), "window": asked.value_counts(normalize=True)}
+        shares = pd.DataFrame(counts).fillna(0).sort_index().head(MAX_BARS)
         shares.set_axis([plain_text(label) for label in shares.index]).plot.bar(ax=axes, rot=0)
     axes.set_xlabel(plain_text(name))
     axes.legend()
@@ -95,9 +85,5 @@ def page(title: str, decision: Decision, tables: Mapping[str, pd.DataFrame], fig
         figure.savefig(data, format="png")
         image = base64.b64encode(data.getvalue()).decode()
         blocks.append(f'<h2>{html.escape(heading)}</h2>\n<img alt="" src="data:image/png;base64,{image}">')
-    values: dict[str, Any] = {
-        "title": html.escape(title),
-        "reason": html.escape(decision.reason),
-        "body": "\n".join(blocks),
-    }
-    return PAGE.substitute(values, decision="yes" if decision.retrain else "no")
+    texts = {"title": html.escape(title), "reason": html.escape(decision.reason), "body": "\n".join(blocks)}
+    return PAGE.substitute(texts, decision="yes" if decision.retrain else "no")

@@ -82,8 +82,8 @@ def test_free_text_survives_unchanged(text):
 @pytest.mark.parametrize(
     ("tokens", "line"),
     [
-        (["modle.lr=1"], "did you mean model.lr"),
-        (["model=torch_mpl"], "did you mean torch_mlp"),
+        (["modle.lr=1"], "did you mean 'model.lr'"),
+        (["model=torch_mpl"], "did you mean 'torch_mlp'"),
         (["model.lr=abc"], "model.lr=abc is not a number"),
         (["data=table", "data.target=y"], "data.path is required"),
         (["seed"], "seed=VALUE"),

@@ -89,7 +89,7 @@ def test_the_command_lists_the_entry_points_and_knows_its_version(empty: Folder)
     assert {name for name, _ in listed} == set(yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"])
     assert all(about for _, about in listed)
     assert empty.run("--version") == f"alacarte {alacarte.__version__}\n"
-    assert empty.run("trian", code=2) == "alacarte: trian is not an entry point: did you mean train or retrain?"
+    assert empty.run("trian", code=2) == "alacarte: trian is not an entry point: did you mean 'train' or 'retrain'?"
 
 
 def test_a_missing_package_is_one_line_before_the_step_starts(installed: Path, tmp_path: Path):

@@ -91,7 +91,7 @@ def test_the_forms_of_arguments_give_one_configuration(project: Project):
 def test_a_mistake_is_one_line_and_a_failed_run(project: Project):
     run = project.client.create_run("0")
     ended = project.step("train", "modle.lr=1", code=2, MLFLOW_RUN_ID=run.info.run_id)
-    assert "did you mean model.lr" in ended.stderr.strip().splitlines()[-1] and "Traceback" not in ended.stderr
+    assert "did you mean 'model.lr'" in ended.stderr.strip().splitlines()[-1] and "Traceback" not in ended.stderr
     assert project.client.get_run(run.info.run_id).info.status == "FAILED"
     before = len(project.runs())
     cfg = yaml.safe_load(project.step("train", "--cfg", "job", "model.lr=0.5").stdout)

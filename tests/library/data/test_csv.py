@@ -32,23 +32,8 @@ def pasted(argument: str):
     return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)["value"]
 
 
-NAMES = [
-    "Notes (free)",
-    "a,b",
-    "it's",
-    '5" x',
-    "a:b",
-    "x\\",
-    "x\\'y",
-    "${x}",
-    "\\${x}",
-    "$HOME",
-    "`ls`",
-    "wow!",
-    "[a]",
-    "{b}",
-]
-NAMES += ["#", "=x", "true", "3", "null", " first", "last ", "\t", ";", "a\\\\b", "Größe in m²"]
+NAMES = ["Notes (free)", "a,b", "it's", '5" x', "a:b", "x\\", "x\\'y", "${x}", "\\${x}", "$HOME", "`ls`", "wow!", "[a]", "{b}",
+         "#", "=x", "true", "3", "null", " first", "last ", "\t", ";", "a\\\\b", "Größe in m²"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -168,12 +168,12 @@ def test_a_missed_floor_or_ceiling_rejects_and_all_are_recorded():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"floors": {"f1_marco": 0.9}}, r"gate.floors.f1_marco=0.9: there is no such metric; the nearest is f1_macro, all"),
+        ({"floors": {"f1_marco": 0.9}}, r"gate.floors.f1_marco=0.9: there is no such metric: did you mean 'f1_macro'"),
         ({"floors": {"log_loss": 0.3}}, r"log_loss is better lower; set gate.ceilings.log_loss=0.3"),
         ({"floors": {"brier": 0.3}}, r"brier is better lower; set gate.ceilings.brier=0.3"),
         ({"ceilings": {"accuracy": 0.3}}, r"accuracy is better higher; set gate.floors.accuracy=0.3"),
         ({"floors": {"accuracy": "high"}}, "gate.floors.accuracy=high: expected a number"),
-        ({"metric": "rocauc"}, "gate.metric=rocauc: there is no such metric; the nearest is roc_auc"),
+        ({"metric": "rocauc"}, "gate.metric=rocauc: there is no such metric: did you mean 'roc_auc'"),
         ({"margin": -0.1}, "gate.margin=-0.1"),
         ({"margin": None}, "gate.margin=None"),
         ({"min_audit_rows": 0}, "gate.min_audit_rows=0"),
@@ -193,5 +193,5 @@ def test_settings_that_fit_are_taken_and_a_metric_of_another_task_is_named():
     check_gate(
         margin=0, metric="brier", ceilings={"brier": 0.2}, floors={"r2": 0.5}, slices=[], dry_run=False, metrics=OWN
     )
-    with pytest.raises(UserError, match=r"gate.floors.r2=0.9: this model has no such metric; the nearest is"):
+    with pytest.raises(UserError, match=r"gate.floors.r2=0.9: this model has no such metric: there is accuracy, "):
         judge(floors={"r2": 0.9})

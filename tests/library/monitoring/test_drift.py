@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from alacarte.data.tables import align_columns
 from alacarte.monitoring import drift
-from alacarte.monitoring.drift import compare_column, compare_columns, decide, holm, interval, mark, measure, psi
+from alacarte.monitoring.drift import compare_column, compare_columns, decide, holm, mark, measure, psi
 from alacarte.monitoring.report import answers_figure, drift_figure
 from project.data import load_digits
 
@@ -98,12 +98,6 @@ def test_holm_keeps_one_level_for_all():
     assert holm([0.01, 0.02, 0.03], 0.05).tolist() == [True, True, True]
     assert holm([0.01, 0.04, 0.03], 0.05).tolist() == [True, False, False]
     assert holm([0.2], 0.05).tolist() == [False] and holm([], 0.05).tolist() == []
-
-
-def test_the_interval_is_exact():
-    low, high = interval(8, 10)
-    assert (low, high) == pytest.approx((0.4439, 0.9748), abs=1e-4)
-    assert interval(0, 0) == (0.0, 1.0)
 
 
 def about(n: int, wrong: int, audit: bool = True) -> pd.DataFrame:

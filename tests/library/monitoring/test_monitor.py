@@ -66,14 +66,16 @@ def test_drift_wants_labels_and_labels_want_nothing_else(case: Case):
     dear = ("monitor.act=true", "monitor.labels_with_drift=100000")
     told = monitor(case, *dear, "monitor.labels=100000")
     assert "retrain yes" in told and "not retrained" in told and not case.runs("retrain")
-    told = monitor(case, *dear, "monitor.labels=5", "retrain.max_share_per_annotator=10", "gate.dry_run=true")
+    told = monitor(
+        case, *dear, "monitor.labels=5", "retrain.max_share_per_annotator=10", "gate.dry_run=true", "explain=false"
+    )
     assert "retrain: from version 1" in told and "not retrained" not in told and len(case.runs("retrain")) == 1
 
 
 def test_two_loops_retrain_once(case: Case):
     """Two monitors look at one store: one of them retrains, the new version is champion, and both end when told to."""
     case.report(400, seed=1)
-    settings = ("retrain.max_share_per_annotator=10", "monitor.every=2", "monitor.act=true")
+    settings = ("retrain.max_share_per_annotator=10", "monitor.every=2", "monitor.act=true", "explain=false")
     command = ["python", "-m", "steps.monitor", *case.names, *settings]
     env = environment(MLFLOW_TRACKING_URI=case.project.uri)
     env["PATH"] = f"{programs()}{os.pathsep}{env['PATH']}"

@@ -58,14 +58,14 @@ def test_a_model_that_brings_its_own_labels_is_rejected(case: Case) -> None:
     shifted.to_csv(case.project.root / "shifted.csv", index=False)
     data = ("data=table", "data.path=shifted.csv", "data.target=digit")
     run_id = case.project.step("train", "model=sklearn_sgd", *data).stdout.splitlines()[-1]
-    done = case.project.step("evaluate", run_id, f"registered_model_name={case.name}")
+    done = case.project.step("evaluate", run_id, f"registered_model_name={case.name}", "explain=false")
     assert "evaluate: REJECT, accuracy loss" in done.stdout and case.champion() == "1"
     comparison = gate_json(case)["comparison"]
     assert comparison["gain"] < -0.8 and comparison["wins"] <= comparison["negative_flips"] / 10
 
 
 def test_a_dropped_column_compares_on_clean_rows_alone(case: Case) -> None:
-    mine = ("model=sklearn_sgd", f"registered_model_name={case.name}", "gate.dry_run=true")
+    mine = ("model=sklearn_sgd", f"registered_model_name={case.name}", "gate.dry_run=true", "explain=false")
     done = case.project.step("pipeline", *mine, "data.drop=[pixel_0_0]")
     assert " test rows can judge, without " in done.stdout and " that the champion was trained on" in done.stdout
     rows = gate_json(case)["rows"]

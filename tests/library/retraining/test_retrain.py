@@ -16,6 +16,7 @@ from alacarte.feedback.locks import Lock, lock
 from project.data import load_digits
 
 DIGITS = list(range(10))
+LOOSE = ("retrain.max_share_per_annotator=10", "retrain.max_range_factor=1000", "explain=false")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ class Case:
         report(self.store, self.name, X, labels, predicted, **more)
 
     def run(self, *arguments: str, kill: tuple[str, str] | None = None, code: int | None = 0, **env: str):
-        more = ("retrain.max_share_per_annotator=10", "retrain.max_range_factor=1000", *self.names, *arguments)
+        more = (*LOOSE, *self.names, *arguments)
         if kill is None:
             return self.project.step("retrain", *more, code=code, **env)
         env["PYTHONPATH"] = str(ROOT / "tests" / "library")
@@ -134,13 +135,7 @@ def _history(case: Case) -> list[list[str]]:
 def test_a_dry_run_as_an_entry_point_leaves_registry_and_labels_alone(case: Case):
     case.report(200, seed=1)
     before = case.states()
-    arguments = (
-        *case.names,
-        "retrain.max_share_per_annotator=10",
-        "retrain.max_range_factor=1000",
-        "gate.dry_run=true",
-    )
-    parameters = [word for argument in arguments for word in ("-P", argument)]
+    parameters = [word for argument in (*LOOSE, *case.names, "gate.dry_run=true") for word in ("-P", argument)]
     done = case.project.run("mlflow", "run", ".", "-e", "retrain", "--env-manager", "local", *parameters)
     assert "PROMOTE" in done.stdout and case.champion() == "1" and case.states() == before
     assert len(case.client.search_model_versions(f"name = '{case.name}'")) == 1
@@ -204,16 +199,16 @@ def test_labels_of_a_new_class(trained: Project, tmp_path: Path):
     rows = load_digits().loc[lambda frame: frame["digit"] != 9]
     rows.to_csv(trained.root / "nine.csv", index=False)
     data = ("data=table", "data.path=nine.csv", "data.target=digit", "registered_model_name=nine")
-    trained.step("pipeline", "model=sklearn_sgd", *data)
+    trained.step("pipeline", "model=sklearn_sgd", "explain=false", *data)
     store = Store(f"sqlite:///{tmp_path}/f.db")
-    names = ("registered_model_name=nine", f"feedback.url=sqlite:///{tmp_path}/f.db")
+    names = (*LOOSE, "registered_model_name=nine", f"feedback.url=sqlite:///{tmp_path}/f.db")
     whole = load_digits(rotate=5)
     X, y = whole.drop(columns="digit"), whole["digit"].to_numpy()
     some = np.random.default_rng(0).random(len(X)) < 0.3
     report(store, "nine", X, y, (y + 1) % 9, classes=DIGITS, audit=some)
     done = trained.step("retrain", *names, code=2)
     assert "retrain.new_classes" in done.stderr and "9 (" in done.stderr
-    done = trained.step("retrain", *names, "retrain.new_classes=scratch", "retrain.max_share_per_annotator=10")
+    done = trained.step("retrain", *names, "retrain.new_classes=scratch")
     mlflow.set_tracking_uri(trained.uri)
     assert 9 in mlflow.sklearn.load_model("models:/nine@challenger").classes_
     assert "PROMOTE" in done.stdout
