@@ -19,9 +19,24 @@ from functools import cache
 from pathlib import Path
 
 PACKAGES = (
-    *("hydra", "mlflow.cli", "mlflow.projects", "mlflow.sklearn", "pyarrow.parquet", "scipy.stats", "skops.io"),
+    *(
+        "hydra",
+        "matplotlib.pyplot",
+        "mlflow.cli",
+        "mlflow.projects",
+        "mlflow.sklearn",
+        "pyarrow.parquet",
+        "scipy.stats",
+    ),
     *("mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store", "sklearn.compose"),
-    *("sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics", "sklearn.neural_network", "sklearn.pipeline"),
+    *(
+        "sklearn.ensemble",
+        "sklearn.linear_model",
+        "sklearn.metrics",
+        "sklearn.neural_network",
+        "sklearn.pipeline",
+        "skops.io",
+    ),
 )
 SCRIPT = """#!/bin/sh
 case "{module} $1 $2" in
