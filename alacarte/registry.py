@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from alacarte import verdicts
 from alacarte.data import tables
 from alacarte.errors import UserError, nearest
 from alacarte.formats.load import read_description
@@ -188,6 +189,19 @@ def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
         about = {"promoted_at": now, "promoted_by": getpass.getuser(), "promoted_from": expected}
         about["promotion_reason"] = reason
         tag(version, {key if times == 1 else f"{key}.{times}": value for key, value in about.items()})
+
+
+def copy_to(version: ModelVersion, name: str) -> ModelVersion:
+    """The copy of a version, with its tags, under another registered model. A version is copied once."""
+    check_name(name)
+    origin = f"{version.name}/{number_of(version)}"
+    copy = next((other for other in versions_of(name) if other.tags.get("copied_from") == origin), None)
+    if copy is None:
+        copy = MlflowClient().copy_model_version(f"models:/{origin}", name)
+        tag(copy, {"copied_from": origin})
+        if verdicts.is_signed(version):
+            tag(copy, {verdicts.TAG: verdicts.sign(name, number_of(copy), "PROMOTE")})
+    return MlflowClient().get_model_version(name, copy.version)
 
 
 def ancestry(version: ModelVersion) -> list[ModelVersion]:

@@ -2,6 +2,7 @@
 
     mlflow run . -e promote --env-manager local -P version=previous
     python -m steps.promote version=3 force=true reason="passed the review"
+    python -m steps.promote version=champion to=prod.models.churn
     python -m steps.promote history=true
 
 Result: the moved aliases, tags on the version with who, when and why, and a run that records the promotion. history=true changes
@@ -38,20 +39,22 @@ def main(cfg: DictConfig) -> None:
 
 
 def move(cfg: DictConfig, version: ModelVersion) -> None:
-    """Make a version the champion, if it passed the gate or is forced."""
-    name = version.name
-    champion = registry.champion_of(name)
-    number, before = registry.number_of(version), registry.number_of(champion)
-    if number == before:
+    """Make a version the champion of its model, or its copy the champion of `to`, if it passed the gate or is forced."""
+    name = cfg.to or version.name
+    number, before = registry.number_of(version), registry.number_of(registry.champion_of(name))
+    if number == before and name == version.name:
         print(f"promote: {name} version {number} is the champion already")
         return
     # A version that served before passed the gate once; any other shows its verdict or is forced.
     verdict = version.tags.get("gate.verdict", "none")
     if verdict != "PROMOTE" and "promoted_at" not in version.tags and not cfg.force:
         raise UserError(
-            f"version={number} of {name} has gate verdict {verdict}: add -P force=true to promote it all the same"
+            f"version={number} of {version.name} has gate verdict {verdict}: add -P force=true to promote it all the same"
         )
 
+    if name != version.name:
+        version = registry.copy_to(version, name)
+        number = registry.number_of(version)
     registry.promote(version, expected=before, reason=cfg.reason)
     mlflow.set_tags({"model_version": number, "previous_version": before})
     print(f"promote: champion of {name} is version {number}, was {before}")

@@ -7,7 +7,7 @@ from typing import Any
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from alacarte import registry
+from alacarte import registry, verdicts
 from alacarte.data.dataset import as_mlflow
 from alacarte.errors import UserError
 from alacarte.evaluation.champion_challenger import Compared
@@ -78,13 +78,14 @@ def apply_verdict(version: ModelVersion, verdict: Verdict, *, expected: str, run
 
     UserError where the champion is no longer the version `expected`, with which it was compared: the verdict then is HOLD.
     """
-    registry.tag(version, verdict_tags(verdict, expected, run_id))
+    signature = verdicts.sign(version.name, registry.number_of(version), verdict.decision)
+    registry.tag(version, {**verdict_tags(verdict, expected, run_id), verdicts.TAG: signature})
     if verdict.decision != "PROMOTE":
         return None
     try:
         registry.promote(version, expected=expected, reason=verdict.reason)
     except UserError as error:
-        registry.tag(version, {"gate.verdict": "HOLD", "gate.reason": error})
+        registry.tag(version, {"gate.verdict": "HOLD", "gate.reason": error, verdicts.TAG: "none"})
         raise
     return version
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from alacarte import registry
+from alacarte import registry, verdicts
 from alacarte.errors import UserError
 from alacarte.serving.cache import Cache, VersionRef
 from alacarte.serving.model import ServedModel
@@ -70,6 +70,7 @@ class ModelFollower:
             os.environ.setdefault(name, limit)
         self.current: LoadedModel | None = None
         self._name, self._poll, self._load = settings.registered_model_name, settings.poll_seconds, load
+        self._require_verdict = settings.require_verdict
         self._cache = Cache(settings.cache, self._name)
         self._candidates: dict[str, _Candidate] = {}
         self._champion: VersionRef | None = None
@@ -206,6 +207,11 @@ class ModelFollower:
 
     def _take(self, candidate: _Candidate) -> None:
         """Swap to a candidate that is ready, or report why it is refused."""
+        if self._require_verdict and not candidate.error and not self._is_approved(candidate.version):
+            candidate.error = (
+                "the gate has not signed a PROMOTE for it (serve.require_verdict=true): run evaluate, or retrain"
+            )
+            candidate.ended = time.monotonic()
         if candidate.model and not candidate.error and self.current:
             candidate.error = objection(self.current.model.signature, candidate.model.signature)
             if candidate.error:
@@ -220,6 +226,10 @@ class ModelFollower:
             self._version_error = error
             self._failures += 1
             logger.warning("%s %s", self._name, error)
+
+    def _is_approved(self, version: VersionRef) -> bool:
+        found = registry.by_number(self._name, version.number)
+        return found is not None and verdicts.is_signed(found)
 
     def _swap(self, version: VersionRef, model: ServedModel) -> None:
         self._previous_key, self._current_key = self._current_key, version.key

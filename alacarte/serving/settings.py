@@ -15,6 +15,7 @@ SECRETS = {
     "feedback_token": "SERVE_FEEDBACK_TOKEN",
     "admin_token": "SERVE_ADMIN_TOKEN",
     "webhook_secret": "SERVE_WEBHOOK_SECRET",
+    "verdict_key": "SERVE_VERDICT_KEY",
 }
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -38,7 +39,7 @@ class FeedbackSettings(BaseModel):
 
 
 class Settings(BaseModel):
-    """conf/serve/default.yaml explains each key; the four secrets come from the environment."""
+    """conf/serve/default.yaml explains each key; the secrets come from the environment."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
     registered_model_name: str
@@ -49,6 +50,7 @@ class Settings(BaseModel):
     webhook_url: str | None
     cache: Text
     trust_code: bool
+    require_verdict: bool
     timeout: PositiveFloat
     max_body: PositiveInt
     max_rows: PositiveInt
@@ -60,6 +62,7 @@ class Settings(BaseModel):
     feedback_token: Secret = None
     admin_token: Secret = None
     webhook_secret: Secret = None
+    verdict_key: Secret = None
 
     @property
     def on_loopback(self) -> bool:
@@ -95,6 +98,11 @@ class Settings(BaseModel):
             )
 
     def _check_secrets(self) -> None:
+        if self.require_verdict and not self.verdict_key:
+            raise UserError(
+                "serve.require_verdict=true: set SERVE_VERDICT_KEY to the key with which evaluate and retrain sign, such as the "
+                "output of openssl rand -hex 32"
+            )
         tokens = [token for _, token in named_tokens(self.feedback_token)]
         values = [(SECRETS["feedback_token"], token) for token in tokens]
         values += [(name, getattr(self, key)) for key, name in SECRETS.items() if key != "feedback_token"]

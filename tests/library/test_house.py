@@ -9,7 +9,7 @@ from conftest import ROOT
 
 # From bottom to top. A module may import modules of its own layer, and of the layers below it.
 LAYERS = [
-    ["errors", "folders", "locks"],
+    ["errors", "folders", "locks", "verdicts"],
     [
         "formats",
         "data",

@@ -11,7 +11,7 @@ import pytest
 from conftest import Project, copy_project, tracking
 from people import refusal
 
-from alacarte import learners, registry
+from alacarte import learners, registry, verdicts
 from alacarte.errors import UserError
 from project.data import load_digits
 
@@ -185,6 +185,25 @@ def test_of_many_promotions_at_once_one_wins(remote: Project, versions: list):
     winner = aliases(remote, versions[0].name)["champion"]
     assert outcomes.count("moved") == 1 and sum(f"moved from 1 to {winner}" in text for text in outcomes) == 7
     assert aliases(remote, versions[0].name)["previous_champion"] == "1"
+
+
+def test_a_copy_for_another_environment_keeps_the_verdict_and_has_its_own_signature(remote: Project, versions: list):
+    source, production, number = versions[1].name, "production", versions[1].version
+    command = ("promote", f"registered_model_name={source}", f"version={number}", f"to={production}")
+    assert f"version={number} of {source} has gate verdict none" in remote.step(*command, code=2).stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(verdicts.KEY, "key")
+        signature = verdicts.sign(source, str(number), "PROMOTE")
+        registry.tag(
+            remote.client.get_model_version(source, number), {"gate.verdict": "PROMOTE", verdicts.TAG: signature}
+        )
+        for _ in range(2):  # the second time nothing is copied
+            remote.step(*command, **{verdicts.KEY: "key"})
+        [copy] = registry.versions_of(production)
+        assert aliases(remote, production)["champion"] == copy.version and copy.tags["gate.verdict"] == "PROMOTE"
+        assert verdicts.is_signed(copy) and copy.tags[verdicts.TAG] != signature
+        patch.setenv(verdicts.KEY, "another key")
+        assert not verdicts.is_signed(copy)
 
 
 def test_wrong_versions_are_clear(remote: Project, versions: list):

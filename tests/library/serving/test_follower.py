@@ -17,6 +17,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from alacarte import verdicts
 from alacarte.errors import UserError
 from alacarte.serving import follower
 from alacarte.serving.follower import ModelFollower
@@ -201,6 +202,25 @@ def test_a_slow_version_holds_up_nothing(follow):
     go.set()
     threading.Event().wait(0.3)
     assert holder.current.version == "3" and holder.status()["swaps"] == 1
+
+
+def test_only_a_version_that_the_gate_signed(follow, monkeypatch):
+    monkeypatch.setenv(verdicts.KEY, "key")
+    for label in (1, 2, 3):
+        register("signed", label)
+    for version, verdict in (("1", "PROMOTE"), ("2", "HOLD")):
+        MlflowClient().set_model_version_tag("signed", version, verdicts.TAG, verdicts.sign("signed", version, verdict))
+    MlflowClient().set_model_version_tag("signed", "3", verdicts.TAG, verdicts.sign("signed", "1", "PROMOTE"))
+    point("signed", "1")
+    holder = follow("signed", require_verdict=True)
+    serves(holder, "1")
+    for version in "23":
+        point("signed", version)
+        holder.refresh()
+        assert "the gate has not signed a PROMOTE" in refuses(holder, version, kept="1")
+    point("signed", "1")
+    holder.refresh()
+    until(lambda: holder.status()["last_error"] is None, holder.status)
 
 
 def test_the_thread_outlives_its_own_mistakes(follow, monkeypatch):

@@ -195,7 +195,7 @@ def refusal(*overrides: str) -> str:
     ["serve.max_rows=1.5", "serve.timeout=1e400", "serve.cache=null", "serve.host=null",
      "serve.port=70000", "serve.max_connections=0", "serve.idle_seconds=-1", "feedback.redact=name",
      "+serve.bogus=1", "+feedback.bogus=1", "serve.webhook=maybe", "serve.max_body=many", "feedback.keep_gb=0",
-     "feedback.audit_share=2", "feedback.review=maybe"],
+     "feedback.audit_share=2", "feedback.review=maybe", "serve.require_verdict=true"],
 )  # fmt: skip
 def test_wrong_settings(key: str):
     message = refusal(key)
