@@ -195,7 +195,7 @@ def refusal(*overrides: str) -> str:
     ["serve.max_rows=1.5", "serve.timeout=1e400", "serve.cache=null", "serve.host=null",
      "serve.port=70000", "serve.max_connections=0", "serve.idle_seconds=-1", "feedback.redact=name",
      "+serve.bogus=1", "+feedback.bogus=1", "serve.webhook=maybe", "serve.max_body=many", "feedback.keep_gb=0",
-     "feedback.audit_share=2", "feedback.review=maybe", "serve.require_verdict=true"],
+     "feedback.audit_share=2", "feedback.review=maybe"],
 )  # fmt: skip
 def test_wrong_settings(key: str):
     message = refusal(key)
@@ -208,6 +208,7 @@ def test_an_open_address_needs_tokens_and_a_webhook_needs_an_address(monkeypatch
         monkeypatch.setenv(f"SERVE_{kind}_TOKEN", kind)
     assert make_settings("serve.host=0.0.0.0")
     assert "serve.webhook_url=http://" in refusal("serve.host=0.0.0.0", "serve.webhook=true")
+    assert "SERVE_VERDICT_KEY" in refusal("serve.require_verdict=true")
 
 
 @pytest.mark.parametrize("tokens", ["secret-a,", "alice:", ":secret-a", "alice:secret-a,bob:secret-a", " ",
