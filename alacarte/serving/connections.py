@@ -194,7 +194,10 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _disconnect_application(self) -> None:
-        """End the request that is being answered; uvicorn ends only the newest request, which may still wait."""
+        """End the request that is being answered: uvloop raises for a write to a lost connection.
+
+        uvicorn ends only the newest request, which may still wait.
+        """
         if self._answered and not self._answered.response_complete:
             self._answered.disconnected = True
             self._answered.message_event.set()

@@ -25,8 +25,11 @@ from alacarte.serving.model import ServedModel
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _uri(server: str) -> Iterator[None]:
-    with tracking(server):
+def _uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("registry")
+    with tracking(f"sqlite:///{folder}/mlflow.db"), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # MLflow puts the artifacts beside the database
+        mlflow.search_experiments()
         yield
 
 
@@ -130,11 +133,9 @@ def test_what_is_refused(follow):
 
 def damage(version: str) -> None:
     """Replace the model file in the registry by half of it."""
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/refused/{version}"))
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/refused/{version}"))  # the place itself, as it is local
     whole = (folder / "model.skops").read_bytes()
     (folder / "model.skops").write_bytes(whole[: len(whole) // 2])
-    source = MlflowClient().get_model_version("refused", version).source
-    MlflowClient().log_model_artifacts(source.split("/")[-1], str(folder))
 
 
 def test_what_failed_is_tried_again_after_a_while_or_when_the_alias_comes_back(follow, monkeypatch):

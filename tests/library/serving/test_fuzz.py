@@ -132,14 +132,9 @@ def test_headers(server: Served, headers: dict[str, str]):
     [
         b"\r\n\r\n", b"zqxjkv\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
         b"GET http:// HTTP/1.1\r\nHost: zqxjkv\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n", b"GET * HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\n" + b"x" * 200_000 + b"\r\n\r\n", b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n",
         b"POST /invocations HTTP/1.1\r\nContent-Length: -1\r\n\r\n{}",
-        b"POST /invocations HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-        b"POST /invocations HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /invocations HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzqxjkv\r\n",
         b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-        b"CONNECT zqxjkv:1 HTTP/1.1\r\n\r\n", b"TRACE /invocations HTTP/1.1\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"CONNECT zqxjkv:1 HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )  # fmt: skip
 def test_what_is_no_http(server: Served, sent: bytes):

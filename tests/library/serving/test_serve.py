@@ -96,6 +96,16 @@ def test_one_label_or_a_review_that_is_not_possible_is_answered_with_its_reason(
     assert rejected["annotator"] == "address:127.0.0.1"
 
 
+def test_one_tensor_for_all_columns_nested_or_flat(server: Served):
+    """test_inference_protocol.py has one tensor for each column."""
+    for data in ([0, 1, 2.0, 1], [[0, 1], [2, 1]]):
+        rows = {"name": "rows", "shape": [2, 2], "datatype": "FP64", "data": data}
+        sent = {"inputs": [rows], "outputs": [{"name": "predictions"}, {"name": "probabilities"}]}
+        predictions, probabilities = server.ask(f"/v2/models/{NAME}/infer", sent).body["outputs"]
+        assert predictions == {"name": "predictions", "datatype": "INT64", "shape": [2], "data": [1, 1]}
+        assert probabilities["shape"] == [2, 4] and probabilities["data"] == [0, 1, 0, 0] * 2
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
@@ -136,6 +146,9 @@ def test_each_right_needs_its_token_and_a_label_bears_the_name_of_its_token(proj
             return served.ask(path, body, Authorization=f"Bearer {token}")
 
         assert served.ask("/invocations", ROWS).status == ask("/invocations", ROWS, "a").status == 401
+        assert served.ask(f"/v2/models/{NAME}/infer", {}).status == 401
+        assert '"example": {' not in json.dumps(served.ask("/openapi.json").body)
+        assert '"example": {' in json.dumps(ask("/openapi.json", None, "p").body)
         rows = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]] * 4}}
         ids = ask("/invocations", rows, "p").body["prediction_ids"]
         for identifier, token in zip(ids, ("a", "b", "c", "admin"), strict=True):
