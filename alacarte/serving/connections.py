@@ -246,7 +246,7 @@ class Connection(HttpToolsProtocol):
     def _unread(self) -> int:
         """Bytes that wait here or in the system for the client. The system takes more only when much of its part is read."""
         count = array("i", [0])
-        with suppress(OSError):  # the socket is closed already
+        with suppress(OSError, ValueError):  # the socket is closed already
             ioctl(self.transport.get_extra_info("socket").fileno(), TIOCOUTQ, count)
         return self.transport.get_write_buffer_size() + count[0]
 
