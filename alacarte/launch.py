@@ -219,11 +219,12 @@ def _check_types(cfg: DictConfig, config_name: str) -> None:
         if "/" in key or "@" in key or (value is None and key.startswith("model.")):  # null may be a library's choice
             continue
         default = OmegaConf.select(defaults, key, throw_on_missing=False)
-        is_flag, is_number = isinstance(default, bool), isinstance(default, int | float)
-        if (is_flag and not isinstance(value, bool)) or (
-            is_number and not is_flag and OmegaConf.select(cfg, key) == value
-        ):
-            kind, shown = "true or false" if is_flag else "a number", "null" if value is None else value
+        if isinstance(default, bool):
+            kind, is_wrong = "true or false", not isinstance(value, bool)
+        else:  # not a number also where a text leads to one, as ${seed} does
+            kind, is_wrong = "a number", isinstance(default, int | float) and OmegaConf.select(cfg, key) == value
+        if is_wrong:
+            shown = "null" if value is None else value
             raise UserError(f"{key}={shown} is not {kind}: the default is {key}={str(default).lower()}")
 
 
@@ -278,16 +279,9 @@ def _key_names(node: DictConfig, prefix: str = "") -> list[str]:
 
 
 def keys_of(config_name: str) -> set[str]:
-    """Top-level keys of an entry point's configuration, read from `conf/<config_name>.yaml` and what it includes."""
-    root = OmegaConf.load(CONF / f"{config_name}.yaml")
-    assert isinstance(root, DictConfig)
-    keys = {str(key) for key in root if key not in ("defaults", "hydra")}
-    for entry in root.get("defaults", []):
-        if isinstance(entry, str):
-            keys |= set() if entry == "_self_" else keys_of(entry)
-        else:
-            keys |= {str(name).split()[-1] for name in entry if not str(name).split()[-1].startswith("hydra/")}
-    return keys - {"experiment"}
+    """Top-level keys of an entry point's configuration."""
+    with _config_folder():
+        return set(map(str, hydra.compose(config_name))) - {"experiment"}
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
@@ -299,8 +293,8 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 def part_of(cfg: DictConfig, config_name: str, **fixed: Any) -> DictConfig:
     """The resolved share of `cfg` that another entry point takes, with some keys set: what the pipeline hands a step."""
-    whole = {**plain(cfg), **fixed}
-    return OmegaConf.create({key: value for key, value in whole.items() if key in keys_of(config_name)})
+    keys = keys_of(config_name)
+    return OmegaConf.create({key: value for key, value in {**plain(cfg), **fixed}.items() if key in keys})
 
 
 def save_for(cfg: DictConfig, folder: str) -> list[str]:

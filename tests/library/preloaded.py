@@ -19,25 +19,11 @@ from functools import cache
 from pathlib import Path
 
 PACKAGES = (
-    *(
-        "hydra",
-        "matplotlib.pyplot",
-        "mlflow.cli",
-        "mlflow.projects",
-        "mlflow.sklearn",
-        "pyarrow.parquet",
-        "scipy.stats",
-    ),
-    *("mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store", "sklearn.compose"),
-    *(
-        "sklearn.ensemble",
-        "sklearn.linear_model",
-        "sklearn.metrics",
-        "sklearn.neural_network",
-        "sklearn.pipeline",
-        "skops.io",
-    ),
-)
+    "fastapi", "hydra", "matplotlib.pyplot", "mlflow.cli", "mlflow.projects", "mlflow.sklearn", "prometheus_client",
+    "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store", "pyarrow.parquet",
+    "scipy.stats", "sklearn.compose", "sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics",
+    "sklearn.neural_network", "sklearn.pipeline", "skops.io", "uvicorn",
+)  # fmt: skip
 SCRIPT = """#!/bin/sh
 case "{module} $1 $2" in
   " -m steps."*|" -m examples."*|" -m driver"*|" -m interrupted"*|"-m mlflow run "*)

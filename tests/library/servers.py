@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPConnection
 from typing import Any
 
@@ -18,6 +19,7 @@ import pandas as pd
 from conftest import Project, environment, tracking
 from mlflow import MlflowClient
 from mlflow.models import infer_signature
+from preloaded import programs
 from sklearn.dummy import DummyClassifier
 
 
@@ -85,11 +87,17 @@ class Served:
 
 
 @contextmanager
-def serving(project: Project, *arguments: str, command: tuple[str, ...] = (), **env: str) -> Iterator[Served]:
-    """`python -m steps.serve` on a free port, or `command` in its place, in a copy of the project."""
-    whole = command or (sys.executable, "-m", "steps.serve", "serve.port=0", "serve.poll_seconds=0.2", *arguments)
+def serving(
+    project: Project, *arguments: str, command: tuple[str, ...] = (), preloaded: bool = True, **env: str
+) -> Iterator[Served]:
+    """`python -m steps.serve` on a free port, or `command` in its place, in a copy of the project.
+
+    With `preloaded`, `process` only waits for the server: it passes signals on, but its memory and files are its own.
+    """
+    python = f"{programs()}/python" if preloaded else sys.executable
     process = subprocess.Popen(
-        whole, cwd=project.root, env=environment(MLFLOW_TRACKING_URI=project.uri, PYTHONUNBUFFERED="1", **env),
+        command or (python, "-m", "steps.serve", "serve.port=0", "serve.poll_seconds=0.2", *arguments),
+        cwd=project.root, env=environment(MLFLOW_TRACKING_URI=project.uri, PYTHONUNBUFFERED="1", **env),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     served = Served("", process)
@@ -113,6 +121,8 @@ def serving(project: Project, *arguments: str, command: tuple[str, ...] = (), **
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
+
+serving_alone = partial(serving, preloaded=False)  # for tests that look at the process of the server
 
 X = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0], "b": [1.0, 0.0, 1.0, 0.0]})
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1.0, 2.0], [3.0, 4.0]]}}

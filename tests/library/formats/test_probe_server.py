@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from mlflow.models import infer_signature
 from registries import until
 from servers import ROWS as REQUEST
-from servers import Served, register_constant, serving
+from servers import Served, register_constant
+from servers import serving_alone as serving
 
 NAME = "probed"
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import Project
 from registries import until
-from servers import KeptAlive, Served, figure, load, register_constant, serving, size
+from servers import KeptAlive, Served, figure, load, register_constant, size
+from servers import serving_alone as serving
 
 NAME = "troubled"
 

@@ -22,7 +22,8 @@ from mlflow import MlflowClient
 from mlflow.models import infer_signature
 from mlflow.webhooks.delivery import _generate_hmac_signature
 from registries import Registry, until, webhook_registry
-from servers import ROWS, Answered, KeptAlive, Served, figure, load, register_constant, serving, size
+from servers import ROWS, Answered, KeptAlive, Served, figure, load, register_constant, size
+from servers import serving_alone as serving
 
 NAME = "survivor"
 SECRET = "the secret"
