@@ -28,7 +28,11 @@ from alacarte.errors import StoreError, UserError
 from alacarte.locks import lock
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+FIXES = {  # HTTP status of a tracking server -> fix
+    401: "log in with export MLFLOW_TRACKING_USERNAME=NAME MLFLOW_TRACKING_PASSWORD=PASSWORD",
+    403: "log in with another MLFLOW_TRACKING_USERNAME, or ask its administrator",
+    404: "correct the address, or the path in the proxy before it",
+}
 NO_SPACE_OR_PERMISSION = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -108,27 +112,12 @@ def _check_server(uri: str, setting: str) -> None:
         if isinstance(cause, requests.exceptions.ConnectionError):
             raise UserError(f"{setting} does not answer: start the server, or unset {setting.split('=')[0]}") from None
         raise UserError(f"{setting} cannot be used: {first_line(error)}") from None
-    if problem := _problem(response):
-        raise UserError(f"{setting} {problem}")
-
-
-def _problem(response: requests.Response) -> str | None:
-    """What is wrong with an answer of a tracking server, and the fix."""
-    status = f"HTTP {response.status_code}"
     is_json = response.headers.get("Content-Type", "").startswith("application/json")
-    reason = first_line(response.text)[:200] if response.text and "<" not in response.text else response.reason
-    if response.status_code == 401:
-        wrong = "does not accept" if os.environ.get(LOGIN[0]) else "requires"
-        return f"{wrong} a user name and password ({status}): export {LOGIN[0]}=NAME {LOGIN[1]}=PASSWORD"
-    if response.status_code == 403:
-        return f"refuses access ({status}: {reason}): ask its administrator, or log in with another {LOGIN[0]}"
-    if response.status_code == 404:
-        return f"has no MLflow API at this address ({status}): correct the address, or the path in the proxy before it"
-    if response.status_code >= 500:
-        return f"does not work now ({status}: {reason}): read the log of the server, or try again later"
-    if response.status_code != 200:
-        return f"answers {status}: {reason}: correct the address"
-    return None if is_json else "answers with a web page, not as an MLflow server does: correct the address"
+    if response.status_code != 200 or not is_json:
+        reason = first_line(response.text)[:200] if response.text and "<" not in response.text else response.reason
+        default = "read the log of the server, or try again later" if response.status_code >= 500 else FIXES[404]
+        fix = FIXES.get(response.status_code, default)
+        raise UserError(f"{setting} is no MLflow server that works, HTTP {response.status_code} {reason}: {fix}")
 
 
 def _open_database(uri: str, setting: str) -> None:

@@ -36,6 +36,8 @@ esac
 @cache
 def programs() -> str:
     """A folder with the programs `python` and `mlflow`. Its server ends with this process."""
+    if sys.platform != "linux":
+        return str(Path(sys.executable).parent)
     folder = Path(tempfile.mkdtemp(prefix="preloaded"))
     address, own = folder / "socket", Path(sys.executable).parent
     for name, module in (("python", ""), ("mlflow", "-m mlflow")):

@@ -85,25 +85,21 @@ def serve() -> Iterator[Callable[..., str]]:
 @pytest.mark.parametrize(
     ("status", "body", "line"),
     [
-        (401, "You are not authenticated", "export MLFLOW_TRACKING_USERNAME=NAME MLFLOW_TRACKING_PASSWORD=PASSWORD"),
-        (403, "Invalid Host header", "refuses access (HTTP 403: Invalid Host header)"),
-        (404, "<html><h1>nginx</h1></html>", "has no MLflow API at this address (HTTP 404)"),
-        (500, "<html>broken</html>", "does not work now (HTTP 500: Internal Server Error)"),
-        (200, "<html>log in</html>", "answers with a web page"),
-        (418, "", "answers HTTP 418"),
+        (
+            401,
+            "Who?",
+            "HTTP 401 Who?: log in with export MLFLOW_TRACKING_USERNAME=NAME MLFLOW_TRACKING_PASSWORD=PASSWORD",
+        ),
+        (403, "Invalid Host header", "HTTP 403 Invalid Host header: log in with another"),
+        (404, "<html><h1>nginx</h1></html>", "HTTP 404 Not Found: correct the address"),
+        (503, "no upstream", "HTTP 503 no upstream: read the log of the server"),
+        (200, "<html>log in</html>", "HTTP 200 OK: correct the address"),
     ],
 )
 def test_an_answer_that_is_not_one_of_mlflow_is_one_line(serve, status: int, body: str, line: str):
     uri = serve(status, body)
-    message = refusal(uri)
-    assert message.startswith(f"MLFLOW_TRACKING_URI={uri} ") and line in message
-
-
-def test_a_password_is_never_shown(serve, monkeypatch: pytest.MonkeyPatch):
-    uri = serve(401, "").replace("//", "//me:s3cret@")
-    assert "requires a user name" in refusal(uri) and "s3cret" not in refusal(uri)
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
-    assert "does not accept a user name" in refusal(uri)
+    message = refusal(uri.replace("//", "//me:s3cret@"))
+    assert message.startswith(f"MLFLOW_TRACKING_URI={uri} ") and line in message and "s3cret" not in message
 
 
 def test_an_untrusted_certificate_is_one_line_and_its_fix_works(serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -128,7 +124,7 @@ def test_a_registry_of_its_own_is_checked_too(serve, tmp_path: Path):
     uri = serve(404, "")
     try:
         mlflow.set_registry_uri(uri)
-        assert refusal(f"sqlite:///{tmp_path}/runs.db").startswith(f"MLFLOW_REGISTRY_URI={uri} has no MLflow API")
+        assert refusal(f"sqlite:///{tmp_path}/runs.db").startswith(f"MLFLOW_REGISTRY_URI={uri} is no MLflow server")
     finally:
         mlflow.set_registry_uri("")
 
