@@ -63,7 +63,7 @@ def point(name: str, version: str, alias: str = "champion") -> None:
 
 def until(happened: Callable[[], object], say: Callable[[], object] = lambda: "") -> None:
     """Wait until something is so; fail the test when it does not come."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not happened():
         assert time.monotonic() < end, f"it does not come: {say()}"
         time.sleep(0.005)

@@ -3,8 +3,6 @@
 import io
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +69,3 @@ class There:
 
     def running(self) -> list:
         return self.runs("attributes.status = 'RUNNING'")
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.1)

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 from conftest import ROOT, environment
-from there import EXPERIMENT, MODEL, SMALL, There, wait_until
+from registries import until
+from there import EXPERIMENT, MODEL, SMALL, There
 
 from alacarte import launch, tracking
 from alacarte.databricks import endpoint, stage
@@ -27,7 +28,7 @@ def test_mlflow_run_takes_every_form_there_that_it_takes_here(there: There):
         "databricks/cluster.json", "--experiment-name", EXPERIMENT, *parameters,
     )  # fmt: skip
     job = there.workspace.jobs[max(there.workspace.jobs)]
-    wait_until(lambda: job.state["life_cycle_state"] == "TERMINATED")
+    until(lambda: job.state["life_cycle_state"] == "TERMINATED")
     assert job.state["result_state"] == "SUCCESS", job.log
     run = there.runs()[0]
     assert run.info.status == "FINISHED" and run.data.tags["mlflow.note.content"] == text
@@ -163,7 +164,7 @@ def test_a_token_that_expires_during_the_job_leaves_the_step_to_end_its_run(ther
         assert "goes on unseen" in there.job("train", *MISTAKE, code=1)
     finally:
         there.workspace.renew("m" * 36)
-    wait_until(lambda: there.runs()[0].data.tags.get("exit_code") == "2")
+    until(lambda: there.runs()[0].data.tags.get("exit_code") == "2")
     assert there.runs()[0].info.status == "FAILED" and not there.running()
 
 
