@@ -279,9 +279,16 @@ def _key_names(node: DictConfig, prefix: str = "") -> list[str]:
 
 
 def keys_of(config_name: str) -> set[str]:
-    """Top-level keys of an entry point's configuration."""
-    with _config_folder():
-        return set(map(str, hydra.compose(config_name))) - {"experiment"}
+    """Top-level keys of an entry point's configuration, read from `conf/<config_name>.yaml` and what it includes."""
+    root = OmegaConf.load(CONF / f"{config_name}.yaml")
+    assert isinstance(root, DictConfig)
+    keys = {str(key) for key in root if key not in ("defaults", "hydra")}
+    for entry in root.get("defaults", []):
+        if isinstance(entry, str):
+            keys |= set() if entry == "_self_" else keys_of(entry)
+        else:
+            keys |= {str(name).split()[-1] for name in entry if not str(name).split()[-1].startswith("hydra/")}
+    return keys - {"experiment"}
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

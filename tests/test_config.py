@@ -80,6 +80,7 @@ def test_main_takes_what_train_and_evaluate_take():
     main = launch.keys_of("main")
     assert launch.keys_of("train") <= main
     assert launch.keys_of("evaluate") - {"run_id", "model_uri"} <= main
+    assert launch.keys_of("train") == set(composed("train")) - {"experiment"}
 
 
 def test_the_pipeline_hands_each_step_the_configuration_it_would_compose_itself():
