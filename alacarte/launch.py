@@ -221,7 +221,7 @@ def _check_types(cfg: DictConfig, config_name: str) -> None:
         default = OmegaConf.select(defaults, key, throw_on_missing=False)
         if isinstance(default, bool):
             kind, is_wrong = "true or false", not isinstance(value, bool)
-        else:  # not a number also where a text leads to one, as ${seed} does
+        else:  # a text such as ${seed} may lead to a number
             kind, is_wrong = "a number", isinstance(default, int | float) and OmegaConf.select(cfg, key) == value
         if is_wrong:
             shown = "null" if value is None else value

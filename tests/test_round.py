@@ -35,7 +35,7 @@ class Round:
     def step(self, step: str, *arguments: str, code: int = 0) -> str:
         """Run a step and return its standard output; fail the test if it ends with another exit code."""
         command = self.command(step, *arguments)
-        ended = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=300)
+        ended = subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=900)
         assert ended.returncode == code, f"{step} ended with {ended.returncode}:\n{ended.stdout}\n{ended.stderr}"
         return ended.stdout
 

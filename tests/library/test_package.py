@@ -31,7 +31,7 @@ class Folder:
     def run(self, *arguments: str, code: int = 0) -> str:
         """What the command prints; the last line of its errors where it is meant to fail."""
         command = [self.command, *arguments]
-        ended = subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=300)
+        ended = subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=900)
         assert ended.returncode == code, f"{arguments}\n{ended.stdout}\n{ended.stderr}"
         if not code:
             return ended.stdout

@@ -31,7 +31,7 @@ class There:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         env = environment(**self.workspace.env())
-        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done
 

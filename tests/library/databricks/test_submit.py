@@ -47,7 +47,7 @@ def task(there: There, *words: str, code: int = 0) -> str:
     """Run the boot script as a task does: the file itself, beside it, with whole words."""
     folder, env = there.root / "databricks", environment(**there.workspace.env())
     command = (sys.executable, "-P", str(folder / "boot.py"), *words)
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
