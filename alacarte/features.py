@@ -165,13 +165,13 @@ def set_seed(estimator: Any, seed: int, *, unseeded_only: bool = False) -> None:
         estimator.set_params(**chosen)
 
 
-def widen(transformer: ColumnTransformer, X: pd.DataFrame) -> None:
-    """Scale columns of `Tabular` again that vary far more in X than they did in training. All others do not change.
+def widen(transformer: Any, X: pd.DataFrame) -> None:
+    """Scale columns of `Tabular` again that vary far more in X than they did in training. Nothing else changes.
 
     A pixel that was always blank in training and now is not would arrive at fifty standard deviations, and would hide the
     other columns. The model has learned little from the scale of a column that hardly varied, so a new scale costs little.
     """
-    for kind, pipe, names in transformer.transformers_:
+    for kind, pipe, names in transformer.transformers_ if is_tabular(transformer) else ():
         if kind in ("numeric", "date"):
             spread = pipe.transform(X[names]).std(axis=0)
             pipe[-1].scale_[spread > WIDE] *= spread[spread > WIDE]

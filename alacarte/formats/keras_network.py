@@ -25,7 +25,7 @@ FILES = {"config.json", "metadata.json", "model.weights.h5"}
 MAX_CONFIG = 2**24  # bytes of config.json
 
 
-class KerasModel(NetworkModel):
+class KerasNetwork(NetworkModel):
     """`network` is a model of Keras."""
 
     network: Any
@@ -38,12 +38,7 @@ class KerasModel(NetworkModel):
             ]
         return np.concatenate(batches)
 
-
-class KerasNetwork(KerasModel):
-    """A model in a folder. Raises UserError for a file with other contents, and where net.json does not fit it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.read_description(folder)
+    def read(self, folder: Path) -> None:
         check_settings(self.net["settings"])
         file = folder / "model.keras"
         check_config(file)

@@ -96,11 +96,11 @@ def _load_network(data: Path, meta: Model, loader: str) -> tuple[str, Any]:
     if (data / "model.keras").is_file():
         from alacarte.formats.keras_network import KerasNetwork
 
-        return "keras", KerasNetwork(data)
+        return "keras", KerasNetwork.load(data)
     import_extra("torch")
     from alacarte.formats.torch_network import TorchNetwork
 
-    return "torch", TorchNetwork(data)
+    return "torch", TorchNetwork.load(data)
 
 
 def _wrap(folder: Path, meta: Model, implementation: Any, predict_fn: str) -> PyFuncModel:

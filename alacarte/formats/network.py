@@ -6,7 +6,7 @@ net.json describes such a model, preprocess.skops makes the matrix from the colu
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 import numpy as np
@@ -74,10 +74,18 @@ class NetworkModel(ABC):
         """The matrix (n, n_inputs) for a table with the original columns."""
         return to_numbers(data if self.preprocess is None else self.preprocess.transform(data))
 
-    def read_description(self, folder: Path) -> None:
-        """Read net.json and preprocess.skops. UserError for a file that does not describe a model."""
-        self.net = read_net(folder / "net.json")
-        self.preprocess = load_skops(folder / "preprocess.skops")
+    @abstractmethod
+    def read(self, folder: Path) -> None:
+        """Read the network. The files can come from somebody else. UserError where they do not fit `net`."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The model in a folder. UserError for files that do not describe one."""
+        model = cls()
+        model.net = read_net(folder / "net.json")
+        model.preprocess = load_skops(folder / "preprocess.skops")
+        model.read(folder)
+        return model
 
 
 def read_net(file: Path) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from alacarte.formats.network import NetworkModel, check_settings
 ROWS = 4096  # that a network gets at once, so that the outputs of its layers fit into the memory of a device
 
 
-class TorchModel(NetworkModel):
-    """`network` is a module of torch."""
+class TorchNetwork(NetworkModel):
+    """`network` is a module of torch. A loaded one is on the CPU in eval mode."""
 
     network: nn.Module
 
@@ -32,15 +32,7 @@ class TorchModel(NetworkModel):
             batches = [self.network(rows.to(device)).cpu() for rows in torch.from_numpy(numbers).split(ROWS)]
         return torch.cat(batches).numpy()
 
-
-class TorchNetwork(TorchModel):
-    """A model in a folder. `network` is on the CPU in eval mode.
-
-    Raises UserError where net.json, the weights and the class in this checkout do not fit each other.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.read_description(folder)
+    def read(self, folder: Path) -> None:
         check_settings(self.net["settings"])
         self.network = _rebuild(self.net, folder / "weights.safetensors").eval()
 
@@ -56,33 +48,27 @@ def network_class(target: str) -> type[nn.Module]:
     return cls
 
 
-def maker(network: dict[str, Any]) -> Callable[..., nn.Module]:
-    """The functools.partial that net.json describes under "network". UserError for anything but a network."""
-    arguments = {key: value for key, value in network.items() if key != "_target_"}
-    return partial(network_class(str(network.get("_target_"))), **arguments)
-
-
-def shapes(make: Callable[..., nn.Module], n_inputs: int, n_outputs: int) -> dict[str, tuple[int, ...]]:
+def shapes(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
     """The shape of each weight, without memory for it. Raises whatever the class raises."""
     with torch.device("meta"):
-        return {
-            key: tuple(value.shape) for key, value in make(n_inputs=n_inputs, n_outputs=n_outputs).state_dict().items()
-        }
+        return {key: tuple(value.shape) for key, value in make().state_dict().items()}
 
 
 def _rebuild(net: dict[str, Any], weights: Path) -> nn.Module:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    make, sizes = maker(net["network"]), {"n_inputs": net["n_inputs"], "n_outputs": net["n_outputs"]}
+    arguments = {key: value for key, value in net["network"].items() if key != "_target_"}
+    cls = network_class(str(net["network"].get("_target_")))
+    make = partial(cls, n_inputs=net["n_inputs"], n_outputs=net["n_outputs"], **arguments)
     try:
         with safe_open(weights, "pt") as file:
             saved = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # no mapping
         # compared before memory is asked for: the file could describe a network of any size
-        if (wanted := shapes(make, **sizes)) != saved:
+        if (wanted := shapes(make)) != saved:
             different = sorted(key for key in wanted.keys() | saved.keys() if wanted.get(key) != saved.get(key))
             raise TypeError(f"{different[0]} is {saved.get(different[0])} and should be {wanted.get(different[0])}")
-        network = make(**sizes)
+        network = make()
         network.load_state_dict(load_file(weights))
     except Exception as error:  # the class is the team's own, and gets arguments from the file
         reason, target = " ".join(str(error).split())[:200], net["network"]["_target_"]

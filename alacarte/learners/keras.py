@@ -5,45 +5,40 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from alacarte.errors import UserError
-from alacarte.formats import network_pyfunc
 from alacarte.formats.frameworks import PACKAGES, register, resolve
-from alacarte.formats.keras_network import KerasModel, KerasNetwork, check_config, keras
-from alacarte.formats.network import check_settings
+from alacarte.formats.keras_network import KerasNetwork, check_config, keras
 from alacarte.learners import OnEpoch, Rows, onward_rate
-from alacarte.learners.network import NetworkLearner, describe_network
+from alacarte.learners.network import MadeNetworkLearner
 
 
 @register("keras")
-class KerasLearner(NetworkLearner, KerasModel):
-    """Trains `network(n_inputs=..., n_outputs=...)`, a functools.partial of a function that returns a keras.Model.
-
-    The settings are those of TorchLearner.
-    """
+class KerasLearner(MadeNetworkLearner, KerasNetwork):
+    """`network` is a function that returns a keras.Model."""
 
     packages = ("keras", "torch")
-    loader_module = "network_pyfunc"
-    code_paths: ClassVar = (network_pyfunc.__file__,)
 
-    def __init__(self, network: Callable[..., Any], **settings: Any) -> None:
-        super().__init__(**settings)
-        self.make_network = network
+    @staticmethod
+    def find_network(target: str) -> Callable[..., Any]:
+        function = resolve(target)
+        wanted = {"n_inputs", "n_outputs"}
+        if not (inspect.isfunction(function) and wanted <= set(inspect.signature(function).parameters)):
+            raise UserError(
+                f"model.network._target_={target}: allowed are functions with the arguments n_inputs and n_outputs that a"
+                f" module of this checkout defines, under {', '.join(PACKAGES)}"
+            )
+        return function
 
     def set_seed(self, seed: int) -> None:
         keras.utils.set_random_seed(seed)
 
-    def describe(self) -> dict[str, Any]:
-        return describe_network(self.make_network, network_function)
-
     def start(self) -> None:
-        check_settings(self.settings)
         name = f"model.network: {self.net['network']['_target_']}"
         try:
-            network = self.make_network(n_inputs=self.net["n_inputs"], n_outputs=self.net["n_outputs"])
+            network = self.make()
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{name}: {' '.join(str(error).split())}") from error
         wanted = (None, self.net["n_outputs"])
@@ -51,7 +46,8 @@ class KerasLearner(NetworkLearner, KerasModel):
             raise UserError(f"{name} returns {network!r:.60}: return a keras.Model with output_shape {wanted}")
         self.network = network
 
-    def shrink_perturb(self, shrink: float) -> str | None:
+    def shrink_perturb(self, shrink: float, seed: int) -> str | None:
+        self.set_seed(seed)
         fresh = keras.models.clone_model(self.network)
         pairs = zip(self.network.trainable_variables, fresh.trainable_variables, strict=True)
         for kept, new in pairs:
@@ -99,25 +95,6 @@ class KerasLearner(NetworkLearner, KerasModel):
     def mlflow_flavor(self) -> dict[str, Any]:
         versions = {"keras_version": keras.__version__, "keras_backend": keras.backend.backend()}
         return {"data": "data/network", "save_exported_model": False, **versions}
-
-    @classmethod
-    def of(cls, model: KerasNetwork) -> KerasLearner:
-        arguments = dict(model.net["network"])
-        function = network_function(str(arguments.pop("_target_", None)))
-        learner = cls(partial(function, **arguments), **model.net["settings"])
-        learner.net, learner.preprocess, learner.network = model.net, model.preprocess, model.network
-        return learner
-
-
-def network_function(target: str) -> Callable[..., Any]:
-    """The function that "package.module.function" names. UserError for all that does not make a network."""
-    function = resolve(target)
-    if not (inspect.isfunction(function) and {"n_inputs", "n_outputs"} <= set(inspect.signature(function).parameters)):
-        raise UserError(
-            f"model.network._target_={target}: allowed are functions with the arguments n_inputs and n_outputs that a"
-            f" module of this checkout defines, under {', '.join(PACKAGES)}"
-        )
-    return function
 
 
 def _column(targets: Any, classes: list | None) -> Any:

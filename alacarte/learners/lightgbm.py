@@ -21,20 +21,18 @@ class LightGBMLearner(SklearnLearner):
 
     packages = ("lightgbm",)
 
-    has_trees = True
-
     def __init__(self, lr: float = 0.1, **settings: Any) -> None:
         settings = {"verbosity": -1, **settings, "learning_rate": lr}
         super().__init__(classifier=lightgbm.LGBMClassifier(**settings), regressor=lightgbm.LGBMRegressor(**settings))
 
-    def fit(self, *rows: Any, **arguments: Any) -> None:
+    def fit_from_scratch(self, *arguments: Any) -> None:
         try:
-            super().fit(*rows, **arguments)
+            super().fit_from_scratch(*arguments)
         except lightgbm.basic.LightGBMError as error:  # a setting out of its range
             raise UserError(f"model: LightGBM: {' '.join(str(error).split())}") from error
 
-    def reason_for_scratch(self, stepped: Any, y: pd.Series) -> str | None:
-        return reason_against_more_trees(stepped, "reg_lambda", self.classes, y)
+    def reason_for_scratch(self, y: pd.Series) -> str | None:
+        return reason_against_more_trees(self._stepped(), "reg_lambda", self.classes, y)
 
     def train_further(self, stepped: Any, rows: Rows, epochs: int, seed: int, on_epoch: OnEpoch | None) -> int:
         """Add `epochs` iterations of trees to the ensemble."""

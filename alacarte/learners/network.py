@@ -8,43 +8,30 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 
 from alacarte import formats
 from alacarte.errors import UserError
-from alacarte.features import (
-    TABULAR,
-    Features,
-    is_tabular,
-    labels,
-    requirements,
-    signature,
-    threads_for,
-    to_numbers,
-    transform,
-    unfitted,
-    widen,
-)
+from alacarte.features import Features, labels, requirements, signature, to_numbers, transform, widen
 from alacarte.folders import PACKAGE
+from alacarte.formats import network_pyfunc
 from alacarte.formats.frameworks import registered_learner
-from alacarte.formats.network import NetworkModel
-from alacarte.learners import OnEpoch, Rows, Update, check_changed, log_model, outputs, with_answers
+from alacarte.formats.network import NetworkModel, check_settings
+from alacarte.learners import Learner, OnEpoch, Rows, TrainingData
 
 if TYPE_CHECKING:
     from mlflow.models import Model
-    from mlflow.models.model import ModelInfo
 
 
-class NetworkLearner(NetworkModel):
+class NetworkLearner(NetworkModel, Learner):
     """A subclass implements start, train, outputs, write and read. `self.net` has n_inputs, n_outputs, task and classes.
 
     The settings are the keys of the file in conf/model/. They must be numbers, texts, lists or null.
     """
 
-    packages: ClassVar[tuple[str, ...]] = ()  # what a model needs, pinned in its requirements
     loader_module = "alacarte.learners.network"  # of MLflow's python_function; then the model contains this library
     code_paths: ClassVar[tuple[str, ...]] = (str(PACKAGE),)
 
@@ -70,16 +57,8 @@ class NetworkLearner(NetworkModel):
     def write(self, folder: Path) -> None:
         """Write the network to files, without pickle."""
 
-    def read(self, folder: Path) -> None:
-        """Read what `write` wrote. The files can come from somebody else. Torch and Keras have loaders in formats/."""
-        raise AssertionError(f"{type(self).__name__} needs a method read(folder)")
-
     def set_seed(self, seed: int) -> None:
         """Called before `start` and before each training."""
-
-    def shrink_perturb(self, shrink: float) -> str | None:
-        """Mix the weights with fresh ones. Otherwise return a note."""
-        return f"shrink_perturb is for networks: {type(self).__name__} starts warm"
 
     def describe(self) -> dict[str, Any]:
         """What net.json holds under "network"."""
@@ -103,21 +82,13 @@ class NetworkLearner(NetworkModel):
     def epochs(self) -> int:
         return self.net.get("epochs") or self.settings.get("max_epochs", 1)
 
-    def fit(
-        self,
-        X: pd.DataFrame,
-        y: pd.Series,
-        X_val: pd.DataFrame,
-        y_val: pd.Series,
-        *,
-        task: str,
-        seed: int,
-        features: Features = TABULAR,
-        weight: np.ndarray | None = None,
-        on_epoch: OnEpoch | None = None,
-    ) -> None:
+    def transformer(self) -> Any:
+        return self.preprocess
+
+    def fit_from_scratch(self, data: TrainingData, task: str, features: Features) -> None:
         """on_epoch gets train_loss (the mean over the epoch), val_loss, and val_accuracy or val_r2."""
-        self.preprocess, inputs = features.fit_transform(X, y, seed)
+        y = data.y
+        self.preprocess, inputs = features.fit_transform(data.X, y, data.seed)
         classes = np.unique(labels(y)).tolist() if task == "classification" else None
         self.net = {
             "network": self.describe(),
@@ -128,53 +99,20 @@ class NetworkLearner(NetworkModel):
             "classes": classes,
             "target": {"mean": float(y.mean()), "scale": float(y.std(ddof=0)) or 1.0} if classes is None else None,
         }
-        self.set_seed(seed)
+        self.set_seed(data.seed)
         self.start()
-        rows = Rows(to_numbers(inputs), self._targets(y), weight)
-        with threads_for(X):
-            epochs = self.settings.get("max_epochs", 1)
-            self.net["epochs"] = self.train(rows, self._rows(X_val, y_val), epochs, False, on_epoch)
+        rows, validation = Rows(to_numbers(inputs), self._targets(y), data.weight), self._rows(data.X_val, data.y_val)
+        self.net["epochs"] = self.train(rows, validation, self.settings.get("max_epochs", 1), False, data.on_epoch)
 
-    def update(
-        self,
-        X: pd.DataFrame,
-        y: pd.Series,
-        X_val: pd.DataFrame,
-        y_val: pd.Series,
-        *,
-        init: str,
-        share: float,
-        shrink: float,
-        seed: int,
-        weight: np.ndarray | None = None,
-        on_epoch: OnEpoch | None = None,
-    ) -> Update:
-        """Train for all `share` of the epochs, and keep the last weights.
+    def fit_further(self, data: TrainingData, epochs: int) -> int:
+        """Train for all epochs, and keep the last weights.
 
         There is no early stopping: most validation rows are old ones, and would choose the weights that changed least.
         """
-        if init == "scratch":
-            features = unfitted(self.preprocess)
-            self.fit(
-                *(X, y, X_val, y_val),
-                task=self.task,
-                seed=seed,
-                features=features,
-                weight=weight,
-                on_epoch=on_epoch,
-            )
-            return Update(init, self.epochs, self.epochs * len(X))
-        assert self.classes is None or set(y.tolist()) <= set(self.classes), "labels of unknown classes are kept out"
-        self.set_seed(seed)
-        before = outputs(self, X)
-        note = self.shrink_perturb(shrink) if init == "shrink_perturb" else None
-        if is_tabular(self.preprocess):
-            widen(self.preprocess, X)
-        with threads_for(X):
-            epochs = max(1, int(share * self.epochs))
-            epochs = self.train(self._rows(X, y, weight), self._rows(X_val, y_val), epochs, True, on_epoch)
-        check_changed(before, self, X)
-        return Update("warm" if note else init, epochs, epochs * len(X), note)
+        self.set_seed(data.seed)
+        widen(self.preprocess, data.X)
+        rows, validation = self._rows(data.X, data.y, data.weight), self._rows(data.X_val, data.y_val)
+        return self.train(rows, validation, epochs, True, data.on_epoch)
 
     def numbers(self, data: pd.DataFrame) -> np.ndarray:
         return to_numbers(transform(self.preprocess, data))
@@ -203,24 +141,19 @@ class NetworkLearner(NetworkModel):
                 signature=signature(self.preprocess, example, self.classes),
                 input_example=example,
                 pip_requirements=requirements("scipy", *self.packages),
-                metadata=with_answers(self, example, metadata),
+                metadata=metadata | self.describe_answers(example),
             )
         formats.copy_project(path, [*types, type(self).__module__])
 
-    def log(self, name: str, *, example: pd.DataFrame, metadata: dict[str, Any]) -> ModelInfo:
-        return log_model(self, name, example=example, metadata=metadata)
-
     @classmethod
-    def load(cls, folder: Path) -> NetworkLearner:
+    def load(cls, folder: Path) -> Self:
         """The learner of a model of your own framework, from the files of `write`."""
-        learner = cls()
-        learner.read_description(folder)
+        learner = super().load(folder)
         learner.settings = learner.net["settings"]
-        learner.read(folder)
         return learner
 
     @classmethod
-    def of(cls, model: Any) -> NetworkLearner:
+    def of(cls, model: Any) -> Self:
         """The learner of a loaded model, with which it can be trained further."""
         if type(model) is not cls:
             raise UserError(f"the model is no model of {cls.__name__}")
@@ -237,17 +170,50 @@ class NetworkLearner(NetworkModel):
         return np.array([number[label] for label in y.tolist()], dtype="int64")
 
 
-def describe_network(network: Callable[..., Any], check: Callable[[str], object]) -> dict[str, Any]:
-    """The name and the arguments of a functools.partial, as net.json holds them and Hydra writes them."""
-    network = network if isinstance(network, partial) else partial(network)
-    if network.args:
-        raise UserError("model.network: arguments without a name cannot be saved; name them")
-    target = f"{network.func.__module__}.{network.func.__qualname__}"
-    check(target)
-    try:
-        return json.loads(json.dumps({"_target_": target, **network.keywords}))
-    except TypeError as error:
-        raise UserError(f"model.network: {error}; allowed are numbers, text, lists and null") from error
+class MadeNetworkLearner(NetworkLearner):
+    """Base of torch and Keras. It trains `network(n_inputs=..., n_outputs=...)`, a functools.partial with other arguments.
+
+    Settings: lr and weight_decay of AdamW; batch_size in rows; max_epochs; patience: training ends after so many epochs
+    without a better validation loss, and the best epoch's weights are kept.
+    """
+
+    loader_module = "network_pyfunc"
+    code_paths: ClassVar = (network_pyfunc.__file__,)
+    network: Any
+
+    def __init__(self, network: Callable[..., Any], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.make_network = network if isinstance(network, partial) else partial(network)
+
+    @staticmethod
+    @abstractmethod
+    def find_network(target: str) -> Callable[..., Any]:
+        """The class or function that "package.module.name" names. UserError if it makes no network of this framework."""
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        arguments = dict(model.net["network"])
+        learner = cls(
+            partial(cls.find_network(str(arguments.pop("_target_", None))), **arguments), **model.net["settings"]
+        )
+        learner.net, learner.preprocess, learner.network = model.net, model.preprocess, model.network
+        return learner
+
+    def make(self) -> Any:
+        return self.make_network(n_inputs=self.net["n_inputs"], n_outputs=self.net["n_outputs"])
+
+    def describe(self) -> dict[str, Any]:
+        """The name and the arguments of the network, as Hydra writes them."""
+        check_settings(self.settings)
+        network = self.make_network
+        if network.args:
+            raise UserError("model.network: arguments without a name cannot be saved; name them")
+        target = f"{network.func.__module__}.{network.func.__qualname__}"
+        self.find_network(target)
+        try:
+            return json.loads(json.dumps({"_target_": target, **network.keywords}))
+        except TypeError as error:
+            raise UserError(f"model.network: {error}; allowed are numbers, text, lists and null") from error
 
 
 def _load_pyfunc(path: str) -> NetworkLearner:

@@ -16,37 +16,29 @@ from sklearn.utils.validation import has_fit_parameter
 from alacarte import formats
 from alacarte.errors import UserError
 from alacarte.features import (
-    TABULAR,
     Features,
     describe,
-    is_tabular,
     labels,
     requirements,
     rows_fit,
     set_seed,
     signature,
-    threads_for,
     transform,
-    unfitted,
     widen,
 )
-from alacarte.learners import OnEpoch, Rows, Update, check_changed, log_model, outputs, register, with_answers
+from alacarte.learners import Learner, OnEpoch, Rows, TrainingData, register
 from alacarte.learners.further import BOOSTED, add_trees, descend, reason_for_scratch
 
 if TYPE_CHECKING:
     from mlflow.models import Model
-    from mlflow.models.model import ModelInfo
 
 
 @register("sklearn")
-class SklearnLearner:
+class SklearnLearner(Learner):
     """`estimator` for any task that it can do, or `classifier` and `regressor`, of which fit takes the one for its task.
 
     `settings` are numbers that a config file names once and both estimators read. They are not used here.
     """
-
-    has_trees = False  # the scale of the training data is in every threshold of a tree
-    packages: tuple[str, ...] = ()  # that a model needs beside scikit-learn, pinned in its requirements
 
     def __init__(
         self,
@@ -60,97 +52,73 @@ class SklearnLearner:
             "classification": classifier if estimator is None else estimator,
             "regression": regressor if estimator is None else estimator,
         }
-        self.task = ""
-        self.classes: list | None = None
         self.model: Any = None
 
-    def fit(
-        self,
-        X: pd.DataFrame,
-        y: pd.Series,
-        X_val: pd.DataFrame,
-        y_val: pd.Series,
-        *,
-        task: str,
-        seed: int,
-        features: Features = TABULAR,
-        weight: np.ndarray | None = None,
-        on_epoch: OnEpoch | None = None,
-    ) -> None:
-        """The validation part is not used: an estimator that stops early splits its own part off X."""
-        estimator = clone(_for_task(self.estimators[task], task))
-        set_seed(estimator, seed, unseeded_only=True)
-        transformer, inputs = features.fit_transform(X, y, seed)
-        with rows_fit(X, subject=f"model: {describe(estimator)}"), threads_for(X):
-            estimator.fit(inputs, labels(y), **_weights(estimator, weight))
-        self._set(estimator if transformer is None else Pipeline([("preprocess", transformer), ("model", estimator)]))
-        _keep_epochs(_stepped(self._split()[1]))
+    @classmethod
+    def of(cls, model: Any) -> SklearnLearner:
+        """The learner of a fitted estimator or Pipeline."""
+        learner = cls()
+        learner.model = model
+        return learner
+
+    @property
+    def task(self) -> str:
+        return "classification" if is_classifier(self.model) else "regression"
+
+    @property
+    def classes(self) -> list | None:
+        return self.model.classes_.tolist() if is_classifier(self.model) else None
 
     @property
     def epochs(self) -> int:
-        return _epochs(_stepped(self._split()[1]))
+        return _epochs(self._stepped())
 
-    def update(
-        self,
-        X: pd.DataFrame,
-        y: pd.Series,
-        X_val: pd.DataFrame,
-        y_val: pd.Series,
-        *,
-        init: str,
-        share: float,
-        shrink: float,
-        seed: int,
-        weight: np.ndarray | None = None,
-        on_epoch: OnEpoch | None = None,
-    ) -> Update:
-        """Gradient descent continues with partial_fit, boosting adds trees. Every other estimator starts from scratch.
+    def transformer(self) -> Any:
+        return self.model[0] if self._has_features() else None
 
-        shrink_perturb is for networks in torch: here it is warm. The validation part is not used, as in fit.
-        """
+    def fit_from_scratch(self, data: TrainingData, task: str, features: Features) -> None:
+        """The validation part is not used: an estimator that stops early splits its own part off X."""
+        estimator = clone(_for_task(self.estimators[task], task))
+        set_seed(estimator, data.seed, unseeded_only=True)
+        transformer, inputs = features.fit_transform(data.X, data.y, data.seed)
+        with rows_fit(data.X, subject=f"model: {describe(estimator)}"):
+            estimator.fit(inputs, labels(data.y), **_weights(estimator, data.weight))
+        self.model = estimator
+        if transformer is not None:
+            self.model = Pipeline([("preprocess", transformer), ("model", estimator)])
+        _keep_epochs(self._stepped())
+
+    def start_over(self, seed: int) -> None:
+        estimator = clone(self.model[1] if self._has_features() else self.model)
+        set_seed(estimator, seed)
+        self.estimators[self.task] = estimator
+
+    def fit_further(self, data: TrainingData, epochs: int) -> int:
+        """The validation part is not used, as in a training from scratch."""
         transformer, estimator = self._split()
-        stepped = _stepped(estimator)
-        note = None if init == "scratch" else self.reason_for_scratch(stepped, y)
-        if note or init == "scratch":
-            self._start_over(X, y, seed, weight)
-            return Update("scratch", self.epochs, self.epochs * len(X), note)
-        if init == "shrink_perturb":
-            note = f"shrink_perturb is for networks in torch: {type(stepped).__name__} starts warm"
-        assert self.classes is None or set(y.tolist()) <= set(self.classes), "labels of unknown classes are kept out"
+        stepped = self._stepped()
         _keep_epochs(stepped)
-        epochs, before = max(1, int(share * self.epochs)), outputs(self, X)
-        with rows_fit(X), threads_for(X):
-            if is_tabular(transformer) and not self.has_trees and not isinstance(stepped, BOOSTED):
-                widen(transformer, X)
-            inputs, targets = transform(transformer, X), labels(y)
+        with rows_fit(data.X):
+            if hasattr(stepped, "partial_fit"):  # the scale of the training data is in every threshold of a tree
+                widen(self.transformer(), data.X)
+            inputs, targets = transform(transformer, data.X), labels(data.y)
             if isinstance(estimator, VotingClassifier):
                 targets = estimator.le_.transform(targets)
             if isinstance(estimator, TransformedTargetRegressor):
                 targets = estimator.transformer_.transform(targets.reshape(-1, 1)).ravel()
-            _weights(stepped, weight)  # UserError if the estimator takes none
-            epochs = self.train_further(stepped, Rows(inputs, targets, weight), epochs, seed, on_epoch)
-        assert self.classes == (self.model.classes_.tolist() if self.classes is not None else None)
-        check_changed(before, self, X)
-        return Update("warm", epochs, epochs * len(X), note)
+            _weights(stepped, data.weight)  # UserError if the estimator takes none
+            rows = Rows(inputs, targets, data.weight)
+            return self.train_further(stepped, rows, epochs, data.seed, data.on_epoch)
 
-    def reason_for_scratch(self, stepped: Any, y: pd.Series) -> str | None:
-        """Why an estimator cannot be trained further with the labels y, as a sentence. None: it can."""
-        return reason_for_scratch(stepped, self.classes, y)
+    def reason_for_scratch(self, y: pd.Series) -> str | None:
+        return reason_for_scratch(self._stepped(), self.classes, y)
 
     def train_further(self, stepped: Any, rows: Rows, epochs: int, seed: int, on_epoch: OnEpoch | None) -> int:
-        """Train a fitted estimator further for at most `epochs` epochs. Return the number of epochs."""
+        """Gradient descent continues with partial_fit, boosting adds trees. Return the number of epochs."""
         if isinstance(stepped, BOOSTED):
             return add_trees(stepped, rows, epochs)
         descend(stepped, rows, epochs, seed, on_epoch)
         return epochs
-
-    def _start_over(self, X: pd.DataFrame, y: pd.Series, seed: int, weight: np.ndarray | None) -> None:
-        """Train again with the same settings, and with the same features fitted again."""
-        transformer, estimator = (self.model[0], self.model[1]) if self._has_features() else (None, self.model)
-        estimator = clone(estimator)
-        set_seed(estimator, seed)
-        self.estimators[self.task] = estimator
-        self.fit(X, y, X, y, task=self.task, seed=seed, features=unfitted(transformer), weight=weight)
 
     def _has_features(self) -> bool:
         return isinstance(self.model, Pipeline) and list(self.model.named_steps) == ["preprocess", "model"]
@@ -162,6 +130,13 @@ class SklearnLearner:
             steps[-1:] = [(f"{len(steps)}_{name}", step) for name, step in steps[-1][1].steps]
         before, estimator = steps[:-1], steps[-1][1]
         return (before[0][1] if len(before) == 1 else Pipeline(before) if before else None), estimator
+
+    def _stepped(self) -> Any:
+        """The estimator that is trained further: the one inside a TransformedTargetRegressor or a VotingClassifier of one."""
+        estimator = self._split()[1]
+        if isinstance(estimator, VotingClassifier) and len(estimator.estimators) == 1:
+            return estimator.estimators_[0]
+        return estimator.regressor_ if isinstance(estimator, TransformedTargetRegressor) else estimator
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         return self._answer("predict", X)
@@ -194,10 +169,10 @@ class SklearnLearner:
             str(path),
             mlflow_model=model,
             loader_module="mlflow.sklearn",
-            signature=signature(self.model[0] if self._has_features() else None, example, self.classes),
+            signature=signature(self.transformer(), example, self.classes),
             input_example=example,
             pip_requirements=requirements("scipy", *self.packages),
-            metadata=with_answers(self, example, metadata),
+            metadata=metadata | self.describe_answers(example),
         )
         types = formats.save_skops(self.model, path / "model.skops")
         code = formats.copy_project(path, types)
@@ -213,21 +188,6 @@ class SklearnLearner:
         model.model_size_bytes = sum(file.stat().st_size for file in path.rglob("*"))
         model.save(str(path / "MLmodel"))
 
-    def log(self, name: str, *, example: pd.DataFrame, metadata: dict[str, Any]) -> ModelInfo:
-        return log_model(self, name, example=example, metadata=metadata)
-
-    @classmethod
-    def of(cls, model: Any) -> SklearnLearner:
-        """The learner of a fitted estimator or Pipeline."""
-        learner = cls()
-        learner._set(model)
-        return learner
-
-    def _set(self, model: Any) -> None:
-        self.model = model
-        self.task = "classification" if is_classifier(model) else "regression"
-        self.classes = model.classes_.tolist() if is_classifier(model) else None
-
 
 def _for_task(estimator: BaseEstimator | None, task: str) -> BaseEstimator:
     fits = {"classification": is_classifier, "regression": is_regressor}
@@ -238,13 +198,6 @@ def _for_task(estimator: BaseEstimator | None, task: str) -> BaseEstimator:
             f"model.estimator={name} does not do data.task={task}; choose an estimator for {task}, or set data.task={other}"
         )
     return estimator
-
-
-def _stepped(estimator: Any) -> Any:
-    """The estimator that is trained further: the one inside a TransformedTargetRegressor or a VotingClassifier of one."""
-    if isinstance(estimator, VotingClassifier) and len(estimator.estimators) == 1:
-        return estimator.estimators_[0]
-    return estimator.regressor_ if isinstance(estimator, TransformedTargetRegressor) else estimator
 
 
 def _weights(estimator: Any, weight: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -6,17 +6,15 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Self
 
 import numpy as np
 from tqdm import tqdm
 
 from alacarte.errors import UserError
-from alacarte.formats import network_pyfunc
 from alacarte.formats.frameworks import import_extra, register
-from alacarte.formats.network import check_settings
 from alacarte.learners import OnEpoch, Rows, onward_rate
-from alacarte.learners.network import NetworkLearner, describe_network
+from alacarte.learners.network import MadeNetworkLearner
 
 import_extra("torch")
 
@@ -28,49 +26,49 @@ from alacarte.formats import torch_network  # noqa: E402
 
 
 @register("pytorch")
-class TorchLearner(NetworkLearner, torch_network.TorchModel):
-    """Trains `network(n_inputs=..., n_outputs=...)`, a functools.partial of an nn.Module class with its other arguments.
+class TorchLearner(MadeNetworkLearner, torch_network.TorchNetwork):
+    """`network` is an nn.Module class. device: "auto" (cuda, otherwise mps, otherwise cpu) or one of torch's names.
 
-    Settings: lr and weight_decay of AdamW; batch_size in rows; max_epochs; patience: training ends after so many epochs
-    without a better validation loss, and the best epoch's weights are kept. device: "auto" (cuda, otherwise mps,
-    otherwise cpu) or one of torch's names.
     A network can have two more methods: `loss(outputs, targets)` returns the loss of each row, (n,);
     `augment(inputs)` changes the rows of a batch, in training only.
     """
 
     packages = ("torch",)
-    loader_module = "network_pyfunc"
-    code_paths: ClassVar = (network_pyfunc.__file__,)
 
     def __init__(self, network: Callable[..., nn.Module], *, device: str = "auto", **settings: Any) -> None:
-        super().__init__(**settings)
-        self.make_network = network
+        super().__init__(network, **settings)
         self.device: Any = device  # a torch.device after fit or load
+
+    @classmethod
+    def of(cls, model: torch_network.TorchNetwork) -> Self:
+        """The learner of a loaded model, on the best device here."""
+        learner = super().of(model)
+        learner.device = _device("auto")
+        learner.network.to(learner.device)
+        return learner
+
+    @staticmethod
+    def find_network(target: str) -> type[nn.Module]:
+        return torch_network.network_class(target)
 
     def set_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def describe(self) -> dict[str, Any]:
-        return describe_network(self.make_network, torch_network.network_class)
-
     def start(self) -> None:
-        check_settings(self.settings)
         self.device = _device(str(self.device))
-        sizes = {"n_inputs": self.net["n_inputs"], "n_outputs": self.net["n_outputs"]}
+        name, wanted = f"model.network: {self.net['network']['_target_']}", (2, self.net["n_outputs"])
         try:
-            torch_network.shapes(self.make_network, **sizes)  # as loading does
-            self.network = self.make_network(**sizes).to(self.device)
-            n_outputs = self.outputs(np.zeros((2, sizes["n_inputs"]), "float32")).shape
+            torch_network.shapes(self.make)  # as loading does
+            self.network = self.make().to(self.device)
+            shape = self.outputs(np.zeros((2, self.net["n_inputs"]), "float32")).shape
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"model.network: {self.net['network']['_target_']}: {error}") from error
-        if n_outputs != (2, sizes["n_outputs"]):
-            raise UserError(
-                f"model.network: {self.net['network']['_target_']} returns {n_outputs} for 2 rows,"
-                f" wanted is {(2, sizes['n_outputs'])}: use n_outputs"
-            )
+            raise UserError(f"{name}: {error}") from error
+        if shape != wanted:
+            raise UserError(f"{name} returns {shape} for 2 rows, wanted is {wanted}: use n_outputs")
 
-    def shrink_perturb(self, shrink: float) -> str | None:
-        fresh = self.make_network(n_inputs=self.net["n_inputs"], n_outputs=self.net["n_outputs"]).to(self.device)
+    def shrink_perturb(self, shrink: float, seed: int) -> str | None:
+        self.set_seed(seed)
+        fresh = self.make().to(self.device)
         with torch.no_grad():
             for kept, new in zip(self.network.parameters(), fresh.parameters(), strict=True):
                 kept.mul_(shrink).add_(new, alpha=1 - shrink)
@@ -114,15 +112,6 @@ class TorchLearner(NetworkLearner, torch_network.TorchModel):
 
     def mlflow_flavor(self) -> dict[str, Any]:
         return {"model_data": "data/network", "pytorch_version": str(torch.__version__), "code": None}
-
-    @classmethod
-    def of(cls, model: torch_network.TorchNetwork) -> TorchLearner:
-        """The learner of a loaded model, on the best device here."""
-        learner = cls(torch_network.maker(model.net["network"]), **model.net["settings"])
-        learner.device = _device("auto")
-        learner.net, learner.preprocess = model.net, model.preprocess
-        learner.network = model.network.to(learner.device)
-        return learner
 
     def _epoch(self, optimizer: torch.optim.Optimizer, rows: Rows) -> float:
         """Train on all rows in random order, one batch after the other. Return the mean loss on the way."""

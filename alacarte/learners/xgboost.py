@@ -23,16 +23,15 @@ class XGBoostLearner(SklearnLearner):
     XGBoost takes only the labels 0, 1, 2, ... A VotingClassifier of one member translates all other labels.
     """
 
-    has_trees = True
+    packages = tuple(packages_distributions()["xgboost"][:1])  # xgboost or xgboost-cpu
 
     def __init__(self, lr: float = 0.1, **settings: Any) -> None:
-        self.packages = tuple(packages_distributions()["xgboost"][:1])  # xgboost or xgboost-cpu
         settings["learning_rate"] = lr
         classifier = VotingClassifier([("xgboost", xgboost.XGBClassifier(**settings))], voting="soft")
         super().__init__(classifier=classifier, regressor=xgboost.XGBRegressor(**settings))
 
-    def reason_for_scratch(self, stepped: Any, y: pd.Series) -> str | None:
-        return reason_against_more_trees(stepped, "reg_lambda", self.classes, y)
+    def reason_for_scratch(self, y: pd.Series) -> str | None:
+        return reason_against_more_trees(self._stepped(), "reg_lambda", self.classes, y)
 
     def train_further(self, stepped: Any, rows: Rows, epochs: int, seed: int, on_epoch: OnEpoch | None) -> int:
         """Add `epochs` iterations of trees to the ensemble."""

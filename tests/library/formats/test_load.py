@@ -239,7 +239,7 @@ def test_stock_mlflow_answers_as_the_rebuilt_network(task: str, tmp_path: Path) 
     made = fitted("torch_mlp", "mixed", task)
     made.save(tmp_path / "model", example=X.head(3), metadata={})
     stock = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(X)
-    rebuilt = torch_network.TorchNetwork(tmp_path / "model/data/network").predict(X)
+    rebuilt = torch_network.TorchNetwork.load(tmp_path / "model/data/network").predict(X)
     assert (stock == rebuilt).all() if task == "classification" else np.allclose(stock, rebuilt, rtol=1e-6)
 
 

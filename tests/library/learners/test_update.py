@@ -266,8 +266,7 @@ def test_the_rate_falls_and_comes_back(family: str, tmp_path: Path, monkeypatch:
 def test_a_rate_with_a_schedule_of_its_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = table("numeric", "classification")
     model = make_pipeline(StandardScaler(), SGDClassifier(learning_rate="invscaling", eta0=0.1, random_state=0))
-    made, seen, step = SklearnLearner(), [], SGDClassifier.partial_fit
-    made._set(model.fit(X, y))
+    made, seen, step = SklearnLearner.of(model.fit(X, y)), [], SGDClassifier.partial_fit
     monkeypatch.setattr(
         SGDClassifier, "partial_fit", lambda self, *rows: (seen.append(self.eta0), step(self, *rows))[1]
     )
