@@ -8,7 +8,6 @@ alacarte/formats/objects.py checks the attributes and the arrays of the objects.
 Written against skops 0.16 (skops/io/_audit.py and the nodes in _general.py, _numpy.py, _sklearn.py, _scipy.py).
 """
 
-import importlib
 import json
 import shutil
 import sys
@@ -22,60 +21,9 @@ from zipfile import ZipFile
 
 from alacarte.errors import UserError
 from alacarte.folders import ROOT, TEMPLATE
-from alacarte.formats.classes import CLASSES, FUNCTIONS, LOSSES
-from alacarte.formats.frameworks import import_extra
+from alacarte.formats.classes import NODES, is_class
+from alacarte.formats.frameworks import import_extra, resolve
 from alacarte.formats.objects import check_object
-
-SCALARS = [
-    *(
-        "bool",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "uint8",
-        "uint16",
-        "uint32",
-        "uint64",
-        "float16",
-        "float32",
-        "float64",
-    ),
-    *("longdouble", "complex64", "complex128", "str_", "bytes_", "datetime64", "timedelta64"),
-]
-
-# The kinds of node in a file, and the names that each kind may have. Left out on purpose, because they call or bind
-# a function that the file names: MethodNode, OperatorFuncNode, ConstructorFromReduceNode.
-NODES: dict[str, frozenset[tuple[str, str]]] = {
-    "ObjectNode": CLASSES,
-    "TreeNode": frozenset({("sklearn.tree._tree", "Tree")}),
-    "LossNode": LOSSES,
-    "FunctionNode": FUNCTIONS,  # and the ufuncs of numpy and scipy
-    "PartialNode": frozenset({("functools", "partial")}),  # of one of these functions: boosted trees with categories
-    "TypeNode": frozenset(
-        [("builtins", name) for name in ("bool", "int", "float", "str", "list", "tuple", "set", "dict")]
-        + [("numpy", name) for name in (*SCALARS, "asarray")]  # skops writes a function in C as a type
-        + [("collections", "OrderedDict")]
-    ),
-    "JsonNode": frozenset({("builtins", "str")}),
-    "DictNode": frozenset({("builtins", "dict"), ("collections", "OrderedDict"), ("sklearn.utils._bunch", "Bunch")}),
-    "DefaultDictNode": frozenset({("collections", "defaultdict")}),  # a Booster's scores
-    "BytearrayNode": frozenset({("builtins", "bytearray")}),  # a Booster's trees
-    "ListNode": frozenset({("builtins", "list")}),
-    "TupleNode": frozenset({("builtins", "tuple"), ("sklearn.impute._iterative", "_ImputerTriplet")}),
-    "SetNode": frozenset({("builtins", "set")}),
-    "SliceNode": frozenset({("builtins", "slice")}),
-    "NdArrayNode": frozenset(("numpy", name) for name in ("ndarray", *SCALARS)),
-    "MaskedArrayNode": frozenset({("numpy.ma", "MaskedArray")}),
-    "DTypeNode": frozenset({("numpy", "dtype")}),
-    "RandomStateNode": frozenset({("numpy.random.mtrand", "RandomState")}),
-    "RandomGeneratorNode": frozenset({("numpy.random._generator", "Generator")}),
-    "SparseMatrixNode": frozenset(
-        (f"scipy.sparse._{kind}", f"{kind}_{form}")
-        for kind in ("bsr", "coo", "csc", "csr", "dia")
-        for form in ("matrix", "array")
-    ),
-}
 
 # Older protocols name functions elsewhere in the tree, where the check below does not look.
 PROTOCOL = 2
@@ -84,14 +32,12 @@ PROJECT = "project"  # the package of the team, whose classes and functions a mo
 
 MAX_SCHEMA = 2**28  # bytes of the JSON tree in a skops file: a text feature of a million words needs 200 MB
 
-PICKLES = {".pkl", ".pickle", ".cloudpickle", ".joblib", ".pth", ".pt", ".ckpt", ".bin"}
-
 
 def check_types(file: str | Path | BinaryIO, path: object = "the model") -> list[str]:
-    """All names in a skops file, sorted, as "module.name"; each of them stands in NODES for its kind of node.
+    """All names in a skops file, sorted, as "module.name".
 
-    Raises UserError for the first name or node that is not allowed, and for a file that is no skops file. Nothing
-    is made from the file, and no module is imported that classes.py does not name.
+    Raises UserError for the first name or node that is not on a list, and for a file that is no skops file. Nothing
+    is made from the file, and no module is imported outside the packages of the lists and the checkout.
     """
     try:
         with ZipFile(file) as archive:
@@ -99,7 +45,9 @@ def check_types(file: str | Path | BinaryIO, path: object = "the model") -> list
                 raise UserError(f"schema.json has {size} bytes, allowed are {MAX_SCHEMA}")
             schema = json.loads(archive.read("schema.json"))
         protocol = schema["protocol"]
-        nodes = {(node["__loader__"], node["__module__"], node["__class__"]) for node in _nodes(schema)}
+        nodes = {
+            (node["__loader__"], node["__module__"], node["__class__"]) for node in objects_in(schema, "__loader__")
+        }
     except Exception as error:  # a forged file can break the reader anywhere; it is refused whatever the error is
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path}: not a skops file that can be read: {reason}") from error
@@ -107,17 +55,19 @@ def check_types(file: str | Path | BinaryIO, path: object = "the model") -> list
         raise UserError(f"{path}: skops protocol {protocol!r}, allowed is {PROTOCOL}; train and log the model again")
     for kind, module, name in sorted(nodes, key=str):
         full_name = f"{module}.{name}"
-        if kind not in NODES:
+        if kind != "ObjectNode" and kind not in NODES:
             raise UserError(
-                f"{path}: {full_name} comes in a {kind}, which is not in NODES of alacarte/formats/check.py: not loaded"
+                f"{path}: {full_name} comes in a {kind}, which is not in NODES of alacarte/formats/classes.py: not loaded"
             )
         if module.startswith(f"{PROJECT}.") and kind in ("ObjectNode", "FunctionNode"):
-            _check_own(path, module, name, kind)
-        elif (module, name) not in NODES[kind] and not (kind == "FunctionNode" and full_name in _ufuncs()):
+            _check_own(path, full_name, type if kind == "ObjectNode" else FunctionType)
+            continue
+        is_listed = is_class(module, name) if kind == "ObjectNode" else (module, name) in NODES[kind]
+        if not is_listed and not (kind == "FunctionNode" and full_name in _ufuncs()):
             raise UserError(
                 f"{path}: needs {full_name} in a {kind}, which is not in alacarte/formats/classes.py: not loaded or saved"
             )
-        elif kind in ("ObjectNode", "LossNode"):
+        if kind in ("ObjectNode", "LossNode"):
             _check_home(path, module, name)
     return sorted({f"{module}.{name}" for _, module, name in nodes})
 
@@ -221,30 +171,26 @@ def _check_home(path: object, module: str, name: str) -> None:
         raise UserError(f"{path}: {module}.{name} is not defined there in this installation: not loaded")
 
 
-def _check_own(path: object, module: str, name: str, kind: str) -> None:
+def _check_own(path: object, name: str, kind: type) -> None:
     """Refuse all but the classes and functions that a module of `project` in this checkout defines."""
-    label, own = f"{path}: {module}.{name}", None
-    if "__" not in f"{module}.{name}":
-        try:
-            own = vars(importlib.import_module(module)).get(name)
-        except ModuleNotFoundError:
-            own = None
-    defined = isinstance(own, type) if kind == "ObjectNode" else isinstance(own, FunctionType)
-    if not defined or (own.__module__, own.__qualname__) != (module, name):  # type: ignore[union-attr]
-        kinds = "class" if kind == "ObjectNode" else "function"
-        raise UserError(f"{label} is no {kinds} at the top level of a module of this checkout: not loaded or saved")
-    file = Path(str(sys.modules[module].__file__)).resolve()
-    if not any(file.is_relative_to(folder / PROJECT) for folder in (ROOT, TEMPLATE)):
-        raise UserError(f"{label} was imported from {file}, which is not in this checkout: not loaded or saved")
+    try:
+        own = resolve(name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not isinstance(own, kind):
+        kinds = "class" if kind is type else "function"
+        raise UserError(
+            f"{path}: {name} is no {kinds} at the top level of a module of this checkout: not loaded or saved"
+        )
 
 
-def _nodes(schema: object) -> Iterator[dict]:
-    """Every node in a skops schema, wherever it is in the JSON: more than skops makes, never less."""
-    branches = [schema]
+def objects_in(tree: object, key: str) -> Iterator[dict]:
+    """Every object in JSON that has a key, wherever it is."""
+    branches = [tree]
     while branches:
         branch = branches.pop()
         if isinstance(branch, dict):
-            if "__loader__" in branch:
+            if key in branch:
                 yield branch
             branches.extend(branch.values())
         elif isinstance(branch, list):

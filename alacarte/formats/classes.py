@@ -1,8 +1,9 @@
-"""The names that a skops file may contain, one list per kind of node. Everything that is not named here is refused.
+"""The names that a model file may contain. Everything that is not named here is refused.
 
-CLASSES are the estimators of scikit-learn 1.9.1 (`sklearn.utils.all_estimators`) and the parts that they hold after
-fit, and those of LightGBM 4.7 and XGBoost 3.2, whose Booster reads its trees in compiled code. skops makes such an object
-without its constructor and sets its attributes; alacarte/formats/objects.py then checks the attributes.
+CLASSES are the estimators of scikit-learn 1.9 (`sklearn.utils.all_estimators`) and the parts that they hold after fit, and
+those of LightGBM 4.7 and XGBoost 3.2, whose Booster reads its trees in compiled code. Each stands under the first two parts of
+the module that defines it. skops makes such an object without its constructor and sets its attributes;
+alacarte/formats/objects.py then checks the attributes.
 FUNCTIONS may be called with any argument: a function that reads, writes, imports or evaluates does not
 belong on this list (numpy.load and pandas.read_pickle are functions too). LOSSES are called with the arguments in the file.
 Left out on purpose: sklearn.callback, sklearn.datasets, sklearn.externals, sklearn.utils._testing; and distance metrics
@@ -11,8 +12,10 @@ that call a function or whose matrix can be read out of bounds (PyFunc, Mahalano
 
 import re
 
+Names = frozenset[tuple[str, str]]
 
-def _names(text: str) -> frozenset[tuple[str, str]]:
+
+def _names(text: str) -> Names:
     """(module, name) of each name in lines of `module: name name`; a line that is indented belongs to the line before it."""
     lines = re.sub(r"\n +", " ", text).split("\n")
     return frozenset(
@@ -20,141 +23,75 @@ def _names(text: str) -> frozenset[tuple[str, str]]:
     )
 
 
+def is_class(module: str, name: str) -> bool:
+    """Whether a class is on the list. Whether `module` defines it is another question."""
+    return (".".join(module.split(".")[:2]), name) in CLASSES
+
+
 CLASSES = _names("""\
 lightgbm.basic: Booster
 lightgbm.sklearn: LGBMClassifier LGBMRegressor
-scipy.interpolate._bsplines: BSpline
-sklearn._loss.link: HalfLogitLink IdentityLink Interval LogLink LogitLink MultinomialLogit
-sklearn._loss.loss: AbsoluteError ExponentialLoss HalfBinomialLoss HalfBinomialLossArrayAPI HalfGammaLoss HalfMultinomialLoss
-    HalfMultinomialLossArrayAPI HalfPoissonLoss HalfPoissonLossArrayAPI HalfSquaredError HalfTweedieLoss
-    HalfTweedieLossIdentity HuberLoss PinballLoss
+scipy.interpolate: BSpline
+sklearn._loss: AbsoluteError ExponentialLoss HalfBinomialLoss HalfBinomialLossArrayAPI HalfGammaLoss HalfLogitLink
+    HalfMultinomialLoss HalfMultinomialLossArrayAPI HalfPoissonLoss HalfPoissonLossArrayAPI HalfSquaredError HalfTweedieLoss
+    HalfTweedieLossIdentity HuberLoss IdentityLink Interval LogLink LogitLink MultinomialLogit PinballLoss
 sklearn.calibration: CalibratedClassifierCV _CalibratedClassifier _SigmoidCalibration _TemperatureScaling
-sklearn.cluster._affinity_propagation: AffinityPropagation
-sklearn.cluster._agglomerative: AgglomerativeClustering FeatureAgglomeration
-sklearn.cluster._bicluster: SpectralBiclustering SpectralCoclustering
-sklearn.cluster._bisect_k_means: BisectingKMeans _BisectingTree
-sklearn.cluster._dbscan: DBSCAN
-sklearn.cluster._hdbscan.hdbscan: HDBSCAN
-sklearn.cluster._kmeans: KMeans MiniBatchKMeans
-sklearn.cluster._mean_shift: MeanShift
-sklearn.cluster._optics: OPTICS
-sklearn.cluster._spectral: SpectralClustering
-sklearn.compose._column_transformer: ColumnTransformer make_column_selector
-sklearn.compose._target: TransformedTargetRegressor
-sklearn.covariance._elliptic_envelope: EllipticEnvelope
-sklearn.covariance._empirical_covariance: EmpiricalCovariance
-sklearn.covariance._graph_lasso: GraphicalLasso GraphicalLassoCV
-sklearn.covariance._robust_covariance: MinCovDet
-sklearn.covariance._shrunk_covariance: LedoitWolf OAS ShrunkCovariance
-sklearn.cross_decomposition._pls: CCA PLSCanonical PLSRegression PLSSVD
-sklearn.decomposition._dict_learning: DictionaryLearning MiniBatchDictionaryLearning SparseCoder
-sklearn.decomposition._factor_analysis: FactorAnalysis
-sklearn.decomposition._fastica: FastICA
-sklearn.decomposition._incremental_pca: IncrementalPCA
-sklearn.decomposition._kernel_pca: KernelPCA
-sklearn.decomposition._lda: LatentDirichletAllocation
-sklearn.decomposition._nmf: MiniBatchNMF NMF
-sklearn.decomposition._pca: PCA
-sklearn.decomposition._sparse_pca: MiniBatchSparsePCA SparsePCA
-sklearn.decomposition._truncated_svd: TruncatedSVD
+sklearn.cluster: AffinityPropagation AgglomerativeClustering BisectingKMeans DBSCAN FeatureAgglomeration HDBSCAN KMeans
+    MeanShift MiniBatchKMeans OPTICS SpectralBiclustering SpectralClustering SpectralCoclustering _BisectingTree
+sklearn.compose: ColumnTransformer TransformedTargetRegressor make_column_selector
+sklearn.covariance: EllipticEnvelope EmpiricalCovariance GraphicalLasso GraphicalLassoCV LedoitWolf MinCovDet OAS
+    ShrunkCovariance
+sklearn.cross_decomposition: CCA PLSCanonical PLSRegression PLSSVD
+sklearn.decomposition: DictionaryLearning FactorAnalysis FastICA IncrementalPCA KernelPCA LatentDirichletAllocation
+    MiniBatchDictionaryLearning MiniBatchNMF MiniBatchSparsePCA NMF PCA SparseCoder SparsePCA TruncatedSVD
 sklearn.discriminant_analysis: LinearDiscriminantAnalysis QuadraticDiscriminantAnalysis
 sklearn.dummy: DummyClassifier DummyRegressor
-sklearn.ensemble._bagging: BaggingClassifier BaggingRegressor
-sklearn.ensemble._forest: ExtraTreesClassifier ExtraTreesRegressor RandomForestClassifier RandomForestRegressor
-    RandomTreesEmbedding
-sklearn.ensemble._gb: GradientBoostingClassifier GradientBoostingRegressor
-sklearn.ensemble._hist_gradient_boosting.binning: _BinMapper
-sklearn.ensemble._hist_gradient_boosting.gradient_boosting: HistGradientBoostingClassifier HistGradientBoostingRegressor
-sklearn.ensemble._hist_gradient_boosting.predictor: TreePredictor
-sklearn.ensemble._iforest: IsolationForest
-sklearn.ensemble._stacking: StackingClassifier StackingRegressor
-sklearn.ensemble._voting: VotingClassifier VotingRegressor
-sklearn.ensemble._weight_boosting: AdaBoostClassifier AdaBoostRegressor
-sklearn.feature_extraction._dict_vectorizer: DictVectorizer
-sklearn.feature_extraction._hash: FeatureHasher
-sklearn.feature_extraction.image: PatchExtractor
-sklearn.feature_extraction.text: CountVectorizer HashingVectorizer TfidfTransformer TfidfVectorizer
-sklearn.feature_selection._from_model: SelectFromModel
-sklearn.feature_selection._rfe: RFE RFECV
-sklearn.feature_selection._sequential: SequentialFeatureSelector
-sklearn.feature_selection._univariate_selection: GenericUnivariateSelect SelectFdr SelectFpr SelectFwe SelectKBest
-    SelectPercentile
-sklearn.feature_selection._variance_threshold: VarianceThreshold
-sklearn.frozen._frozen: FrozenEstimator
-sklearn.gaussian_process._gpc: GaussianProcessClassifier _BinaryGaussianProcessClassifierLaplace
-sklearn.gaussian_process._gpr: GaussianProcessRegressor
-sklearn.gaussian_process.kernels: CompoundKernel ConstantKernel DotProduct ExpSineSquared Exponentiation Matern PairwiseKernel
-    Product RBF RationalQuadratic Sum WhiteKernel
-sklearn.impute._base: MissingIndicator SimpleImputer
-sklearn.impute._iterative: IterativeImputer
-sklearn.impute._knn: KNNImputer
+sklearn.ensemble: AdaBoostClassifier AdaBoostRegressor BaggingClassifier BaggingRegressor ExtraTreesClassifier
+    ExtraTreesRegressor GradientBoostingClassifier GradientBoostingRegressor HistGradientBoostingClassifier
+    HistGradientBoostingRegressor IsolationForest RandomForestClassifier RandomForestRegressor RandomTreesEmbedding
+    StackingClassifier StackingRegressor TreePredictor VotingClassifier VotingRegressor _BinMapper
+sklearn.feature_extraction: CountVectorizer DictVectorizer FeatureHasher HashingVectorizer PatchExtractor TfidfTransformer
+    TfidfVectorizer
+sklearn.feature_selection: GenericUnivariateSelect RFE RFECV SelectFdr SelectFpr SelectFromModel SelectFwe SelectKBest
+    SelectPercentile SequentialFeatureSelector VarianceThreshold
+sklearn.frozen: FrozenEstimator
+sklearn.gaussian_process: CompoundKernel ConstantKernel DotProduct ExpSineSquared Exponentiation GaussianProcessClassifier
+    GaussianProcessRegressor Matern PairwiseKernel Product RBF RationalQuadratic Sum WhiteKernel
+    _BinaryGaussianProcessClassifierLaplace
+sklearn.impute: IterativeImputer KNNImputer MissingIndicator SimpleImputer
 sklearn.isotonic: IsotonicRegression
 sklearn.kernel_approximation: AdditiveChi2Sampler Nystroem PolynomialCountSketch RBFSampler SkewedChi2Sampler
 sklearn.kernel_ridge: KernelRidge
-sklearn.linear_model._base: LinearRegression
-sklearn.linear_model._bayes: ARDRegression BayesianRidge
-sklearn.linear_model._coordinate_descent: ElasticNet ElasticNetCV Lasso LassoCV MultiTaskElasticNet MultiTaskElasticNetCV
-    MultiTaskLasso MultiTaskLassoCV
-sklearn.linear_model._glm.glm: GammaRegressor PoissonRegressor TweedieRegressor
-sklearn.linear_model._huber: HuberRegressor
-sklearn.linear_model._least_angle: Lars LarsCV LassoLars LassoLarsCV LassoLarsIC
-sklearn.linear_model._logistic: LogisticRegression LogisticRegressionCV
-sklearn.linear_model._omp: OrthogonalMatchingPursuit OrthogonalMatchingPursuitCV
-sklearn.linear_model._passive_aggressive: PassiveAggressiveClassifier PassiveAggressiveRegressor
-sklearn.linear_model._perceptron: Perceptron
-sklearn.linear_model._quantile: QuantileRegressor
-sklearn.linear_model._ransac: RANSACRegressor
-sklearn.linear_model._ridge: Ridge RidgeCV RidgeClassifier RidgeClassifierCV
-sklearn.linear_model._stochastic_gradient: SGDClassifier SGDOneClassSVM SGDRegressor
-sklearn.linear_model._theil_sen: TheilSenRegressor
-sklearn.manifold._classical_mds: ClassicalMDS
-sklearn.manifold._isomap: Isomap
-sklearn.manifold._locally_linear: LocallyLinearEmbedding
-sklearn.manifold._mds: MDS
-sklearn.manifold._spectral_embedding: SpectralEmbedding
-sklearn.manifold._t_sne: TSNE
-sklearn.metrics._dist_metrics: BrayCurtisDistance64 CanberraDistance64 ChebyshevDistance64 EuclideanDistance64
-    HammingDistance64 HaversineDistance64 ManhattanDistance64 MinkowskiDistance64
-sklearn.metrics._scorer: _CurveScorer _MultimetricScorer _PassthroughScorer _Scorer
-sklearn.mixture._bayesian_mixture: BayesianGaussianMixture
-sklearn.mixture._gaussian_mixture: GaussianMixture
-sklearn.model_selection._classification_threshold: FixedThresholdClassifier TunedThresholdClassifierCV
-sklearn.model_selection._search: GridSearchCV RandomizedSearchCV
-sklearn.model_selection._search_successive_halving: HalvingGridSearchCV HalvingRandomSearchCV
-sklearn.model_selection._split: GroupKFold GroupShuffleSplit KFold LeaveOneGroupOut LeaveOneOut LeavePGroupsOut LeavePOut
-    PredefinedSplit RepeatedKFold RepeatedStratifiedKFold ShuffleSplit StratifiedGroupKFold StratifiedKFold
-    StratifiedShuffleSplit TimeSeriesSplit
+sklearn.linear_model: ARDRegression BayesianRidge ElasticNet ElasticNetCV GammaRegressor HuberRegressor Lars LarsCV Lasso
+    LassoCV LassoLars LassoLarsCV LassoLarsIC LinearRegression LogisticRegression LogisticRegressionCV MultiTaskElasticNet
+    MultiTaskElasticNetCV MultiTaskLasso MultiTaskLassoCV OrthogonalMatchingPursuit OrthogonalMatchingPursuitCV
+    PassiveAggressiveClassifier PassiveAggressiveRegressor Perceptron PoissonRegressor QuantileRegressor RANSACRegressor
+    Ridge RidgeCV RidgeClassifier RidgeClassifierCV SGDClassifier SGDOneClassSVM SGDRegressor TheilSenRegressor
+    TweedieRegressor
+sklearn.manifold: ClassicalMDS Isomap LocallyLinearEmbedding MDS SpectralEmbedding TSNE
+sklearn.metrics: BrayCurtisDistance64 CanberraDistance64 ChebyshevDistance64 EuclideanDistance64 HammingDistance64
+    HaversineDistance64 ManhattanDistance64 MinkowskiDistance64 _CurveScorer _MultimetricScorer _PassthroughScorer _Scorer
+sklearn.mixture: BayesianGaussianMixture GaussianMixture
+sklearn.model_selection: FixedThresholdClassifier GridSearchCV GroupKFold GroupShuffleSplit HalvingGridSearchCV
+    HalvingRandomSearchCV KFold LeaveOneGroupOut LeaveOneOut LeavePGroupsOut LeavePOut PredefinedSplit RandomizedSearchCV
+    RepeatedKFold RepeatedStratifiedKFold ShuffleSplit StratifiedGroupKFold StratifiedKFold StratifiedShuffleSplit
+    TimeSeriesSplit TunedThresholdClassifierCV
 sklearn.multiclass: OneVsOneClassifier OneVsRestClassifier OutputCodeClassifier _ConstantPredictor
 sklearn.multioutput: ClassifierChain MultiOutputClassifier MultiOutputRegressor RegressorChain
 sklearn.naive_bayes: BernoulliNB CategoricalNB ComplementNB GaussianNB MultinomialNB
-sklearn.neighbors._ball_tree: BallTree
-sklearn.neighbors._classification: KNeighborsClassifier RadiusNeighborsClassifier
-sklearn.neighbors._graph: KNeighborsTransformer RadiusNeighborsTransformer
-sklearn.neighbors._kd_tree: KDTree
-sklearn.neighbors._kde: KernelDensity
-sklearn.neighbors._lof: LocalOutlierFactor
-sklearn.neighbors._nca: NeighborhoodComponentsAnalysis
-sklearn.neighbors._nearest_centroid: NearestCentroid
-sklearn.neighbors._regression: KNeighborsRegressor RadiusNeighborsRegressor
-sklearn.neighbors._unsupervised: NearestNeighbors
-sklearn.neural_network._multilayer_perceptron: MLPClassifier MLPRegressor
-sklearn.neural_network._rbm: BernoulliRBM
-sklearn.neural_network._stochastic_optimizers: AdamOptimizer SGDOptimizer
+sklearn.neighbors: BallTree KDTree KNeighborsClassifier KNeighborsRegressor KNeighborsTransformer KernelDensity
+    LocalOutlierFactor NearestCentroid NearestNeighbors NeighborhoodComponentsAnalysis RadiusNeighborsClassifier
+    RadiusNeighborsRegressor RadiusNeighborsTransformer
+sklearn.neural_network: AdamOptimizer BernoulliRBM MLPClassifier MLPRegressor SGDOptimizer
 sklearn.pipeline: FeatureUnion Pipeline
-sklearn.preprocessing._data: Binarizer KernelCenterer MaxAbsScaler MinMaxScaler Normalizer PowerTransformer
-    QuantileTransformer RobustScaler StandardScaler
-sklearn.preprocessing._discretization: KBinsDiscretizer
-sklearn.preprocessing._encoders: OneHotEncoder OrdinalEncoder
-sklearn.preprocessing._function_transformer: FunctionTransformer
-sklearn.preprocessing._label: LabelBinarizer LabelEncoder MultiLabelBinarizer
-sklearn.preprocessing._polynomial: PolynomialFeatures SplineTransformer
-sklearn.preprocessing._target_encoder: TargetEncoder
+sklearn.preprocessing: Binarizer FunctionTransformer KBinsDiscretizer KernelCenterer LabelBinarizer LabelEncoder
+    MaxAbsScaler MinMaxScaler MultiLabelBinarizer Normalizer OneHotEncoder OrdinalEncoder PolynomialFeatures
+    PowerTransformer QuantileTransformer RobustScaler SplineTransformer StandardScaler TargetEncoder
 sklearn.random_projection: GaussianRandomProjection SparseRandomProjection
-sklearn.semi_supervised._label_propagation: LabelPropagation LabelSpreading
-sklearn.semi_supervised._self_training: SelfTrainingClassifier
-sklearn.svm._classes: LinearSVC LinearSVR NuSVC NuSVR OneClassSVM SVC SVR
-sklearn.tree._classes: DecisionTreeClassifier DecisionTreeRegressor ExtraTreeClassifier ExtraTreeRegressor
-sklearn.utils._metadata_requests: MetadataRequest MethodMetadataRequest
+sklearn.semi_supervised: LabelPropagation LabelSpreading SelfTrainingClassifier
+sklearn.svm: LinearSVC LinearSVR NuSVC NuSVR OneClassSVM SVC SVR
+sklearn.tree: DecisionTreeClassifier DecisionTreeRegressor ExtraTreeClassifier ExtraTreeRegressor
+sklearn.utils: MetadataRequest MethodMetadataRequest
 xgboost.core: Booster
 xgboost.sklearn: XGBClassifier XGBRegressor
 """)
@@ -183,6 +120,39 @@ sklearn._loss._loss: CyAbsoluteError CyExponentialLoss CyHalfBinomialLoss CyHalf
     CyHalfPoissonLoss CyHalfSquaredError CyHalfTweedieLoss CyHalfTweedieLossIdentity CyHuberLoss CyPinballLoss
 sklearn.linear_model._sgd_fast: EpsilonInsensitive Hinge ModifiedHuber SquaredEpsilonInsensitive SquaredHinge
 """)
+
+SCALARS = (
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 longdouble complex64 complex128 str_"
+    " bytes_ datetime64 timedelta64"
+)
+
+# The other kinds of node in a file, and the names that each kind may have. Left out on purpose, because they call or bind
+# a function that the file names: MethodNode, OperatorFuncNode, ConstructorFromReduceNode.
+NODES: dict[str, Names] = {
+    "LossNode": LOSSES,
+    "FunctionNode": FUNCTIONS,  # and the ufuncs of numpy and scipy
+    "TreeNode": _names("sklearn.tree._tree: Tree"),
+    "PartialNode": _names("functools: partial"),  # of one of these functions: boosted trees with categories
+    "TypeNode": _names(  # skops writes a function in C, such as asarray, as a type
+        f"builtins: bool int float str list tuple set dict\nnumpy: {SCALARS} asarray\ncollections: OrderedDict"
+    ),
+    "JsonNode": _names("builtins: str"),
+    "DictNode": _names("builtins: dict\ncollections: OrderedDict\nsklearn.utils._bunch: Bunch"),
+    "DefaultDictNode": _names("collections: defaultdict"),  # a Booster's scores
+    "BytearrayNode": _names("builtins: bytearray"),  # a Booster's trees
+    "ListNode": _names("builtins: list"),
+    "TupleNode": _names("builtins: tuple\nsklearn.impute._iterative: _ImputerTriplet"),
+    "SetNode": _names("builtins: set"),
+    "SliceNode": _names("builtins: slice"),
+    "NdArrayNode": _names(f"numpy: ndarray {SCALARS}"),
+    "MaskedArrayNode": _names("numpy.ma: MaskedArray"),
+    "DTypeNode": _names("numpy: dtype"),
+    "RandomStateNode": _names("numpy.random.mtrand: RandomState"),
+    "RandomGeneratorNode": _names("numpy.random._generator: Generator"),
+    "SparseMatrixNode": _names(
+        "\n".join(f"scipy.sparse._{kind}: {kind}_matrix {kind}_array" for kind in ("bsr", "coo", "csc", "csr", "dia"))
+    ),
+}
 
 # What a .keras file may name.
 KERAS = _names("""\

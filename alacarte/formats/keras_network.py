@@ -5,7 +5,6 @@ refuses a Lambda layer, but it creates any registered class. So the names are ch
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, ZipFile
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from alacarte.errors import UserError
+from alacarte.formats.check import objects_in
 from alacarte.formats.classes import KERAS
 from alacarte.formats.frameworks import import_extra
 from alacarte.formats.network import NetworkModel, check_settings
@@ -62,7 +62,8 @@ def check_config(file: Path) -> None:
                 )
             if (size := archive.getinfo("config.json").file_size) > MAX_CONFIG:
                 raise ValueError(f"config.json has {size} bytes, allowed are {MAX_CONFIG}")
-            names = set(_names(json.loads(archive.read("config.json"))))
+            objects = list(objects_in(json.loads(archive.read("config.json")), "class_name"))
+        names = {(each.get("module"), each["class_name"], each.get("registered_name")) for each in objects}
     except Exception as error:  # a forged file can break the reader anywhere
         raise UserError(f"{file}: not a .keras file that can be read: {' '.join(str(error).split())[:200]}") from error
     for module, name, registered in sorted(names, key=str):
@@ -71,16 +72,3 @@ def check_config(file: Path) -> None:
             raise UserError(
                 f"{file}: needs {module}.{name}, which is not in alacarte/formats/classes.py: not loaded or saved"
             )
-
-
-def _names(config: object) -> Iterator[tuple[Any, Any, Any]]:
-    """The module, the class and the registered name of every object in a configuration, wherever it is in the JSON."""
-    branches = [config]
-    while branches:
-        branch = branches.pop()
-        if isinstance(branch, dict):
-            if "class_name" in branch:
-                yield branch.get("module"), branch["class_name"], branch.get("registered_name")
-            branches.extend(branch.values())
-        elif isinstance(branch, list):
-            branches.extend(branch)

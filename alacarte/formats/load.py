@@ -19,6 +19,8 @@ PREDICT = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_p
 # The loaders of the networks of torch and Keras, and of the models of your own frameworks.
 OURS, OWN = "network_pyfunc", "alacarte.learners.network"
 
+PICKLES = {".pkl", ".pickle", ".cloudpickle", ".joblib", ".pth", ".pt", ".ckpt", ".bin"}
+
 # Bytes of a file in JSON or YAML that describes a model: larger ones would fill the memory before they can be checked.
 MAX_METADATA = 2**26
 MAX_VALUES = 10**6  # of the metadata and flavors in MLmodel
@@ -125,11 +127,9 @@ def _check_files(folder: Path) -> None:
 
 
 def _check_pickles(folder: Path) -> None:
-    pickles = sorted(
-        str(file.relative_to(folder)) for file in folder.rglob("*") if file.suffix.lower() in formats.PICKLES
-    )
-    if pickles:
-        raise UserError(f"{folder}: {', '.join(pickles)}: pickles are not loaded; log the model again as skops")
+    for file in folder.rglob("*"):
+        if file.suffix.lower() in PICKLES:
+            raise UserError(f"{file}: pickles are not loaded; log the model again as skops")
 
 
 def _check_sklearn(folder: Path, flavor: dict, sklearn: dict) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from alacarte.errors import UserError
-from alacarte.formats.classes import CLASSES
+from alacarte.formats.classes import is_class
 
 INTEGER, NUMBER = (int, np.integer), (int, float, np.number, np.bool_)
 SEEDS = (int, str, np.integer, np.random.RandomState)  # a word such as "deprecated" is refused by scikit-learn
@@ -83,7 +83,7 @@ def _parts(model: object) -> Iterator[Any]:
 
 def _is_listed(part: object) -> bool:
     """Whether the class of an object, or one that it inherits from, is on the list."""
-    return any((cls.__module__, cls.__name__) in CLASSES for cls in type(part).__mro__)
+    return any(is_class(cls.__module__, cls.__name__) for cls in type(part).__mro__)
 
 
 def _is_own(part: object) -> bool:
@@ -225,19 +225,7 @@ def _check_labels_of_neighbours(model: Any) -> None:
 
 
 # In the names of LightGBM's settings for files and other machines.
-NOT_A_SETTING = {
-    "config",
-    "file",
-    "filename",
-    "fs",
-    "machine",
-    "machines",
-    "mlist",
-    "nodes",
-    "port",
-    "splits",
-    "workers",
-}
+NOT_A_SETTING = r"(^|_)(config|file|filename|fs|machines?|mlist|nodes|port|splits|workers)(_|$)"
 
 
 def _check_booster(booster: Any) -> None:
@@ -256,7 +244,7 @@ def _check_boosted_model(model: Any) -> None:
 
 def _check_settings(settings: dict) -> None:
     for name, value in settings.items():
-        _require(not NOT_A_SETTING & set(name.split("_")), f"Booster: a setting {name!r}")
+        _require(not re.search(NOT_A_SETTING, name), f"Booster: a setting {name!r}")
         for leaf in _leaves(value):
             plain = leaf is None or isinstance(leaf, NUMBER) or re.fullmatch(r"[\w:.-]*", str(leaf))
             _require(bool(plain), f"Booster: {name} is neither a number nor a word")

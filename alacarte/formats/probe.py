@@ -175,17 +175,15 @@ def _limit(seconds: int, megabytes: int | None) -> None:
         return
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, most = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (_at_most(seconds + 5, most), most))
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    def limit(kind: int, value: int) -> None:
+        _, most = resource.getrlimit(kind)
+        resource.setrlimit(kind, (value if most < 0 else min(value, most), most))
+
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_CPU, seconds + 5)
     data_pages = int(Path("/proc/self/statm").read_text().split()[5])
-    limit = most if megabytes is None else data_pages * resource.getpagesize() + megabytes * 1_000_000
-    resource.setrlimit(resource.RLIMIT_DATA, (_at_most(limit, most), most))
-
-
-def _at_most(limit: int, hard_limit: int) -> int:
-    return limit if hard_limit < 0 else min(limit, hard_limit)
+    used = data_pages * resource.getpagesize()
+    limit(resource.RLIMIT_DATA, sys.maxsize if megabytes is None else used + megabytes * 1_000_000)
 
 
 def _is_memory_error(error: BaseException | None) -> bool:
@@ -203,97 +201,74 @@ def _load_and_predict(folder: Path, trust_code: bool) -> tuple[str, Any, PyFuncM
     example = model.input_example
     if example is None:
         example = _from_signature(model)
-    is_table = isinstance(example, pd.DataFrame | np.ndarray)
+    if isinstance(example, pd.DataFrame | np.ndarray):
+        example = example[:EXAMPLE_ROWS]
     with parallel_config(backend="threading"):  # other processes would outlive this one
-        _predict(model, [example[:EXAMPLE_ROWS] if is_table else example])
-        tables = [
-            table for tables in trial_tables(example, np.random.default_rng()) for table in _predict(model, tables)
-        ]
-        if tables and kind == "sklearn" and hasattr(implementation, "predict_proba"):
-            _predict(PyFuncModel(model.metadata, implementation, "predict_proba"), [_join(tables)])
+        models = [model]
+        if kind == "sklearn" and hasattr(implementation, "predict_proba"):
+            models.append(PyFuncModel(model.metadata, implementation, "predict_proba"))
+        for rows in (example, *trial_tables(example, np.random.default_rng())):
+            for each in models:
+                _predict(each, rows)
     return kind, implementation, model
 
 
-def _predict(model: PyFuncModel, tables: list[Any]) -> list[Any]:
-    """The tables that a model answers. A model is not refused for an exception: the server answers the request with it."""
+def _predict(model: PyFuncModel, rows: Any) -> None:
+    """A model is not refused for an exception: the server answers the request with it."""
     try:
-        model.predict(_join(tables))
+        model.predict(rows)
     except Exception as error:
         if _is_memory_error(error):
             raise
-        return [] if len(tables) == 1 else [table for table in tables for table in _predict(model, [table])]
-    return tables
 
 
 # --- the rows ---
 
 
-def trial_tables(example: Any, draw: np.random.Generator) -> Iterator[list[pd.DataFrame | np.ndarray]]:
+def trial_tables(example: Any, draw: np.random.Generator) -> Iterator[pd.DataFrame | np.ndarray]:
     """Tables of ROWS rows like an example, each with another kind of unusual values; none for an example that is no table.
 
-    A model may refuse a kind, such as unseen categories, and with it all rows of a call. So each kind has a table, and the
-    tables of a list are likely to be answered in one call. The rows are drawn anew each time, so that nobody can forge a
-    model around them.
+    A model may refuse a kind, such as unseen categories, and with it all rows of a call. So each kind has a table. The rows
+    are drawn anew each time, so that nobody can forge a model around them.
     """
-    if isinstance(example, np.ndarray) and len(example) and example.dtype.kind in "fiu":
-        base = example[draw.integers(len(example), size=ROWS)]
-        numbers = [_vary_numbers(base.ravel(), extremes, draw) for extremes in ((), MODERATE, MISSING, HUGE)]
-        *usual, huge = [varied.reshape(base.shape) for varied in numbers]
-    elif isinstance(example, pd.DataFrame) and len(example):
-        base = example.iloc[draw.integers(len(example), size=ROWS)].reset_index(drop=True)
-        usual = [base.apply(_vary, args=(extremes, draw)) for extremes in ((), MODERATE, MISSING)]
-        huge = base.apply(_vary, args=(HUGE, draw))
-        texts = base.select_dtypes(["object", "string"])
-        unseen = texts.map(lambda cell: UNSEEN if isinstance(cell, str) and draw.random() < 0.5 else cell)
-        if not unseen.equals(texts):
-            strange = base.copy()
-            strange[texts.columns] = unseen
-            yield [strange]
-    else:
+    if not isinstance(example, pd.DataFrame | np.ndarray) or not len(example):
         return
-    yield usual
-    yield [huge]
+    chosen = draw.integers(len(example), size=ROWS)
+    base = example[chosen] if isinstance(example, np.ndarray) else example.iloc[chosen].reset_index(drop=True)
+    for extremes in (MODERATE, MISSING, HUGE):
+        yield (
+            base.apply(_vary, args=(extremes, draw)) if isinstance(base, pd.DataFrame) else _vary(base, extremes, draw)
+        )
+    if isinstance(base, pd.DataFrame):
+        yield base.map(lambda cell: UNSEEN if isinstance(cell, str) and draw.random() < 0.5 else cell)
 
 
-def _vary(column: pd.Series, extremes: Sequence[float], draw: np.random.Generator) -> pd.Series:
-    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "fiu":
-        return pd.Series(_vary_numbers(column.to_numpy(), extremes, draw), index=column.index)
-    return column
-
-
-def _vary_numbers(values: np.ndarray, extremes: Sequence[float], draw: np.random.Generator) -> np.ndarray:
-    """(n,) numbers in the range of `values` and a little outside it; every second one is an extreme, where there are some."""
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+def _vary(values: Any, extremes: Sequence[float], draw: np.random.Generator) -> Any:
+    """Numbers in the range of a column or an array and a little outside it; every second one is an extreme."""
+    if not isinstance(values.dtype, np.dtype) or values.dtype.kind not in "fiu":
+        return values
+    finite = np.asarray(values, "float64")[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     margin = (high - low) or 1.0
-    varied = draw.uniform(low - margin, high + margin, size=len(values))
-    if extremes:
-        varied = np.where(draw.random(len(values)) < 0.5, draw.choice(extremes, size=len(values)), varied)
-    if values.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            return varied.astype(values.dtype)
-    bounds = np.iinfo(values.dtype)  # a whole number has no missing value: it becomes 0
-    exact = [int(np.clip(value, bounds.min, bounds.max)) for value in np.nan_to_num(varied).tolist()]
-    return np.array([min(max(value, bounds.min), bounds.max) for value in exact], dtype=values.dtype)
-
-
-def _join(tables: Sequence[Any]) -> Any:
-    if len(tables) == 1:
-        return tables[0]
-    return pd.concat(tables, ignore_index=True) if isinstance(tables[0], pd.DataFrame) else np.concatenate(tables)
+    usual = draw.uniform(low - margin, high + margin, values.shape)
+    varied = np.where(draw.random(values.shape) < 0.5, draw.choice(extremes, values.shape), usual)
+    if values.dtype.kind != "f":  # a whole number has no missing value: it becomes 0
+        bounds = np.iinfo(values.dtype)
+        varied = np.clip(np.nan_to_num(varied), bounds.min, bounds.max)
+    with np.errstate(over="ignore", invalid="ignore"):
+        varied = varied.astype(values.dtype)
+    return pd.Series(varied, index=values.index) if isinstance(values, pd.Series) else varied
 
 
 def _from_signature(model: PyFuncModel) -> Any:
-    """Two rows of zeros, empty texts and the like, for a model without an input example."""
+    """Two rows of zeros and empty texts, for a model without an input example."""
     inputs = model.metadata.signature.inputs
     if inputs.is_tensor_spec():
         spec = inputs.inputs[0]
         return np.zeros([2 if size < 0 else size for size in spec.shape], dtype=spec.type)
-    zero = {DataType.string: "", DataType.binary: b"", DataType.datetime: pd.Timestamp(0)}
     columns = {}
     for number, spec in enumerate(inputs.inputs):
-        name = number if spec.name is None else spec.name
-        value = zero.get(spec.type)
-        dtype = spec.type.to_pandas() if value is None and isinstance(spec.type, DataType) else None
-        columns[name] = pd.Series([0 if value is None else value] * 2, dtype=dtype)
+        zero = {DataType.string: "", DataType.binary: b""}.get(spec.type, 0)
+        dtype = spec.type.to_pandas() if isinstance(spec.type, DataType) else None
+        columns[number if spec.name is None else spec.name] = pd.Series([zero] * 2, dtype=dtype)
     return pd.DataFrame(columns)
