@@ -20,10 +20,14 @@ FAMILIES = {
     "sklearn": [],
     "torch_mlp": ["model.network.hidden=[16]", "model.max_epochs=20", "model.device=cpu"],
 }
-# Those of other packages, with tests of their own.
-BOOSTERS = {"lightgbm": ["model.n_estimators=10"], "xgboost": ["model.n_estimators=10"]}
 SMALL = ["model.network.hidden=[16]", "model.max_epochs=20"]
-NETWORKS = {"keras_mlp": SMALL, "torch_cnn": ["model.network.channels=4", "model.max_epochs=6", "model.device=cpu"]}
+# And those of other packages.
+ALL = FAMILIES | {
+    "lightgbm": ["model.n_estimators=10"],
+    "xgboost": ["model.n_estimators=10"],
+    "keras_mlp": SMALL,
+}
+IMAGES = {"torch_cnn": ["model.network.channels=4", "model.max_epochs=6", "model.device=cpu"]}
 ANY = {
     "classification": "sklearn.ensemble.ExtraTreesClassifier",
     "regression": "sklearn.ensemble.ExtraTreesRegressor",
@@ -33,7 +37,7 @@ ANY = {
 def learner(family: str, task: str = "classification", *overrides: str) -> Any:
     more = [f"model.estimator._target_={ANY[task]}"] if family == "sklearn" else []
     with initialize_config_dir(str(CONF), version_base=None):
-        config = compose("train", [f"model={family}", *(FAMILIES | BOOSTERS | NETWORKS)[family], *more, *overrides])
+        config = compose("train", [f"model={family}", *(ALL | IMAGES)[family], *more, *overrides])
     return instantiate(config.model)
 
 

@@ -92,6 +92,10 @@ def test_a_challenger_and_a_champion_that_crash_loop_and_devour(project: Project
         served.wait("/status", model_version="5", failures=len(REASONS))
         assert answers(served) == 3
         assert served.stop() == 0
+    point(project, "2")
+    with served_by(project, ".first") as served:  # the version that served last serves again
+        served.wait("/status", model_version="5", error=REASONS["2"])
+        assert answers(served) == 3
 
 
 def test_a_start_with_a_champion_that_crashes(project: Project, gone):
@@ -103,40 +107,20 @@ def test_a_start_with_a_champion_that_crashes(project: Project, gone):
         assert served.ask("/readyz").status == 503
         gone(served)
         assert served.ask("/livez").status == 200 and served.stop(signal.SIGINT) == 0
-    point(project, "5")
-    with served_by(project, ".empty") as served:
-        served.wait("/status", model_version="5")
-    point(project, "2")
-    [copy] = (project.root / ".empty").glob("*/2-*")
-    (copy / "served").touch()  # as if it had served last
-    with served_by(project, ".empty") as served:
-        served.wait("/status", model_version="5", error=REASONS["2"])
-        assert answers(served) == 3
 
 
-def test_a_server_that_is_killed_leaves_no_process(project: Project, gone):
+def test_trials_hold_neither_socket_nor_database_and_end_with_a_server_that_is_killed(project: Project, gone):
     point(project, "3", "challenger")
     point(project, "1")
     with served_by(project, ".killed") as served:
         served.wait("/status", model_version="1")
-        server = psutil.Process(served.process.pid)
-        until(
-            lambda: len(server.children(recursive=True)) > 2
-        )  # the forking process, and two for the version that loops
-        gone(served)
-        os.kill(served.process.pid, signal.SIGKILL)
-        served.process.wait(30)
-
-
-def test_the_processes_hold_neither_socket_nor_database(project: Project):
-    point(project, "3", "challenger")
-    point(project, "1")
-    with served_by(project, ".files") as served:
-        served.wait("/status", model_version="1")
         answers(served)
         server = psutil.Process(served.process.pid)
-        until(lambda: len(server.children(recursive=True)) > 2)
+        until(lambda: len(server.children(recursive=True)) > 2)  # the child that loops is one of them
         for process in server.children(recursive=True):
             assert not [file for file in process.open_files() if ".db" in file.path]
             assert not [c for c in process.net_connections("inet") if c.status == "LISTEN"]
         assert [c for c in server.net_connections("inet") if c.status == "LISTEN"]
+        gone(served)
+        os.kill(served.process.pid, signal.SIGKILL)
+        served.process.wait(30)

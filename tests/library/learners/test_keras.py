@@ -1,4 +1,4 @@
-"""Keras on torch: trained, trained further, saved as .keras and loaded; forged files are refused before Keras reads them."""
+"""Keras on torch: forged files are refused before Keras reads them. test_learners.py and test_update.py train and load it."""
 
 import json
 from collections.abc import Callable
@@ -7,43 +7,11 @@ from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import h5py
-import mlflow
-import numpy as np
-import pandas as pd
 import pytest
 from learning import fitted, learner, table
 
-from alacarte import learners
 from alacarte.errors import UserError
 from alacarte.formats import probe
-
-
-@pytest.mark.parametrize("task", ["classification", "regression"])
-def test_a_network_of_keras_is_saved_loaded_and_trained_further(task: str, tmp_path: Path):
-    (X, y), (more, truth) = table("mixed", task), table("mixed", task, seed=1)
-    made = fitted("keras_mlp", "mixed", task)
-    made.save(tmp_path / "model", example=X.head(5), metadata={})
-    expected = made.predict(X)
-    model = learners.load(tmp_path / "model")
-    served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
-    native = mlflow.keras.load_model(str(tmp_path / "model"))
-    assert np.allclose(native(made.numbers(X)).detach().numpy(), made.outputs(made.numbers(X)), atol=1e-5)
-    if task == "classification":
-        assert model.predict(X).tolist() == served.predict(X).tolist() == expected.tolist()
-        assert np.allclose(model.predict_proba(X), made.predict_proba(X)) and (expected == y).mean() > 0.6
-    else:
-        assert np.allclose(model.predict(X), expected) and np.allclose(served.predict(X), expected, rtol=1e-4)
-    rows, labels = pd.concat([X, more], ignore_index=True), pd.concat([y, truth], ignore_index=True)
-    seen: list[dict] = []
-    for init, epochs in (("warm", 5), ("shrink_perturb", 5), ("scratch", model.epochs)):
-        update = model.update(
-            rows, labels, X, y, init=init, share=5.1 / model.epochs, shrink=0.8, seed=0,
-            on_epoch=lambda epoch, metrics: seen.append(metrics),
-        )  # fmt: skip
-        assert (update.init, update.note) == (init, None)
-        assert init == "scratch" or update.epochs == epochs
-    assert set(seen[0]) == {"train_loss", "val_loss", "val_accuracy" if task == "classification" else "val_r2"}
-    assert model.classes == made.classes
 
 
 def test_what_is_wrong_with_a_network_is_one_line():
@@ -81,20 +49,17 @@ def nothing(config: dict) -> None:
     pass
 
 
+def dense(config: dict) -> dict:
+    return next(part for part in config["config"]["layers"] if part["class_name"] == "Dense")
+
+
 def layer(**values: Any) -> Callable[[dict], None]:
     """A change of the first dense layer."""
-
-    def edit(config: dict) -> None:
-        next(part for part in config["config"]["layers"] if part["class_name"] == "Dense").update(values)
-
-    return edit
+    return lambda config: dense(config).update(values)
 
 
 def in_config(**values: Any) -> Callable[[dict], None]:
-    def edit(config: dict) -> None:
-        next(part for part in config["config"]["layers"] if part["class_name"] == "Dense")["config"].update(values)
-
-    return edit
+    return lambda config: dense(config)["config"].update(values)
 
 
 CALL = {"class_name": "function", "config": "system", "module": "os", "registered_name": "system"}

@@ -7,7 +7,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from learning import FAMILIES, fitted, learner, table
+from learning import ALL, FAMILIES, fitted, learner, table
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
@@ -18,6 +18,7 @@ from alacarte.errors import UserError
 from alacarte.learners.sklearn import SklearnLearner
 
 GOES_ON = {"sklearn_sgd", "sklearn_hgb", "sklearn_mlp", "torch_mlp"}
+OF_OTHERS = ALL.keys() - FAMILIES
 HOW = {"share": 0.25, "shrink": 0.8, "seed": 0}
 
 
@@ -27,17 +28,16 @@ def again(made, folder: Path, X: pd.DataFrame):
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
-@pytest.mark.parametrize("kind", ["numeric", "mixed"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_each_family_goes_on_or_says_why_not(family: str, kind: str, task: str, tmp_path: Path) -> None:
-    (X, y), (more, truth) = table(kind, task), table(kind, task, seed=1)
-    made = again(fitted(family, kind, task), tmp_path / "first", X)
+@pytest.mark.parametrize("family", ALL)
+def test_each_family_goes_on_or_says_why_not(family: str, task: str, tmp_path: Path) -> None:
+    (X, y), (more, truth) = table("mixed", task), table("mixed", task, seed=1)
+    made = again(fitted(family, "mixed", task), tmp_path / "first", X)
     epochs, before = made.epochs, made.predict(X)
     both, labels = pd.concat([X, more], ignore_index=True), pd.concat([y, truth], ignore_index=True)
     for round_ in range(2):
         update = made.update(both, labels, X[120:], y[120:], init="warm", **HOW)
         assert update.samples_seen == update.epochs * len(both)
-        if family in GOES_ON:
+        if family in GOES_ON | OF_OTHERS:
             assert (update.init, update.note) == ("warm", None)
             assert update.epochs <= max(1, epochs / 4) and made.epochs == epochs
         else:
@@ -75,28 +75,27 @@ def test_scratch_learns_a_new_class(tmp_path: Path) -> None:
         assert again(made, tmp_path / f"{family}-new", X).classes == made.classes
 
 
-def test_shrink_perturb_is_for_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["torch_mlp", "keras_mlp", "sklearn_mlp"])
+def test_shrink_perturb_is_for_networks(family: str) -> None:
     X, y = table("numeric", "classification")
-    made = again(fitted("torch_mlp", "numeric", "classification"), tmp_path / "torch", X)
-    assert made.update(X, y, X, y, init="shrink_perturb", **HOW).note is None
-    made = again(fitted("sklearn_mlp", "numeric", "classification"), tmp_path / "mlp", X)
+    made = copy.deepcopy(fitted(family, "numeric", "classification"))
     update = made.update(X, y, X, y, init="shrink_perturb", **HOW)
-    assert update.init == "warm" and "torch" in update.note
+    expected = ("warm", True) if family == "sklearn_mlp" else ("shrink_perturb", False)
+    assert (update.init, "torch" in str(update.note)) == expected
 
 
-def test_boosting_with_little_regularisation_starts_over() -> None:
+@pytest.mark.parametrize(
+    ("family", "setting"), [("sklearn_hgb", "l2_regularization"), ("lightgbm", "reg_lambda"), ("xgboost", "reg_lambda")]
+)
+def test_boosting_with_little_regularisation_or_without_a_class_starts_over(family: str, setting: str) -> None:
     X, y = table("numeric", "classification")
-    made = learner("sklearn_hgb", "classification", "model.l2_regularization=1")
-    made.fit(X, y, X, y, task="classification", seed=0)
-    update = made.update(X, y, X, y, init="warm", **HOW)
-    assert update.init == "scratch" and "l2_regularization=10" in update.note
-
-
-def test_boosting_without_a_class_starts_over() -> None:
-    X, y = table("numeric", "classification")
-    made = copy.deepcopy(fitted("sklearn_hgb", "numeric", "classification"))
+    made = copy.deepcopy(fitted(family, "numeric", "classification"))
     update = made.update(X[y != "low"], y[y != "low"], X, y, init="warm", **HOW)
     assert update.init == "scratch" and "'low'" in update.note and made.classes == ["high", "mid"]
+    made = learner(family, "classification", f"model.{setting}=1")
+    made.fit(X, y, X, y, task="classification", seed=0)
+    update = made.update(X, y, X, y, init="warm", **HOW)
+    assert update.init == "scratch" and f"model.{setting}=10" in update.note
 
 
 def test_trees_read_new_rows_as_they_read_the_old_ones() -> None:
