@@ -240,7 +240,9 @@ def trial_tables(example: Any, draw: np.random.Generator) -> Iterator[pd.DataFra
             base.apply(_vary, args=(extremes, draw)) if isinstance(base, pd.DataFrame) else _vary(base, extremes, draw)
         )
     if isinstance(base, pd.DataFrame):
-        yield base.map(lambda cell: UNSEEN if isinstance(cell, str) and draw.random() < 0.5 else cell)
+        texts = base.select_dtypes(["object", "string"])
+        base[texts.columns] = texts.map(lambda cell: UNSEEN if isinstance(cell, str) and draw.random() < 0.5 else cell)
+        yield base
 
 
 def _vary(values: Any, extremes: Sequence[float], draw: np.random.Generator) -> Any:

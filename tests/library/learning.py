@@ -35,7 +35,8 @@ ANY = {
 
 
 def learner(family: str, task: str = "classification", *overrides: str) -> Any:
-    more = [f"model.estimator._target_={ANY[task]}"] if family == "sklearn" else []
+    any_estimator = [f"model.estimator._target_={ANY[task]}", "+model.estimator.n_estimators=10"]
+    more = any_estimator if family == "sklearn" else []
     with initialize_config_dir(str(CONF), version_base=None):
         config = compose("train", [f"model={family}", *(ALL | IMAGES)[family], *more, *overrides])
     return instantiate(config.model)

@@ -1,6 +1,5 @@
 """Models that would end or block the process that loads them are refused; servers and steps go on."""
 
-import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,6 @@ import pandas as pd
 import psutil
 import pytest
 import skops.io
-from conftest import Project, copy_project
 from forging import CODE, FORGERIES, LABELS, ROWS, change_arrays, code_of
 from mlflow.models import Model, infer_signature
 from mlflow.pyfunc import PyFuncModel
@@ -241,27 +239,3 @@ def test_a_version_that_hangs_does_not_delay_the_next(tmp_path: Path, monkeypatc
             hanging.result()
     with pytest.raises(UserError, match="has ended; restart the server"):
         server_probe.check(good, False, rehearse_start)
-
-
-# --- a step ---
-
-
-@pytest.fixture
-def careless(tmp_path: Path) -> Project:
-    """A copy whose child loads a model without any check, as if the checks missed a forgery."""
-    root = copy_project(tmp_path / "project")
-    with (root / "alacarte/formats/probe.py").open("a") as file:
-        file.write(f"\n\n{inspect.getsource(load_unchecked)}\n\nload = load_unchecked\n")
-        file.write("import skops.io\nfrom mlflow.models import Model\n")
-    return Project(root, f"sqlite:///{root}/mlflow.db")
-
-
-def test_a_step_with_a_forged_model_ends_in_one_line(careless: Project, tmp_path: Path):
-    folder = forged("neighbours far away", tmp_path / "model")
-    ROWS.to_csv(tmp_path / "rows.csv", index=False)
-    run = careless.client.create_run("0")
-    files = (f"input={tmp_path}/rows.csv", f"output={tmp_path}/answers.csv")
-    ended = careless.step("score", *files, f"model_uri={folder}", code=2, MLFLOW_RUN_ID=run.info.run_id)
-    line = ended.stderr.strip().splitlines()[-1]
-    assert line == f"score: {folder}: the process that tried it ended with SIGSEGV"
-    assert "Traceback" not in ended.stderr and careless.client.get_run(run.info.run_id).info.status == "FAILED"

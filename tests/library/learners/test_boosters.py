@@ -7,6 +7,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from conftest import Project
 from learning import fitted, learner, table
 
 from alacarte import formats, learners
@@ -107,6 +108,20 @@ def test_a_forged_booster_is_refused(family: str, forge: Callable, reason: str, 
     change(tmp_path / "model/model.skops", forge)
     with pytest.raises(UserError, match=reason):
         probe.load_safely(tmp_path / "model")
+
+
+def test_a_step_with_a_forged_model_ends_in_one_line(project: Project, tmp_path: Path):
+    X, _ = table("numeric", "classification")
+    folder = tmp_path / "model"
+    fitted("lightgbm", "numeric", "classification").save(folder, example=X.head(5), metadata={})
+    change(folder / "model.skops", change_schema(r"left_child=\d+", "left_child=99999999"))
+    X.to_csv(tmp_path / "rows.csv", index=False)
+    run = project.client.create_run("0")
+    files = (f"input={tmp_path}/rows.csv", f"output={tmp_path}/answers.csv")
+    ended = project.step("score", *files, f"model_uri={folder}", code=2, MLFLOW_RUN_ID=run.info.run_id)
+    line = ended.stderr.strip().splitlines()[-1]
+    assert line.startswith(f"score: {folder}: the process that tried it ended with SIG")
+    assert "Traceback" not in ended.stderr and project.client.get_run(run.info.run_id).info.status == "FAILED"
 
 
 @pytest.mark.parametrize(

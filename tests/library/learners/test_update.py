@@ -54,10 +54,10 @@ def test_each_family_goes_on_or_says_why_not(family: str, task: str, tmp_path: P
 
 
 @pytest.mark.parametrize("family", sorted(GOES_ON))
-def test_rows_of_some_classes_leave_the_others_in_their_places(family: str, tmp_path: Path) -> None:
+def test_rows_of_some_classes_leave_the_others_in_their_places(family: str) -> None:
     """Fitting on as many other classes is what silently turns every answer into another class."""
     X, y = table("numeric", "classification")
-    made = again(fitted(family, "numeric", "classification"), tmp_path / "model", X)
+    made = copy.deepcopy(fitted(family, "numeric", "classification"))
     some = np.arange(len(y)) < (60 if family == "sklearn_hgb" else 0)  # boosting takes its classes from the rows
     kept = (y != "mid") | some
     made.update(X[kept], y[kept], X[120:], y[120:], init="warm", **HOW)
@@ -65,14 +65,13 @@ def test_rows_of_some_classes_leave_the_others_in_their_places(family: str, tmp_
     assert (made.predict(X) == y)[(y != "mid").to_numpy()].mean() > 0.7
 
 
-def test_scratch_learns_a_new_class(tmp_path: Path) -> None:
+def test_scratch_learns_a_new_class() -> None:
     X, y = table("numeric", "classification")
     new = y.mask(X["c"] > 0.8, "new")
-    for family in FAMILIES:
-        made = again(fitted(family, "numeric", "classification"), tmp_path / family, X)
+    for family in ("sklearn_sgd", "sklearn_forest", "torch_mlp", "xgboost"):
+        made = copy.deepcopy(fitted(family, "numeric", "classification"))
         update = made.update(X, new, X, new, init="scratch", **HOW)
         assert update.init == "scratch" and made.classes == ["high", "low", "mid", "new"]
-        assert again(made, tmp_path / f"{family}-new", X).classes == made.classes
 
 
 @pytest.mark.parametrize("family", ["torch_mlp", "keras_mlp", "sklearn_mlp"])
@@ -233,9 +232,9 @@ def test_training_on_learns_the_new_and_keeps_the_old(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["sklearn_sgd", "sklearn_mlp"])
-def test_the_rate_falls_and_comes_back(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_falls_and_comes_back(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = table("numeric", "classification")
-    made = again(fitted(family, "numeric", "classification"), tmp_path / "first", X)
+    made = copy.deepcopy(fitted(family, "numeric", "classification"))
     stepped, knob = made.model[-1], "eta0" if family == "sklearn_sgd" else "learning_rate_init"
     rate, seen = getattr(stepped, knob), []
     step = type(stepped).partial_fit
