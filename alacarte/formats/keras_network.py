@@ -16,7 +16,7 @@ from alacarte.errors import UserError
 from alacarte.formats.check import objects_in
 from alacarte.formats.classes import KERAS
 from alacarte.formats.frameworks import import_extra
-from alacarte.formats.network import NetworkModel, check_settings
+from alacarte.formats.network import NetworkModel
 
 keras = import_extra("keras")
 
@@ -39,7 +39,6 @@ class KerasNetwork(NetworkModel):
         return np.concatenate(batches)
 
     def read(self, folder: Path) -> None:
-        check_settings(self.net["settings"])
         file = folder / "model.keras"
         check_config(file)
         self.network = keras.saving.load_model(file, compile=False, safe_mode=True)

@@ -47,7 +47,7 @@ class _Net(msgspec.Struct):
     task: Literal["classification", "regression"]
     classes: list[str | int | float | bool] | None
     target: _Target | None
-    epochs: Size | None = None
+    epochs: Size
 
 
 class NetworkModel(ABC):
@@ -83,6 +83,8 @@ class NetworkModel(ABC):
         """The model in a folder. UserError for files that do not describe one."""
         model = cls()
         model.net = read_net(folder / "net.json")
+        if model.net["network"]:  # of torch or Keras
+            check_settings(model.net["settings"])
         model.preprocess = load_skops(folder / "preprocess.skops")
         model.read(folder)
         return model
@@ -96,10 +98,11 @@ def read_net(file: Path) -> dict[str, Any]:
     except msgspec.ValidationError as error:
         raise UserError(f"{file}: {error}; train and log the model again") from error
     regression = checked.task == "regression"
-    if (checked.classes is None, checked.target is None) != (regression, not regression):
-        raise UserError(f"{file}: classes or target do not fit task={checked.task}; train and log the model again")
-    if checked.n_outputs != len(checked.classes or [0]):
-        raise UserError(f"{file}: n_outputs={checked.n_outputs} is not the number of classes; train the model again")
+    fits = (checked.classes is None) == regression and (checked.target is None) != regression
+    if not fits or checked.n_outputs != len(checked.classes or [0]):
+        raise UserError(
+            f"{file}: task, classes, target and n_outputs contradict each other; train and log the model again"
+        )
     if len(json.dumps([checked.network, checked.settings])) > MAX_ARGUMENTS:
         raise UserError(f"{file}: network and settings have more than {MAX_ARGUMENTS} characters of arguments")
     return net

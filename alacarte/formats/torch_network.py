@@ -15,7 +15,7 @@ from torch import nn
 
 from alacarte.errors import UserError
 from alacarte.formats.frameworks import PACKAGES, resolve
-from alacarte.formats.network import NetworkModel, check_settings
+from alacarte.formats.network import NetworkModel
 
 ROWS = 4096  # that a network gets at once, so that the outputs of its layers fit into the memory of a device
 
@@ -33,7 +33,6 @@ class TorchNetwork(NetworkModel):
         return torch.cat(batches).numpy()
 
     def read(self, folder: Path) -> None:
-        check_settings(self.net["settings"])
         self.network = _rebuild(self.net, folder / "weights.safetensors").eval()
 
 

@@ -80,7 +80,7 @@ class NetworkLearner(NetworkModel, Learner):
 
     @property
     def epochs(self) -> int:
-        return self.net.get("epochs") or self.settings.get("max_epochs", 1)
+        return self.net["epochs"]
 
     def transformer(self) -> Any:
         return self.preprocess

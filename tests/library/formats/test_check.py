@@ -21,11 +21,10 @@ import pytest
 import sklearn
 from scipy.sparse import issparse
 from sklearn.base import is_classifier
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.experimental import enable_halving_search_cv, enable_iterative_imputer  # noqa: F401
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils import all_estimators
 from sklearn.utils._test_common.instance_generator import _construct_instances
@@ -119,23 +118,6 @@ def test_every_estimator_is_saved_checked_and_loaded(name: str, tmp_path: Path) 
 def test_an_estimator_that_skops_cannot_hold_is_refused_when_saved(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="skops cannot save this model"):
         formats.save_skops(ESTIMATORS[name]().fit(X), tmp_path / "model.skops")
-
-
-@pytest.mark.parametrize("algorithm", ["ball_tree", "kd_tree"])
-@pytest.mark.parametrize("metric", ["minkowski", "manhattan", "chebyshev"])
-def test_neighbours(algorithm: str, metric: str, tmp_path: Path) -> None:
-    model = KNeighborsClassifier(3, algorithm=algorithm, metric=metric, leaf_size=4).fit(X, LABELS)
-    formats.save_skops(model, tmp_path / "model.skops")
-    assert (formats.load_skops(tmp_path / "model.skops").predict(X) == model.predict(X)).all()
-
-
-def test_boosted_trees_with_categories(tmp_path: Path) -> None:
-    rows = np.column_stack([X, np.arange(40) % 4])
-    model = HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=2, categorical_features=[4])
-    model.fit(rows, np.arange(40) % 2)
-    formats.save_skops(model, tmp_path / "model.skops")
-    assert any(len(tree.raw_left_cat_bitsets) for trees in model._predictors for tree in trees)
-    assert (formats.load_skops(tmp_path / "model.skops").predict_proba(rows) == model.predict_proba(rows)).all()
 
 
 # --- names ---
@@ -308,26 +290,6 @@ def test_an_object_that_connects_to_an_address_is_refused(tmp_path: Path) -> Non
             formats.load_skops(path)
         with pytest.raises(BlockingIOError):
             listener.accept()
-
-
-def test_an_object_that_closes_a_socket_is_refused(tmp_path: Path) -> None:
-    """`Connection.__del__` closes the file descriptor that the file names, such as that of a listening socket."""
-    for load, stays_open in ((load_unchecked, False), (formats.load_skops, True)):
-        read, write = os.pipe()
-        attributes = {"_handle": read, "_readable": True, "_writable": True}
-        path = forge(tmp_path / "model.skops", object_node("sklearn.callback._transport", "Connection", **attributes))
-        try:
-            del load(path).copy
-        except UserError as error:
-            assert "needs sklearn.callback._transport.Connection" in str(error)
-        try:
-            os.fstat(read)
-            is_open = True
-            os.close(read)
-        except OSError:
-            is_open = False
-        os.close(write)
-        assert is_open == stays_open
 
 
 def test_an_older_protocol_and_what_is_no_skops_file_are_refused(tmp_path: Path) -> None:

@@ -22,8 +22,6 @@ from mlflow.models import infer_signature
 from safetensors.torch import load_file, save_file
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from test_model import ask_mlflow, numeric_table, ours, save_sklearn
 
 from alacarte import learners
@@ -146,19 +144,6 @@ def test_a_foreign_skops_model_loads(tmp_path: Path) -> None:
     assert (mlflow.pyfunc.load_model(str(tmp_path / "again")).predict(X) == forest.predict(X)).all()
 
 
-def test_a_forged_tree_is_refused_by_the_steps_and_by_the_server(tmp_path: Path) -> None:
-    X, y = numeric_table()
-    model = make_pipeline(StandardScaler(), RandomForestClassifier(3, random_state=0)).fit(X, y)
-    folder = save_sklearn(tmp_path / "m", model, X, skops_trusted_types=["sklearn.tree._tree.Tree", "numpy.dtype"])
-    for loader in LOADERS:
-        loader(folder)
-    model[-1].estimators_[0].tree_.children_left[0] = 10**9
-    from alacarte.formats import skops_io
-
-    skops_io().dump(model, folder / "model.skops")
-    refused(folder, "a node leads to a node that is not one after it")
-
-
 # --- code ---
 
 
@@ -278,8 +263,8 @@ def test_a_class_that_is_no_network_of_the_checkout_is_refused(target: str, ours
         ({"network__hidden": {"a": 1}}, "weights do not fit"),
         ({"n_inputs": 2**40}, r"Expected `int` <= 16777216"),
         ({"n_inputs": "7"}, "Expected `int`, got `str`"),
-        ({"n_outputs": 2}, "n_outputs=2 is not the number of classes"),
-        ({"task": "regression"}, "do not fit task=regression"),
+        ({"n_outputs": 2}, "contradict each other"),
+        ({"task": "regression"}, "contradict each other"),
         ({"classes": [["a"], ["b"], ["c"]]}, "Expected `.*`, got `array`"),
         ({"settings__lr": "fast"}, "model.lr=fast: allowed are numbers"),
         ({"settings__device": "cuda"}, "model.device: the settings are"),

@@ -261,7 +261,14 @@ def test_a_tree_that_says_it_has_more_nodes_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        *(forest, boosted, gradient, neighbours, lambda: IsolationForest(n_estimators=5).fit(X)),
+        *(
+            forest,
+            boosted,
+            gradient,
+            neighbours,
+            lambda: neighbours("ball_tree"),
+            lambda: IsolationForest(n_estimators=5).fit(X),
+        ),
         precomputed,
         *(lambda: SVR().fit(X, NUMBERS), lambda: KNeighborsClassifier().fit(X, np.column_stack([LABELS, LABELS]))),
         lambda: GradientBoostingClassifier(n_estimators=2, init=LogisticRegression()).fit(X, LABELS),
