@@ -38,8 +38,12 @@ warnings.filterwarnings("ignore", message="no explicit representation of timezon
 # A text column counts as dates when every value looks like this and numpy can read it.
 ISO_DATE = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?"
 
-# The categories that one text column can spread over; the rarest share the last one.
-MAX_CATEGORIES = 50
+# What pandas infers from the values of a column.
+KINDS = {
+    **dict.fromkeys(("integer", "floating", "boolean", "mixed-integer-float", "decimal"), "numeric"),
+    **dict.fromkeys(("datetime64", "datetime", "date"), "date"),
+    "mixed-integer": "text",
+}
 
 # Cells of a table below which one thread trains as fast as two: measured with boosted trees and small networks.
 SMALL = 1_000_000
@@ -62,13 +66,12 @@ class Features(Protocol):
 class Tabular:
     """`features=tabular`: numbers are scaled, texts become one column per category, dates become numbers."""
 
-    max_categories: int = MAX_CATEGORIES
+    max_categories: int = 50
 
     def fit_transform(
         self, X: pd.DataFrame, y: pd.Series | None = None, seed: int = 0
     ) -> tuple[ColumnTransformer, Any]:
         """A transformer to a dense float64 array (n, n_features)."""
-        _check_columns(X)
         kinds = {name: _kind(X[name]) for name in X.columns}
         steps = {"numeric": _numeric(), "text": _text(self.max_categories), "date": _date()}
         groups = [(kind, pipe, [name for name in X if kinds[name] == kind]) for kind, pipe in steps.items()]
@@ -82,7 +85,6 @@ class NoFeatures:
     """`features=none`: the model gets the original columns."""
 
     def fit_transform(self, X: pd.DataFrame, y: pd.Series | None = None, seed: int = 0) -> tuple[None, pd.DataFrame]:
-        _check_columns(X)
         return None, X
 
 
@@ -94,7 +96,6 @@ class OwnFeatures:
     transformer: Any
 
     def fit_transform(self, X: pd.DataFrame, y: pd.Series, seed: int = 0) -> tuple[Any, Any]:
-        _check_columns(X)
         set_seed(self.transformer, seed, unseeded_only=True)
         with rows_fit(X, self.function):
             inputs = self.transformer.fit_transform(X, labels(y))
@@ -211,11 +212,6 @@ def threads_for(X: pd.DataFrame) -> AbstractContextManager:
     return threadpool_limits(1 if X.size < SMALL else None)
 
 
-def _check_columns(X: pd.DataFrame) -> None:
-    if X.shape[1] == 0:
-        raise UserError("data: no input column is left beside the target; allowed is one or more")
-
-
 def _kind(column: pd.Series) -> str:
     """ "numeric", "text" or "date"."""
     dtype = column.dtype
@@ -226,20 +222,14 @@ def _kind(column: pd.Series) -> str:
     inferred = pd.api.types.infer_dtype(values, skipna=True)
     if inferred == "string":
         return "date" if _are_dates(values) else "text"
-    kinds = {
-        "numeric": {"integer", "floating", "boolean", "mixed-integer-float", "decimal"},
-        "text": {"mixed-integer"},
-        "date": {"datetime64", "datetime", "date"},
-    }
-    for kind, names in kinds.items():
-        if inferred in names:
-            return kind
     if inferred == "empty":  # nothing but missing values in this part of the data
         numeric, date = pd.api.types.is_numeric_dtype(dtype), pd.api.types.is_datetime64_any_dtype(dtype)
         return "numeric" if numeric else "date" if date else "text"
-    raise UserError(
-        f"data: column {column.name!r} holds {inferred} ({dtype}); allowed are numbers, bool, dates and text"
-    )
+    if inferred not in KINDS:
+        raise UserError(
+            f"data: column {column.name!r} holds {inferred} ({dtype}); allowed are numbers, bool, dates and text"
+        )
+    return KINDS[inferred]
 
 
 def _are_dates(values: pd.Series) -> bool:

@@ -142,6 +142,8 @@ class Learner(ABC):
         on_epoch(epoch, metrics) follows a learner with epochs.
         Raises UserError for a column that is no number, bool, date or text, and for a model that cannot do `task`.
         """
+        if X.shape[1] == 0:
+            raise UserError("data: no input column is left beside the target; allowed is one or more")
         with threads_for(X):
             self.fit_from_scratch(TrainingData(X, y, X_val, y_val, seed, weight, on_epoch), task, features)
 
