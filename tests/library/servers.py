@@ -12,11 +12,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
-from conftest import Project, environment, tracking
+from conftest import Project, environment, free_port, tracking, wait_for
 from mlflow import MlflowClient
 from mlflow.models import infer_signature
 from preloaded import programs
@@ -123,6 +124,25 @@ def serving(
 
 
 serving_alone = partial(serving, preloaded=False)  # for tests that look at the process of the server
+
+
+@contextmanager
+def served_by_mlflow(model_uri: str, folder: Path, store: str = "") -> Iterator[Served]:
+    """`mlflow models serve` with the registry in `store`, in a folder that should contain nothing of this project."""
+    port = free_port()
+    command = ["mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local", "--port", str(port)]
+    env = environment(**({"MLFLOW_TRACKING_URI": store} if store else {}))
+    with (folder / f"serve-{port}.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, 180)
+        yield Served(f"http://127.0.0.1:{port}", process)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
 
 X = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0], "b": [1.0, 0.0, 1.0, 0.0]})
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1.0, 2.0], [3.0, 4.0]]}}

@@ -1,20 +1,15 @@
 """Each framework from training to the next champion, and a corrupt booster that a server refuses while it goes on."""
 
-import json
-import os
-import subprocess
-import sys
-import urllib.request
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Project, environment, free_port, tracking, wait_for
+from conftest import Project, tracking
 from mlflow import MlflowClient
 from reports import report
-from servers import serving
+from servers import served_by_mlflow, serving
 from test_boosters import change, change_schema
 
 from alacarte import learners
@@ -27,37 +22,6 @@ SMALL = {
     "keras_mlp": ["model.max_epochs=25"],
     "torch_cnn": ["model.max_epochs=10"],
 }
-
-
-def served_by_mlflow(project: Project, name: str, body: bytes, folder: Path) -> list:
-    """The answers of `mlflow models serve`, in a folder without this project."""
-    port = free_port()
-    command = [
-        "mlflow",
-        "models",
-        "serve",
-        "-m",
-        f"models:/{name}@champion",
-        "--env-manager",
-        "local",
-        "--port",
-        str(port),
-    ]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=folder, env=environment(MLFLOW_TRACKING_URI=project.uri),
-            stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, 180)
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["predictions"]
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
 
 
 @pytest.mark.parametrize("model", SMALL)
@@ -73,7 +37,8 @@ def test_from_training_to_the_next_champion(project: Project, model: str, tmp_pa
     with serving(project, f"registered_model_name={model}") as served:
         served.wait("/status", model_version="1")
         assert served.ask("/invocations", body).body["predictions"] == scored
-    assert served_by_mlflow(project, model, json.dumps(body).encode(), tmp_path) == scored
+    with served_by_mlflow(f"models:/{model}@champion", tmp_path, project.uri) as stock:
+        assert stock.ask("/invocations", body).body["predictions"] == scored
 
     url, more = f"sqlite:///{tmp_path}/feedback.db", load_digits(rotate=25).sample(400, random_state=0)
     with tracking(project.uri):

@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,9 +11,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, environment, free_port, wait_for
+from conftest import ROOT, environment, tracking
 from learning import ALL, FAMILIES, fitted, learner, table
 from mlflow.pyfunc import scoring_server
+from servers import served_by_mlflow
 
 from alacarte import features, learners
 from alacarte.errors import UserError
@@ -238,28 +237,23 @@ def test_scikit_learn_alone_imports_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], env=env, check=True)
 
 
-def post(port: int, kind: str, body: bytes) -> tuple[int, list]:
-    url = f"http://127.0.0.1:{port}/invocations"
-    request = urllib.request.Request(url, body, {"Content-Type": kind}, method="POST")
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)["predictions"]
-    except urllib.error.HTTPError as error:
-        return error.code, [error.read().decode()]
-
-
 def test_logged_models_are_served_by_mlflow(tmp_path: Path) -> None:
     """A registry in one folder, `mlflow models serve` in another: an estimator and a network over the mixed table."""
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(store)
     (tmp_path / "elsewhere").mkdir()
-    servers, expected = {}, {}
     X, _ = table("mixed", "classification")
-    try:
-        experiment = mlflow.create_experiment("served", artifact_location=(tmp_path / "artifacts").as_uri())
-        for family in ("sklearn_hgb", "torch_mlp"):
-            made = fitted(family, "mixed", "classification")
+    rows = X.head(20).copy()
+    rows["floors"] = rows["floors"].astype(object)
+    rows.loc[1, "floors"] = None  # missing in an integer column that had none in training
+    rows.loc[2, "town"] = "Oslo"
+    rows.loc[3] = None
+    plain = rows.assign(sold=rows["sold"].astype(str).replace("NaT", None)).astype(object)
+    plain = plain.where(plain.notna(), None)
+    records = plain.to_dict(orient="records")
+    for family in ("sklearn_hgb", "torch_mlp"):
+        made = fitted(family, "mixed", "classification")
+        with tracking(store):
+            experiment = mlflow.create_experiment(family, artifact_location=(tmp_path / "artifacts").as_uri())
             with mlflow.start_run(experiment_id=experiment) as run:
                 info = made.log("model", example=X.head(5), metadata={"about": "this"})
                 mlflow.log_metric("val_accuracy", 0.5, model_id=info.model_id)
@@ -269,42 +263,15 @@ def test_logged_models_are_served_by_mlflow(tmp_path: Path) -> None:
             assert mlflow.models.get_model_info(info.model_uri).metadata["about"] == "this"
             version = mlflow.register_model(info.model_uri, family).version
             mlflow.MlflowClient().set_registered_model_alias(family, "champion", version)
-            port = free_port()
-            uri = f"models:/{family}@champion"
-            command = ["mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "--port", str(port)]
-            log = (tmp_path / f"{family}.log").open("w")
-            servers[port] = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                cwd=tmp_path / "elsewhere",
-                env=environment(MLFLOW_TRACKING_URI=store),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-            expected[port] = made
-        rows = X.head(20).copy()
-        rows["floors"] = rows["floors"].astype(object)
-        rows.loc[1, "floors"] = None  # missing in an integer column that had none in training
-        rows.loc[2, "town"] = "Oslo"
-        rows.loc[3] = None
-        plain = rows.assign(sold=rows["sold"].astype(str).replace("NaT", None)).astype(object)
-        plain = plain.where(plain.notna(), None)
-        for port, process in servers.items():
-            wait_for(f"http://127.0.0.1:{port}/health", process)
-            answers = expected[port].predict(rows).tolist()
-            split = json.dumps({"dataframe_split": plain.to_dict(orient="split")}).encode()
-            records = json.dumps({"dataframe_records": plain.to_dict(orient="records")}).encode()
-            assert post(port, "application/json", split) == (200, answers)
-            assert post(port, "application/json", records) == (200, answers)
-            one = json.dumps({"dataframe_records": plain.to_dict(orient="records")[3:4]}).encode()
-            assert post(port, "application/json", one) == (200, answers[3:4])
+        with served_by_mlflow(f"models:/{family}@champion", tmp_path / "elsewhere", store) as server:
+            answers = made.predict(rows).tolist()
+            for body in ({"dataframe_split": plain.to_dict(orient="split")}, {"dataframe_records": records}):
+                assert server.ask("/invocations", body).body["predictions"] == answers
+            one = server.ask("/invocations", {"dataframe_records": records[3:4]})
+            assert one.body["predictions"] == answers[3:4]
             # MLflow reads no CSV for a signature with AnyType or datetime in it; Parquet it does.
-            assert post(port, "text/csv", rows.to_csv(index=False).encode())[0] == 400
-            table_file = rows.astype({"floors": "Int64"}).to_parquet()
-            assert post(port, "application/vnd.apache.parquet", table_file) == (200, answers)
-    finally:
-        mlflow.set_tracking_uri(before)
-        for process in servers.values():
-            if process.poll() is None:
-                os.killpg(process.pid, 15)
-                process.wait(30)
+            csv = rows.to_csv(index=False).encode()
+            assert server.ask("/invocations", csv, Content_Type="text/csv").status == 400
+            parquet = rows.astype({"floors": "Int64"}).to_parquet()
+            answer = server.ask("/invocations", parquet, Content_Type="application/vnd.apache.parquet")
+            assert answer.body["predictions"] == answers

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import Project, copy_project, environment, free_port, tracking, wait_for
-from servers import serving
+from conftest import Project, copy_project, environment, tracking
+from servers import served_by_mlflow, serving
 
 NAME = "orders"
 
@@ -187,24 +187,13 @@ def test_the_model_takes_the_original_columns_and_answers_alike_everywhere(own: 
 
     new = pd.read_csv(own.root / "new.csv").astype(object)
     body = {"dataframe_split": new.where(new.notna(), None).to_dict("split", index=False)}
-    port = free_port()
-    serve = ["mlflow", "models", "serve", "-m", str(folder), "--env-manager", "local", "--port", str(port)]
-    with (tmp_path / "stock.log").open("w") as log:
-        stock = subprocess.Popen(
-            [sys.executable, "-m", *serve], cwd=tmp_path / "elsewhere", env=environment(), stdout=log, stderr=log
-        )
-        try:
-            with serving(own, f"registered_model_name={NAME}", f"serve.cache={tmp_path}/cache") as served:
-                served.wait()
-                assert served.ask("/invocations", body).body["predictions"] == expected
-                one = {"dataframe_split": {**body["dataframe_split"], "data": body["dataframe_split"]["data"][:1]}}
-                assert served.ask("/invocations", one).body["predictions"] == expected[:1]
-                wait_for(f"http://127.0.0.1:{port}/ping", stock)
-                served.url = f"http://127.0.0.1:{port}"
-                assert served.ask("/invocations", body).body["predictions"] == expected
-        finally:
-            stock.terminate()
-            stock.wait(30)
+    one = {"dataframe_split": {**body["dataframe_split"], "data": body["dataframe_split"]["data"][:1]}}
+    with serving(own, f"registered_model_name={NAME}", f"serve.cache={tmp_path}/cache") as served:
+        served.wait()
+        with served_by_mlflow(str(folder), tmp_path / "elsewhere") as stock:
+            for server in (served, stock):
+                assert server.ask("/invocations", body).body["predictions"] == expected
+                assert server.ask("/invocations", one).body["predictions"] == expected[:1]
 
 
 def mlmodel_of(folder: Path) -> dict:
