@@ -27,13 +27,12 @@ MAX_VALUES = 10**6  # of the metadata and flavors in MLmodel
 
 
 def load(folder: Path, trust_code: bool = False) -> tuple[str, Any, PyFuncModel]:
-    """("sklearn", estimator, model), ("torch", TorchNetwork, model), ("keras", KerasNetwork, model), ("own", learner, model)
-    or, with trust_code, ("code", None, model).
+    """("sklearn", estimator, model), ("network", NetworkModel, model) or, with trust_code, ("code", None, model).
 
-    "sklearn" is made from skops by alacarte.formats.check, "torch" from net.json and weights by the classes of this
-    checkout, "keras" from a .keras file with listed layers, "own" by a learner that a module of `project` registers: none
-    of them imports anything that the folder brings. "code" is every other model, which runs code from its
-    folder. Raises UserError for everything else.
+    "sklearn" is made from skops by alacarte.formats.check. "network" is made from net.json and weights by the classes of this
+    checkout, from a .keras file with listed layers, or by a learner that a module of `project` registers. None of them imports
+    anything that the folder brings. "code" is every other model, which runs code from its folder. Raises UserError for
+    everything else.
     """
     try:
         return _load(folder, trust_code)
@@ -81,8 +80,8 @@ def _load(folder: Path, trust_code: bool) -> tuple[str, Any, PyFuncModel]:
                 raise
     if loader in (OURS, OWN) and not torch.get("code") and flavor.get("data") == "data/network":
         _check_pickles(folder)
-        kind, network = _load_network(folder / "data/network", meta, loader)
-        return kind, network, _wrap(folder, meta, network, "predict")
+        network = _load_network(folder / "data/network", meta, loader)
+        return "network", network, _wrap(folder, meta, network, "predict")
     if not trust_code:
         kind = "a torch program (pt2), which runs code when it is opened" if loader == "mlflow.pytorch" else loader
         raise UserError(
@@ -92,17 +91,17 @@ def _load(folder: Path, trust_code: bool) -> tuple[str, Any, PyFuncModel]:
     return "code", None, mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
 
 
-def _load_network(data: Path, meta: Model, loader: str) -> tuple[str, Any]:
+def _load_network(data: Path, meta: Model, loader: str) -> Any:
     if loader == OWN:
-        return "own", registered_learner((meta.metadata or {}).get("learner")).load(data)
+        return registered_learner((meta.metadata or {}).get("learner")).load(data)
     if (data / "model.keras").is_file():
         from alacarte.formats.keras_network import KerasNetwork
 
-        return "keras", KerasNetwork.load(data)
+        return KerasNetwork.load(data)
     import_extra("torch")
     from alacarte.formats.torch_network import TorchNetwork
 
-    return "torch", TorchNetwork.load(data)
+    return TorchNetwork.load(data)
 
 
 def _wrap(folder: Path, meta: Model, implementation: Any, predict_fn: str) -> PyFuncModel:

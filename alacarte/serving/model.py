@@ -219,7 +219,7 @@ class _Predictor:
 
 def _inspect(kind: str, model: Any, meta: Model) -> tuple[str | None, list | None, PredictBoth | None]:
     """The task, the classes, and a function for labels and probabilities; None for each that the model does not have."""
-    if kind in ("torch", "keras", "own"):
+    if kind == "network":
         task, classes = model.net["task"], model.net["classes"]
         return task, classes, _predict_twice(model) if classes else None
     if model is None or meta.flavors["python_function"].get("predict_fn", "predict") != "predict":

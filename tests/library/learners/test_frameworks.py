@@ -39,8 +39,8 @@ def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatc
 def test_a_step_without_a_package_ends_in_one_line(project: Project):
     (project.root / "hide").mkdir()
     (project.root / "hide/sitecustomize.py").write_text(HIDE)
-    path = f"{project.root}/hide"
-    ended = project.step("train", "model=lightgbm", "data.stop=300", code=2, PYTHONPATH=path)
+    fresh = Project(project.root, project.uri, preloaded=False)
+    ended = fresh.step("train", "model=lightgbm", "data.stop=300", code=2, PYTHONPATH=f"{project.root}/hide")
     line = ended.stderr.strip().splitlines()[-1]
     assert line.startswith("train: model: lightgbm is not installed") and "Traceback" not in ended.stderr
 
