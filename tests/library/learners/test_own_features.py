@@ -159,7 +159,8 @@ def stock_answers(folder: Path, table: Path, elsewhere: Path) -> list:
         model = mlflow.pyfunc.load_model(sys.argv[1])
         import project.features
         assert project.features.__file__.startswith(sys.argv[1])
-        print(json.dumps(model.predict(pd.read_csv(sys.argv[2])).tolist()))
+        rows = pd.read_csv(sys.argv[2], parse_dates=["bought"])
+        print(json.dumps(model.predict(rows).tolist()))
     """
     elsewhere.mkdir(exist_ok=True)
     command = [sys.executable, "-c", code, str(folder), str(table)]
@@ -177,7 +178,7 @@ def test_the_model_takes_the_original_columns_and_answers_alike_everywhere(own: 
     folder = download(own, tmp_path / "model")
     columns = json.loads(mlmodel_of(folder)["signature"]["inputs"])
     assert {column["name"]: column.get("type", "any") for column in columns} == {
-        "bought": "string", "price": "double", "city": "string",
+        "bought": "datetime", "price": "double", "city": "string",
     }  # fmt: skip
     (tmp_path / "elsewhere").mkdir()
     own.step("score", f"registered_model_name={NAME}", "input=new.csv", "output=answers.csv")
