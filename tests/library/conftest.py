@@ -30,6 +30,7 @@ FOLDERS = ("alacarte", "conf", "databricks", "examples", "project", "steps")
 
 # The files whose tests take minutes, or need a browser or a workspace: `make test-all` runs them, `make test` does not.
 NIGHTLY = {
+    "test_alone",
     "test_frameworks_served",
     *(
         "test_stack",
