@@ -133,6 +133,14 @@ def new_project(empty_store: Path) -> Callable[[Path], Project]:
     return make
 
 
+@pytest.fixture(scope="session")
+def trained(new_project: Callable[[Path], Project], tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with one trained model, which each test makes the champion of a name of its own."""
+    project = new_project(tmp_path_factory.mktemp("trained"))
+    project.step("train", "model=sklearn_sgd")
+    return project
+
+
 @pytest.fixture(scope="module")
 def project(new_project: Callable[[Path], Project], tmp_path_factory: pytest.TempPathFactory) -> Project:
     return new_project(tmp_path_factory.mktemp("project"))

@@ -13,13 +13,13 @@ import pytest
 from conftest import Project, environment
 from preloaded import programs
 from reports import report
-from test_retrain import DIGITS, Case, trained  # noqa: F401
+from test_retrain import DIGITS, Case
 
 from project.data import load_digits
 
 
 @pytest.fixture
-def case(trained: Project, tmp_path: Path, request: pytest.FixtureRequest) -> Case:  # noqa: F811
+def case(trained: Project, tmp_path: Path, request: pytest.FixtureRequest) -> Case:
     return Case(trained, request.node.name.removeprefix("test_"), tmp_path)
 
 

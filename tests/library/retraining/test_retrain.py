@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from conftest import ROOT, Project, copy_project
+from conftest import ROOT, Project
 from mlflow import MlflowClient
 from reports import report
 
@@ -17,15 +17,6 @@ from project.data import load_digits
 
 DIGITS = list(range(10))
 LOOSE = ("retrain.max_share_per_annotator=10", "retrain.max_range_factor=1000", "explain=false")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with one trained model, which each test makes the champion of a name of its own."""
-    project = Project(copy_project(tmp_path_factory.mktemp("project")), "")
-    project.uri = f"sqlite:///{project.root}/mlflow.db"
-    project.step("train", "model=sklearn_sgd")
-    return project
 
 
 class Case:
