@@ -59,6 +59,8 @@ def step(
     def decorate(function: Callable[..., Any]) -> Callable[..., NoReturn]:
         @functools.wraps(function)
         def main(*more: object) -> NoReturn:
+            if not sys.stderr.isatty():  # in a log file, a bar is a long line of noise
+                os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
             signal.signal(signal.SIGTERM, _terminate)
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as steps/__init__.py leaves it
                 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -98,7 +98,7 @@ class App:
                 reply["audit_ids"] = audit_ids
         if probabilities:
             reply["probabilities"] = await asyncio.to_thread(model.probabilities, rows)
-        state.metrics.rows.inc(rows.n)
+        state.metrics.rows(current.version).inc(rows.n)
         return reply
 
     @contextlib.asynccontextmanager

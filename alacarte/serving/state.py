@@ -72,7 +72,8 @@ class Metrics:
             "serve_latency_seconds", "From the request read to the answer sent", labels,
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         ).labels(name)  # fmt: skip
-        self.rows = Counter("serve_rows", "Rows predicted", labels).labels(name)
+        rows = Counter("serve_rows", "Rows predicted", [*labels, "model_version"])
+        self.rows = cache(lambda version: rows.labels(name, version))
         gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "ready": ("1 if a model is loaded, else 0", lambda: follower.current is not None),
             "swaps": ("Times that another version took over", lambda: follower.status()["swaps"]),

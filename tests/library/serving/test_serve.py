@@ -52,7 +52,8 @@ def test_every_route_answers(server: Served):
     for path in GET_ROUTES:
         assert server.ask(path).status == 200 == server.ask(path, method="HEAD").status, path
     assert {"model_version", "run_id", "since", "swaps", "last_error"} <= set(server.ask("/status").body)
-    assert 'serve_requests_total{path="/invocations"' in server.ask("/metrics").body
+    metrics = server.ask("/metrics").body
+    assert 'serve_requests_total{path="/invocations"' in metrics and 'serve_rows_total{model_version="1"' in metrics
     assert [column["name"] for column in server.ask("/model").body["inputs"]] == ["a", "b"]
     routes = server.ask("/openapi.json").body["paths"]
     ids = [operation["operationId"] for route in routes.values() for operation in route.values()]
