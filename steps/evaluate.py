@@ -57,6 +57,7 @@ def main(cfg: DictConfig) -> None:
     numbers = {"challenger": number_of(version), "champion": number_of(champion)}
     report.log_gate(verdict, scores, signal, rows, compared, gate, numbers)  # on record before the alias moves
     run_id = tracking.active_run().info.run_id
+    report.log_card(verdict, scores, rows, None if is_champion else version)
     if version and not is_champion:
         champion = report.apply_verdict(version, verdict, expected=numbers["champion"], run_id=run_id) or champion
     tags = report.verdict_tags(verdict, numbers["champion"], run_id)

@@ -5,9 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 import mlflow
+from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from alacarte import registry, verdicts
+from alacarte import registry, tracking, verdicts
 from alacarte.data.dataset import as_mlflow
 from alacarte.errors import UserError
 from alacarte.evaluation.champion_challenger import Compared
@@ -65,6 +67,22 @@ def log_gate(
         "worse_slices": compared.worse_slices if compared else [], "checks": verdict.checks, "gate": gate,
     }  # fmt: skip
     mlflow.log_dict(report, "gate.json")
+
+
+def log_card(verdict: Verdict, scores: Mapping[str, float], rows: JudgingRows, version: ModelVersion | None) -> None:
+    """Write a short report as the note of the run, unless it has one, and as the description of the version (its model card)."""
+    data, tags = rows.dataset, version.tags if version else {}
+    origin = f"retrained from version {tags['parent_version']}" if "parent_version" in tags else "trained from scratch"
+    table = "\n".join(f"| test_{name} | {value:.4g} |" for name, value in scores.items())
+    card = (
+        f"**{verdict.decision}**: {verdict.reason}\n\n"
+        f"Predicts `{data.target}` ({data.task}) from {data.X.shape[1]} columns of {data.name}, {origin}.\n\n"
+        f"| metric | value |\n|---|---|\n{table}\n"
+    )
+    if MLFLOW_RUN_NOTE not in mlflow.get_run(tracking.active_run().info.run_id).data.tags:
+        mlflow.set_tag(MLFLOW_RUN_NOTE, card)
+    if version:
+        MlflowClient().update_model_version(version.name, version.version, description=card)
 
 
 def verdict_tags(verdict: Verdict, champion: str, run_id: str) -> dict[str, str]:

@@ -57,6 +57,9 @@ def test_promotion_by_proof_then_rollback_and_back(remote: Project, promoted: st
     for tags in (version.tags, evaluated.data.tags):
         assert (tags["gate.verdict"], tags["gate.reason"]) == ("PROMOTE", verdict["reason"])
     assert version.run_id == evaluated.data.tags["source_run_id"]
+    card = version.description
+    assert verdict["reason"] in card and "| test_accuracy | 0.9" in card and "Predicts `digit`" in card
+    assert evaluated.data.tags["mlflow.note.content"] == card
     files = {file.path for file in remote.client.list_artifacts(evaluated.info.run_id)}
     assert {"importance.png", "importance.json", "champion_vs_challenger.png", "roc_pr.png", "calibration.png"} <= files
     first = remote.client.get_model_version(NAME, "1").tags
