@@ -25,7 +25,7 @@ def test_the_loop_closes_by_itself(project: Project):
     assert champion.tags["parent_version"] == "1"
     # The champion of another model is left alone.
     project.client.create_registered_model("ours")
-    version = project.client.create_model_version("ours", champion.source)
+    version = project.client.create_model_version("ours", str(project.root))
     project.client.set_registered_model_alias("ours", "champion", version.version)
     refused = project.run("python", "-m", "examples.demo.demo", *SMALL, "registered_model_name=ours", code=2)
     assert "a name of its own" in refused.stderr
