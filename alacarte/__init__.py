@@ -12,6 +12,7 @@ feedback/                          the store of predictions and labels
 monitoring/ retraining/ scoring.py a window of predictions, training with labels, answers for a table
 serving/                           the server
 databricks/                        the same steps as jobs of a workspace
+verdicts.py                        signatures of the verdicts of the gate
 template.py                        give a clone its own name
 """
 
