@@ -11,7 +11,6 @@ import re
 import signal
 import sys
 import traceback
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -42,7 +41,7 @@ CONF = next(folder / "conf" for folder in (ROOT, TEMPLATE) if (folder / "conf").
 class Terminated(SystemExit):
     """SIGTERM arrived; 143 is what a shell reports for it."""
 
-    arrived = False  # a library may turn the exception into another one
+    arrived: int | None = None  # the signal that told the step to end: a library may swallow or replace the exception
 
 
 def step(
@@ -61,9 +60,10 @@ def step(
         def main(*more: object) -> NoReturn:
             if not sys.stderr.isatty():  # in a log file, a bar is a long line of noise
                 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-            signal.signal(signal.SIGTERM, _terminate)
-            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as steps/__init__.py leaves it
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.unraisablehook = _report_lost
+            signal.signal(signal.SIGTERM, _end)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, _end)
             code, line = 0, None
             try:
                 _launch(lambda cfg: function(cfg, *more), config_name, run, offline, sys.argv[1:])
@@ -76,7 +76,7 @@ def step(
             except Exception as error:
                 code, line = 1, stores.explain_failure(error)
                 if Terminated.arrived:
-                    code, line = 128 + signal.SIGTERM, None
+                    code, line = 128 + Terminated.arrived, None
                 elif line is None:
                     traceback.print_exc()
             if line:
@@ -88,21 +88,35 @@ def step(
     return decorate
 
 
-def _terminate(_: int, frame: FrameType | None) -> None:
-    """Raise Terminated, or try again soon if an exception would be lost or would leave a run RUNNING.
-
-    A finalizer and a callback of a weak reference lose an exception. A run that is just created or ended has no owner.
-    """
+def _end(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt or Terminated. Wait while MLflow opens or closes a run, which has no owner at that time."""
     while frame:
-        name, file = frame.f_code.co_name, frame.f_code.co_filename
-        opens_or_closes = name in ("start_run", "end_run") and file == mlflow.tracking.fluent.__file__
-        if name == "__del__" or file == weakref.__file__ or opens_or_closes:
-            signal.signal(signal.SIGALRM, _terminate)
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        if (
+            frame.f_code.co_name in ("start_run", "end_run")
+            and frame.f_code.co_filename == mlflow.tracking.fluent.__file__
+        ):
+            _send_again(number)
             return
         frame = frame.f_back
-    Terminated.arrived = True
-    raise Terminated(128 + signal.SIGTERM)
+    Terminated.arrived = number
+    raise _exception(number)
+
+
+def _exception(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(128 + number)
+
+
+def _send_again(number: int) -> None:
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+
+def _report_lost(lost: "sys.UnraisableHookArgs") -> None:
+    """A finalizer, a callback of a weak reference and a hook of os.fork lose exceptions: a lost signal comes again."""
+    if Terminated.arrived and isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
+        _send_again(Terminated.arrived)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _launch(
@@ -114,6 +128,8 @@ def _launch(
         try:
             check(cfg, config_name)
             stores.find_relative_store() if offline else stores.open_stores()
+            if Terminated.arrived:
+                raise _exception(Terminated.arrived)
             with tracking.start_run(config_name, cfg) if tracked else contextlib.nullcontext():
                 function(cfg)
         except Exception as error:  # kept from Hydra, which adds lines of its own; a sweep goes on with its next job

@@ -149,7 +149,7 @@ def register(name: str, model_uri: str, tags: Mapping[str, object] | None = None
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
         raise UserError(f"registered_model_name={name} is refused: {str(error).splitlines()[0]}") from None
-    return version
+    return client.get_model_version(name, version.version)  # with its tags, which a search in Unity Catalog leaves out
 
 
 def check_champion(name: str, expected: str) -> None:

@@ -1,11 +1,12 @@
 """Any argument form gives the same configuration; text survives; mistakes end in one line."""
 
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, environment
 from hydra import compose, initialize_config_dir
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -30,17 +31,27 @@ def test_every_form_means_the_same():
     assert composed("overrides=model.lr=0.1 --seed 7", "") == wanted
 
 
-def test_sigterm_in_a_callback_that_loses_exceptions_comes_back():
-    program = (
-        "import os, signal, time, weakref; from alacarte import launch\n"
-        "class Thing: pass\n"
-        "signal.signal(signal.SIGTERM, launch._terminate)\n"
-        "thing = Thing(); weakref.finalize(thing, os.kill, os.getpid(), signal.SIGTERM)\n"
-        "del thing\n"
-        "time.sleep(10); print('lost')"
+@pytest.mark.parametrize(
+    "lose",
+    [
+        "thing = Thing(); weakref.finalize(thing, tell); del thing",
+        "Thing.__del__ = lambda self: tell(); Thing()",
+        "os.register_at_fork(after_in_parent=tell); os.fork() or os._exit(0)",
+    ],
+)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_a_callback_that_loses_exceptions_comes_back(tmp_path, lose, number, code):
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "greet.py").write_text(
+        "import os, time, weakref\nfrom alacarte import launch\n\n\n"
+        f"class Thing: pass\n\n\ndef tell():\n    os.kill(os.getpid(), {int(number)})\n    time.sleep(0)\n\n\n"
+        f"@launch.step('promote', run=False, offline=True)\ndef main(cfg):\n    {lose}\n"
+        "    time.sleep(10)\n    print('lost')\n\n\nmain()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 143 and "lost" not in done.stdout + done.stderr, done.stderr
+    command = [sys.executable, str(tmp_path / "steps" / "greet.py")]
+    env = environment(PYTHONPATH=str(ROOT))
+    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code and "lost" not in ended.stdout and "Traceback" not in ended.stderr, ended.stderr
 
 
 def test_version_is_a_key_where_it_has_a_value():
