@@ -193,15 +193,14 @@ def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
 
 def copy_to(version: ModelVersion, name: str) -> ModelVersion:
     """The copy of a version, with its tags, under another registered model. A version is copied once."""
-    check_name(name)
-    origin = f"{version.name}/{number_of(version)}"
+    client, origin = MlflowClient(), f"{version.name}/{number_of(version)}"
     copy = next((other for other in versions_of(name) if other.tags.get("copied_from") == origin), None)
     if copy is None:
-        copy = MlflowClient().copy_model_version(f"models:/{origin}", name)
-        tag(copy, {"copied_from": origin})
-        if verdicts.is_signed(version):
-            tag(copy, {verdicts.TAG: verdicts.sign(name, number_of(copy), "PROMOTE")})
-    return MlflowClient().get_model_version(name, copy.version)
+        copy = client.copy_model_version(f"models:/{origin}", name)
+        copy = client.get_model_version(name, copy.version)
+        signature = verdicts.sign(copy, "PROMOTE") if verdicts.is_signed(version) else "none"
+        tag(copy, {"copied_from": origin, verdicts.TAG: signature})
+    return client.get_model_version(name, copy.version)
 
 
 def ancestry(version: ModelVersion) -> list[ModelVersion]:

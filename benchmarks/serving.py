@@ -104,6 +104,8 @@ def log(folder: Path) -> None:
 def running(command: list[str], folder: Path, **more: str) -> Iterator[subprocess.Popen]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     env |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "MLFLOW_DISABLE_TELEMETRY": "true", **more}
+    if answers():
+        sys.exit(f"another server listens on port {PORT}: end it first")
     env["PATH"] = f"{Path(command[0]).parent}{os.pathsep}{env['PATH']}"
     with (folder / "server.log").open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True)

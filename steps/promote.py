@@ -25,6 +25,7 @@ def main(cfg: DictConfig) -> None:
     if not name:
         raise UserError("registered_model_name=null: promote needs the name of a registered model")
     registry.check_name(name)
+    registry.check_name(cfg.to)
     if wanted is None and not cfg.history:
         raise UserError(f"version is required: add -P version=VALUE, one of {registry.known_versions(name)}")
     wanted = "champion" if wanted is None else str(wanted)
@@ -40,21 +41,23 @@ def main(cfg: DictConfig) -> None:
 
 def move(cfg: DictConfig, version: ModelVersion) -> None:
     """Make a version the champion of its model, or its copy the champion of `to`, if it passed the gate or is forced."""
-    name = cfg.to or version.name
-    number, before = registry.number_of(version), registry.number_of(registry.champion_of(name))
-    if number == before and name == version.name:
-        print(f"promote: {name} version {number} is the champion already")
-        return
+    name, number = cfg.to or version.name, registry.number_of(version)
+    before = registry.number_of(registry.champion_of(name))
+    is_copied = name != version.name
     # A version that served before passed the gate once; any other shows its verdict or is forced.
     verdict = version.tags.get("gate.verdict", "none")
-    if verdict != "PROMOTE" and "promoted_at" not in version.tags and not cfg.force:
+    passed = verdict == "PROMOTE" or "promoted_at" in version.tags or (number == before and not is_copied)
+    if not passed and not cfg.force:
         raise UserError(
             f"version={number} of {version.name} has gate verdict {verdict}: add -P force=true to promote it all the same"
         )
 
-    if name != version.name:
+    if is_copied:
         version = registry.copy_to(version, name)
         number = registry.number_of(version)
+    if number == before:
+        print(f"promote: {name} version {number} is the champion already")
+        return
     registry.promote(version, expected=before, reason=cfg.reason)
     mlflow.set_tags({"model_version": number, "previous_version": before})
     print(f"promote: champion of {name} is version {number}, was {before}")

@@ -207,14 +207,17 @@ def read_numbers(
 
 def read_dates(column: pd.Series, missing: Sequence[str] = ()) -> tuple[pd.Series, str | None]:
     """A column of text as dates in UTC if all its values are dates of ISO 8601, else as it is; and a note for the user."""
-    dates = column.mask(column.str.strip().isin(["", *missing])).str.strip()
-    if not (dates.notna().any() and _matches(dates.dropna().drop_duplicates(), DATE)):
+    codes, values = pd.factorize(column)
+    written = pd.Series(values, dtype="str").str.strip()
+    dates = written.mask(written.isin(["", *missing]))
+    if not (dates.notna().any() and _matches(dates.dropna(), DATE)):
         return column, None
     try:
         read = pd.to_datetime(dates, utc=True, format="ISO8601")
     except ValueError:  # such as 2024-13-01
         return column, None
     keep = as_argument("data.text", [str(column.name)])
+    read = read.reindex(codes).set_axis(column.index).rename(column.name)
     return read, f"column {column.name!r} is read as dates, such as {dates.dropna().iloc[0]!r}; {keep} reads text"
 
 

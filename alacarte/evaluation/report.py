@@ -70,7 +70,10 @@ def log_gate(
 
 
 def log_card(verdict: Verdict, scores: Mapping[str, float], rows: JudgingRows, version: ModelVersion | None) -> None:
-    """Write a short report as the note of the run, unless it has one, and as the description of the version (its model card)."""
+    """Write a short report as the note of the run and as the description of the version, its model card.
+
+    A note or a description that somebody else wrote stays.
+    """
     data, tags = rows.dataset, version.tags if version else {}
     origin = f"retrained from version {tags['parent_version']}" if "parent_version" in tags else "trained from scratch"
     table = "\n".join(f"| test_{name} | {value:.4g} |" for name, value in scores.items())
@@ -81,7 +84,8 @@ def log_card(verdict: Verdict, scores: Mapping[str, float], rows: JudgingRows, v
     )
     if MLFLOW_RUN_NOTE not in mlflow.get_run(tracking.active_run().info.run_id).data.tags:
         mlflow.set_tag(MLFLOW_RUN_NOTE, card)
-    if version:
+    is_ours = version and (version.description or "**PROMOTE**").startswith(("**PROMOTE**", "**HOLD**", "**REJECT**"))
+    if version and is_ours:
         MlflowClient().update_model_version(version.name, version.version, description=card)
 
 
@@ -96,8 +100,8 @@ def apply_verdict(version: ModelVersion, verdict: Verdict, *, expected: str, run
 
     UserError where the champion is no longer the version `expected`, with which it was compared: the verdict then is HOLD.
     """
-    signature = verdicts.sign(version.name, registry.number_of(version), verdict.decision)
-    registry.tag(version, {**verdict_tags(verdict, expected, run_id), verdicts.TAG: signature})
+    tags = verdict_tags(verdict, expected, run_id)
+    registry.tag(version, {**tags, verdicts.TAG: verdicts.sign(version, verdict.decision)})
     if verdict.decision != "PROMOTE":
         return None
     try:

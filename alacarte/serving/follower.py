@@ -229,7 +229,7 @@ class ModelFollower:
 
     def _is_approved(self, version: VersionRef) -> bool:
         found = registry.by_number(self._name, version.number)
-        return found is not None and verdicts.is_signed(found)
+        return found is not None and VersionRef.of(found) == version and verdicts.is_signed(found)
 
     def _swap(self, version: VersionRef, model: ServedModel) -> None:
         self._previous_key, self._current_key = self._current_key, version.key

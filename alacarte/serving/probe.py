@@ -6,6 +6,7 @@ database, because the server opens these later.
 
 import contextlib
 import gc
+import json
 import multiprocessing
 import os
 import signal
@@ -52,7 +53,9 @@ def check(folder: Path, trust_code: bool, rehearse: probe.Rehearsal) -> None:
             with trial_end:
                 socket.send_fds(_control, [b" "], [trial_end.fileno()])
             pipe.send((folder, trust_code, rehearse))
-            refusal = pipe.recv()
+            refusal = json.loads(
+                pipe.recv_bytes()
+            )  # a trial inherits the other end, and a pickle from it could run code here
         except (EOFError, OSError):
             raise UserError("the process that tries new versions has ended; restart the server") from None
     if refusal:
@@ -87,4 +90,4 @@ def _answer(pipe: Connection) -> None:
             probe.check(folder, trust_code, rehearse, owner=pipe)
         except UserError as error:
             refusal = str(error)
-        pipe.send(refusal)
+        pipe.send_bytes(json.dumps(refusal).encode())

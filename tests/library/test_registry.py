@@ -196,7 +196,7 @@ def test_a_copy_for_another_environment_keeps_the_verdict_and_has_its_own_signat
     assert f"version={number} of {source} has gate verdict none" in remote.step(*command, code=2).stderr
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(verdicts.KEY, "key")
-        signature = verdicts.sign(source, str(number), "PROMOTE")
+        signature = verdicts.sign(remote.client.get_model_version(source, number), "PROMOTE")
         registry.tag(
             remote.client.get_model_version(source, number), {"gate.verdict": "PROMOTE", verdicts.TAG: signature}
         )
