@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ class Job:
         self.state = {"life_cycle_state": "PENDING", "state_message": "Waiting for cluster"}
         self.process: subprocess.Popen | None = None
         self.cancelled = False
+        self.has_ended = threading.Event()
         self.log = ""
 
     def run(self, workspace: "Workspace") -> None:
@@ -49,16 +51,22 @@ class Job:
         env = {key: value for key, value in env.items() if not key.startswith(("PYTHONPATH", "PYTEST"))}
         env["PATH"] = os.pathsep.join([f"{driver}/bin", programs(), env["PATH"]])
         command = [f"{programs()}/python", "-m", "driver", str(driver / "job.py"), *task["parameters"]]
-        with (driver / "log").open("w+") as log:
-            if self.cancelled:
-                return
-            self.state = {"life_cycle_state": "RUNNING", "state_message": "In run"}
-            self.process = subprocess.Popen(
-                command, cwd=driver, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            code = self.process.wait()
-            log.seek(0)
-            self.log = log.read()
+        if self.cancelled:
+            return
+        self.state = {"life_cycle_state": "RUNNING", "state_message": "In run"}
+        self.process = subprocess.Popen(
+            command,
+            cwd=driver,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        # Ends with the step, which outlives the killed process by a moment and could otherwise open its run again.
+        self.log, _ = self.process.communicate()
+        self.has_ended.set()
+        code = self.process.returncode
         if not self.cancelled:
             self.end("TERMINATED", "FAILED" if code else "SUCCESS", "Workload failed, see run output" if code else "")
 
@@ -69,6 +77,7 @@ class Job:
         self.cancelled = True
         if self.process:
             self.process.kill()
+            self.has_ended.wait(30)
         self.end("TERMINATED", "CANCELED", "Run cancelled")
 
 
