@@ -6,6 +6,7 @@ closes the run with the status that fits, whatever ended it.
 
 import contextlib
 import functools
+import gc
 import os
 import re
 import signal
@@ -81,6 +82,7 @@ def step(
                     traceback.print_exc()
             if line:
                 print(f"{config_name}: {line}", file=sys.stderr)
+            gc.freeze()  # otherwise the interpreter searches all objects of the libraries for cycles at its end: seconds
             sys.exit(code)
 
         return main

@@ -5,6 +5,7 @@ forked process has the folder, environment, streams and arguments of the caller,
 """
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -14,6 +15,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -71,6 +74,10 @@ def serve(address: str) -> None:
     """Load the packages, and fork for each call. Returns in the forked processes only."""
     for name in PACKAGES:
         __import__(name)
+    sys.modules[
+        "mlflow"
+    ].utils.requirements_utils._init_modules_to_packages_map()  # as the first log_model does: a second
+    gc.freeze()  # a collection in a forked process would copy these objects
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
@@ -111,14 +118,31 @@ def wait_for(pid: int, connection: socket.socket) -> None:
 
 
 def run(folder: str, arguments: Sequence[str], env: dict[str, str]) -> None:
-    """`python arguments` in this process."""
+    """`python arguments` in this process, which then ends as a forked process of multiprocessing does: the interpreter would
+    otherwise delete all objects of the packages, for which it must copy their memory first."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
     sys.path[:1] = [folder, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     sys.stdout.reconfigure(line_buffering="PYTHONUNBUFFERED" in env)  # type: ignore[union-attr]
     _, module, *sys.argv[1:] = arguments
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    code: object = 1
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        if not isinstance(code, int | None):
+            print(code, file=sys.stderr)
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
 
 
 if __name__ == "__main__":
