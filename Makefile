@@ -18,10 +18,10 @@ demo: $(VENV)/run.done
 	mlflow run . -e demo --env-manager local $(ARGS)
 
 test: $(VENV)/test.done
-	python -m pytest -n 2 --dist loadfile -m "not nightly" $(ARGS)
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not nightly" $(ARGS)
 
 test-all: $(VENV)/test.done
-	python -m pytest -n 2 --dist loadfile $(ARGS)
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/test.done
 	ruff format --check .

@@ -231,6 +231,24 @@ def model_uri_of(run_id: str | None, model_uri: str | None) -> str:
     return logged_model_uri(require_run(run_id, ("train", "retrain"))) if run_id else str(model_uri)
 
 
+def print_summary(step: str, rows: Mapping[str, object]) -> None:
+    """Print the results of a step as a small table: its last lines, before the argument of the next step."""
+    for name, value in rows.items():
+        print(f"{step}: {name:9} {value}")
+
+
+def describe_metrics(metrics: Mapping[str, float], start: str = "") -> str:
+    """The metrics whose names start with `start`, as text without this start."""
+    named = {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
+    return ", ".join(f"{name} {value:.4f}" for name, value in named.items())
+
+
+def step_command(step: str, *arguments: str) -> str:
+    """The command of a step, as one types it in this folder."""
+    command = f"python -m steps.{step}" if Path("steps").is_dir() else f"alacarte {step}"
+    return " ".join([command, *map(shlex.quote, arguments)])
+
+
 def how_to_look(page: str) -> str:
     """The command, or the address, that opens the MLflow UI on a page such as `/#/models/alacarte/versions/1`."""
     uri = mlflow.get_tracking_uri()

@@ -64,10 +64,18 @@ def main(cfg: DictConfig) -> None:
     mlflow.set_tags({**tags, "model_version": numbers["challenger"], "champion_after": number_of(champion)})
     for note in report.notes(rows, compared):
         print(f"evaluate: {note}")
-    print(f"evaluate: {verdict.decision}, {verdict.reason}")
-    if version and not is_champion and verdict.decision != "PROMOTE":
-        by_hand = f"python -m steps.promote registered_model_name={name} version={numbers['challenger']} force=true"
-        print(f"evaluate: to promote this version by hand: {by_hand}")
+    summary = {
+        "model": f"{name} version {numbers['challenger']}" if version else "not registered",
+        "metrics": f"test {tracking.describe_metrics(scores)}",
+        "verdict": f"{verdict.decision}, {verdict.reason}",
+        "champion": f"version {number_of(champion)}",
+    }
+    if version and number_of(champion) == numbers["challenger"]:
+        summary["next"] = tracking.step_command("serve", f"registered_model_name={name}")
+    elif version:
+        by_hand = (f"registered_model_name={name}", f"version={numbers['challenger']}", "force=true")
+        summary["by hand"] = tracking.step_command("promote", *by_hand)
+    tracking.print_summary("evaluate", summary)
 
 
 def register(model: Model, example: DataFrame, cfg: DictConfig) -> ModelVersion | None:

@@ -58,6 +58,7 @@ def judge_window(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
     now = time.time()
     window = store.window(name, now - settings["hours"] * 3600, now, settings["rows"])
     with tracking.start_run("monitor", cfg) as run:
+        model = f"{name} version {champion.number}"
         labelled, n = store.labelled(name, "accepted", "used"), len(window.about)
         new_labels = count_new(champion, labelled, launch.plain(cfg.retrain), registry.rejected_versions(name))
         if n < settings["min_rows"]:
@@ -69,11 +70,16 @@ def judge_window(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
                 champion, window, labelled, new_labels, settings, load_metrics(launch.plain(cfg.metrics))
             )
             decision = comparison.decision
-            log_report(comparison, f"{name} version {champion.number}", champion.dataset.target)
+            log_report(comparison, model, champion.dataset.target)
         answer = "yes" if decision.retrain else "no"
         mlflow.log_dict(asdict(decision), "decision.json")
         mlflow.set_tags({"retrain": answer, "reason": decision.reason, "model_version": champion.number})
-        print(f"monitor: retrain {answer}, {decision.reason}\nrun_id={run.info.run_id}", flush=True)
+        rows = f"{n:,} predictions, {new_labels:,} new labels"
+        summary = {"model": model, "rows": rows, "retrain": f"{answer}, {decision.reason}"}
+        if decision.retrain:
+            summary["next"] = tracking.step_command("retrain", f"registered_model_name={name}")
+        tracking.print_summary("monitor", summary)
+        print(f"run_id={run.info.run_id}", flush=True)
         return decision, new_labels
 
 

@@ -36,20 +36,22 @@ def find_run(step: str, cfg: DictConfig, reuse: bool) -> Run | None:
 
 
 def show(evaluated: Run, name: str | None) -> None:
-    """The last lines: the verdict, the champion and where to look."""
-    tags, metrics = evaluated.data.tags, evaluated.data.metrics
-    metric, number = "test_accuracy" if "test_accuracy" in metrics else "test_r2", tags["model_version"]
-    print(f"main: verdict {tags['gate.verdict']}: {tags['gate.reason']}")
-    model = "not registered" if number == "none" else f"{name} version {number}"
-    print(
-        f"main: {model}, {metric} {metrics.get(metric, float('nan')):.4f}; champion: version {tags['champion_after']}"
-    )
-    page = (
-        f"experiments/{evaluated.info.experiment_id}"
-        if number == "none"
-        else f"models/{quote(str(name))}/versions/{number}"
-    )
-    print(f"main: {tracking.how_to_look('/#/' + page)}")
+    """The last lines: the results of both steps, the next command, and where to look."""
+    tags, is_registered = evaluated.data.tags, evaluated.data.tags["model_version"] != "none"
+    page = f"experiments/{evaluated.info.experiment_id}"
+    if is_registered:
+        page = f"models/{quote(str(name))}/versions/{tags['model_version']}"
+    summary = {
+        "run": tracking.active_run().info.run_id,
+        "model": f"{name} version {tags['model_version']}" if is_registered else "not registered",
+        "metrics": f"test {tracking.describe_metrics(evaluated.data.metrics, 'test_')}",
+        "verdict": f"{tags['gate.verdict']}, {tags['gate.reason']}",
+        "champion": f"version {tags['champion_after']}",
+        "open": tracking.how_to_look("/#/" + page),
+    }
+    if tags["champion_after"] != "none":
+        summary["next"] = tracking.step_command("serve", f"registered_model_name={name}")
+    tracking.print_summary("main", summary)
 
 
 @launch.step("main")

@@ -60,7 +60,9 @@ def move(cfg: DictConfig, version: ModelVersion) -> None:
         return
     registry.promote(version, expected=before, reason=cfg.reason)
     mlflow.set_tags({"model_version": number, "previous_version": before})
-    print(f"promote: champion of {name} is version {number}, was {before}")
+    back = tracking.step_command("promote", f"registered_model_name={name}", "version=previous")
+    champion = {"champion": f"{name} version {number}", "before": f"version {before}", "roll back": back}
+    tracking.print_summary("promote", champion)
 
 
 if __name__ == "__main__":

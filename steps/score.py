@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
             "output_digest": tables.path_digest(str(cfg.output)),
         }
     )  # fmt: skip
-    print(f"score: {len(rows)} rows answered by {uri}, written to {cfg.output}")
+    tracking.print_summary("score", {"model": uri, "rows": f"{len(rows):,}", "output": cfg.output})
     print(f"run_id={run_id}")
 
 

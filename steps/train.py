@@ -51,10 +51,14 @@ def main(cfg: DictConfig) -> None:
     metrics = score_parts(learner, parts, own_metrics)
     mlflow.log_metrics(metrics, model_id=info.model_id)
     mlflow.set_tag("dataset_digest", dataset.digest)
-    print("train: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("val_")))
-    print(f"train: logged {info.model_uri}")
-    # The last line is an argument of the next step: python -m steps.evaluate $(python -m steps.train | tail -1)
-    print(f"run_id={tracking.active_run().info.run_id}")
+    as_argument = f"run_id={metadata['run_id']}"
+    summary = {
+        "model": info.model_uri,
+        "metrics": f"val {tracking.describe_metrics(metrics, 'val_')}",
+        "next": tracking.step_command("evaluate", as_argument),
+    }
+    tracking.print_summary("train", summary)
+    print(as_argument)  # the last line is an argument of the next step: evaluate $(python -m steps.train | tail -1)
 
 
 if __name__ == "__main__":

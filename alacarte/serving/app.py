@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 from starlette.datastructures import Headers
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits
 
 from alacarte.serving.follower import LoadedModel
@@ -26,6 +26,7 @@ from alacarte.serving.routes import make_api
 from alacarte.serving.rows import RequestError
 from alacarte.serving.settings import Settings
 from alacarte.serving.state import AppState
+from alacarte.serving.tracing import trace_requests
 
 # A page may send a second policy of its own; browsers then enforce both.
 PROTECTION = [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'")]
@@ -130,7 +131,7 @@ def _protected(send: Send) -> Send:
     return send_protected
 
 
-def create_app(settings: Settings) -> App:
+def create_app(settings: Settings) -> ASGIApp:
     """Make the application, and set up this process for it."""
     # One thread for each kind of arithmetic: on small rows two threads wait for each other, up to a hundred times longer.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -141,4 +142,4 @@ def create_app(settings: Settings) -> App:
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
     sys.setswitchinterval(0.001)  # seconds that another thread may hold up the event loop
-    return App(settings)
+    return trace_requests(App(settings))

@@ -46,7 +46,7 @@ def main(cfg: DictConfig, forks: Forks) -> None:
         cfg.feedback.url = cfg.feedback.url or f"sqlite:///{folder}/feedback.db"
 
         def mark(line: str) -> None:
-            if line.startswith(("monitor: retrain yes", "retrain:", "evaluate:")):
+            if line.startswith(("monitor: retrain   yes", "retrain:", "evaluate:")):
                 bar.write(line)
                 marks.extend((len(traffic.answers), text) for start, text in MARKS.items() if line.startswith(start))
 
@@ -63,7 +63,7 @@ def main(cfg: DictConfig, forks: Forks) -> None:
                 traffic.send("other writers", later, lambda sent: sent == cfg.demo.requests, progress)
                 turned = load_digits(rotate=cfg.demo.degrees).sample(frac=1, random_state=cfg.seed)
                 since, end = len(monitor.lines), time.monotonic() + cfg.demo.patience
-                promoted = partial(monitor.has_printed, "evaluate: PROMOTE", "run_id=", since=since)
+                promoted = partial(monitor.has_printed, "evaluate: verdict   PROMOTE", "run_id=", since=since)
                 traffic.send("turned", turned[::2], lambda _: promoted() or time.monotonic() > end, progress)
             traffic.send("turned, unseen", turned[1::2], lambda sent: sent == cfg.demo.requests, progress)
     show(cfg, traffic, marks)

@@ -20,8 +20,8 @@ DIM = "#555555"
 WINDOW = 100  # the plot shows the accuracy over so many requests
 
 # The text in the plot for a line that a step printed.
-MARKS = {"retrain: from": "retraining", "evaluate: PROMOTE": "promoted", "evaluate: HOLD": "held",
-         "evaluate: REJECT": "rejected"}  # fmt: skip
+MARKS = {"retrain: from": "retraining", "evaluate: verdict   PROMOTE": "promoted",
+         "evaluate: verdict   HOLD": "held", "evaluate: verdict   REJECT": "rejected"}  # fmt: skip
 
 
 @dataclass

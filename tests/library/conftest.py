@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from alacarte.feedback import Store
 
 ROOT = Path(__file__).resolve().parents[2]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore Ctrl-C
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a busy machine the threads of small models wait for each other
 FOLDERS = ("alacarte", "conf", "databricks", "examples", "project", "steps")
 
@@ -51,6 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in NIGHTLY:
             item.add_marker("nightly")
+    items.sort(key=lambda item: item.path.stem not in NIGHTLY)  # long files first: at the end no process waits
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ PACKAGES = (
 )  # fmt: skip
 SCRIPT = """#!/bin/sh
 case "{module} $1 $2" in
-  " -m steps."*|" -m examples."*|" -m driver"*|" -m interrupted"*|"-m mlflow run "*)
+  " -m steps."*|" -m examples."*|" -m alacarte."*|" -m driver"*|" -m interrupted"*|"-m mlflow run"*|"-m mlflow artifacts"*)
     exec {python} -S -E {file} {socket} {module} "$@";;
   *) exec {program} "$@";;
 esac

@@ -12,7 +12,7 @@ def test_the_loop_closes_by_itself(project: Project):
     parameters = [word for one in SMALL for word in ("-P", one)]
     done = project.run("mlflow", "run", ".", "-e", "demo", "--env-manager", "local", *parameters)
     told = done.stdout + done.stderr
-    assert "evaluate: PROMOTE" in told and "0 failed requests" in told
+    assert "evaluate: verdict   PROMOTE" in told and "0 failed requests" in told
     (run,) = project.runs("tags.step = 'demo'")
     metrics = run.data.metrics
     assert metrics["failed_requests"] == 0

@@ -39,7 +39,7 @@ def test_a_fresh_clone_runs(repository: Path, tmp_path: Path):
     path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if part != own)
     arguments = 'ARGS=-P model=sklearn_sgd -P description="make run"'
     output = command_output(tmp_path / "clone", "make", "run", arguments, PATH=path)
-    assert "PROMOTE" in output and "champion: version 1" in output and ".venv/bin/mlflow ui" in output
+    assert "PROMOTE" in output and "champion  version 1" in output and ".venv/bin/mlflow ui" in output
     assert command_output(tmp_path / "clone", "git", "status", "--porcelain") == "", "a run leaves untracked files"
 
 

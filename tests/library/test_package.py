@@ -109,7 +109,7 @@ def test_a_missing_package_is_one_line_before_the_step_starts(installed: Path, t
 
 def test_an_empty_folder_trains_evaluates_and_serves(empty: Folder):
     arguments = ("main", "model=sklearn_sgd", "registered_model_name=first")
-    assert "verdict PROMOTE" in empty.run(*arguments)
+    assert "verdict   PROMOTE" in empty.run(*arguments)
     again = empty.run(*arguments)
     assert "train: reused run" in again and "evaluate: reused run" in again
     port = free_port()

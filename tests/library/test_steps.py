@@ -182,4 +182,4 @@ def test_a_loader_of_a_file_may_say_where_its_rows_are_from(new_project: Callabl
     loader = {**kept, "_target_": "project.data.load_table", "path": "rows"}
     (own.root / "conf" / "data" / "own.yaml").write_text(yaml.safe_dump(loader))
     trained = own.step("train", "data=own", "model=sklearn_sgd").stdout.splitlines()[-1]
-    assert "evaluate: PROMOTE" in own.step("evaluate", trained).stdout
+    assert "evaluate: verdict   PROMOTE" in own.step("evaluate", trained).stdout

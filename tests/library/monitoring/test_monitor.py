@@ -33,7 +33,7 @@ def test_a_shift_is_seen_and_reported(case: Case):
     report(case.store, case.name, X[:400], y[:400], case.model.predict(X[:400]), classes=DIGITS, age=5 * 3600)
     case.report(200, seed=1, annotator="<b>alice</b>", age=60)
     told = monitor(case, "monitor.hours=1", "metrics=cost", code=3)
-    assert "retrain yes" in told and "distributions moved" in told and "audit labels is proved below" in told
+    assert "retrain   yes" in told and "distributions moved" in told and "audit labels is proved below" in told
     (run,) = case.runs("monitor")
     assert told.splitlines()[-1] == f"run_id={run.info.run_id}" and run.info.status == "FINISHED"
     assert run.data.tags["retrain"] == "yes" and run.data.metrics["drift_share"] > 0.2
@@ -51,12 +51,12 @@ def test_a_column_that_is_no_longer_sent(case: Case):
     predicted = case.model.predict(X)
     report(case.store, case.name, X.assign(pixel_3_4=np.nan), rows["digit"].to_numpy(), predicted, classes=DIGITS)
     output = monitor(case, code=3)
-    assert "retrain yes" in output and "pixel_3_4 (PSI " in output and "100% missing" in output
+    assert "retrain   yes" in output and "pixel_3_4 (PSI " in output and "100% missing" in output
 
 
 def test_nothing_is_decided_from_too_few(case: Case):
     case.report(50, seed=1)
-    assert "retrain no, 50 predictions" in monitor(case)
+    assert "retrain   no, 50 predictions" in monitor(case)
     assert "retrain.init" in case.project.step("monitor", "retrain.int=1", code=2).stderr
     assert "monitor.hours=0" in case.project.step("monitor", "monitor.hours=0", code=2).stderr
 
@@ -65,7 +65,7 @@ def test_drift_wants_labels_and_labels_want_nothing_else(case: Case):
     case.report(400, seed=1)
     dear = ("monitor.act=true", "monitor.labels_with_drift=100000")
     told = monitor(case, *dear, "monitor.labels=100000")
-    assert "retrain yes" in told and "not retrained" in told and not case.runs("retrain")
+    assert "retrain   yes" in told and "not retrained" in told and not case.runs("retrain")
     told = monitor(
         case, *dear, "monitor.labels=5", "retrain.max_share_per_annotator=10", "gate.dry_run=true", "explain=false"
     )

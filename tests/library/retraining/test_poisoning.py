@@ -35,7 +35,7 @@ def test_one_annotator_with_a_trigger_is_held(case: Case) -> None:
            annotator="token:eve")  # fmt: skip
     done = case.run("retrain.max_share_per_annotator=0.1", "retrain.max_range_factor=10")
     lines = done.stdout.splitlines()
-    assert "evaluate: HOLD, the gain rests on one annotator, token:eve, who labelled all " in done.stdout
+    assert "evaluate: verdict   HOLD, the gain rests on one annotator, token:eve, who labelled all " in done.stdout
     assert lines[-1].startswith("run_id=") and "labels left out, by annotator: token:eve " in lines[-2]
     assert case.champion() == "1"
     gate = gate_json(case)
@@ -47,7 +47,7 @@ def test_three_annotators_are_promoted(case: Case) -> None:
     for seed, name in enumerate(("alice", "bob", "carol")):
         case.report(200, seed=seed, annotator=f"token:{name}")
     done = case.run("retrain.max_share_per_annotator=0.1")
-    assert "evaluate: PROMOTE" in done.stdout and case.champion() == "2"
+    assert "evaluate: verdict   PROMOTE" in done.stdout and case.champion() == "2"
     assert "SERVE_FEEDBACK_TOKEN" not in done.stdout
     counts = gate_json(case)["audit"]["annotators"]
     assert set(counts) == {"token:alice", "token:bob", "token:carol"}
@@ -59,7 +59,7 @@ def test_a_model_that_brings_its_own_labels_is_rejected(case: Case) -> None:
     data = ("data=table", "data.path=shifted.csv", "data.target=digit")
     run_id = case.project.step("train", "model=sklearn_sgd", *data).stdout.splitlines()[-1]
     done = case.project.step("evaluate", run_id, f"registered_model_name={case.name}", "explain=false")
-    assert "evaluate: REJECT, accuracy loss" in done.stdout and case.champion() == "1"
+    assert "evaluate: verdict   REJECT, accuracy loss" in done.stdout and case.champion() == "1"
     comparison = gate_json(case)["comparison"]
     assert comparison["gain"] < -0.8 and comparison["wins"] <= comparison["negative_flips"] / 10
 
@@ -74,6 +74,6 @@ def test_a_dropped_column_compares_on_clean_rows_alone(case: Case) -> None:
     # By what the models record, and with too few rows.
     run = case.project.runs("tags.step = 'train'")[0]
     few = case.project.step("evaluate", f"run_id={run.info.run_id}", *mine[1:], "gate.min_test_rows=300")
-    assert "evaluate: HOLD, this model cannot be compared with the champion: " in few.stdout
+    assert "evaluate: verdict   HOLD, this model cannot be compared with the champion: " in few.stdout
     assert "that the challenger was trained on, and gate.min_test_rows=300 must judge" in few.stdout
     assert "test_accuracy" in case.runs("evaluate")[0].data.metrics
