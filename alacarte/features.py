@@ -124,9 +124,12 @@ def make_features(target: str, made: Any) -> Features:
 
 def unfitted(transformer: Any) -> Features:
     """The features with which a fitted transformer can be fitted again."""
-    if transformer is None or is_tabular(transformer):
-        return NoFeatures() if transformer is None else TABULAR
-    return OwnFeatures(describe(transformer), clone(transformer))
+    if transformer is None:
+        return NoFeatures()
+    if not is_tabular(transformer):
+        return OwnFeatures(describe(transformer), clone(transformer))
+    text = next((pipe for name, pipe, _ in transformer.transformers if name == "text"), None)
+    return Tabular(text[-1].max_categories) if text else TABULAR
 
 
 def transform(transformer: Any, X: pd.DataFrame) -> Any:

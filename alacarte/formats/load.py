@@ -1,11 +1,14 @@
 """Which model folders are loaded, by the server and by the steps: checked before anything in a folder is made or run."""
 
+import contextlib
 import json
 import stat
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import mlflow.pyfunc
+import numpy as np
 from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel
 
@@ -151,3 +154,22 @@ def _check_example(folder: Path, meta: Model) -> None:
         raise UserError(
             f"{folder}: the input example is said to be in {json.dumps(name)[:100]}, which is no file of it"
         )
+
+
+def check_example(labels: list, metadata: Mapping[str, Any]) -> None:
+    """UserError if these answers of a loaded model to its input example differ from the answers logged with it.
+
+    They do if its features or its packages have changed since. Numbers may differ a little, because another processor rounds
+    differently.
+    """
+    logged = metadata.get("example_predictions")
+    if logged is None or labels == logged:
+        return
+    with contextlib.suppress(TypeError, ValueError):
+        is_number = np.asarray(logged).dtype.kind == "f" and np.shape(labels) == np.shape(logged)
+        if is_number and np.allclose(labels, logged, rtol=1e-4, atol=1e-6, equal_nan=True):
+            return
+    raise UserError(
+        "its answers on its input example are not those logged with it: has its code in project/, or a package, changed "
+        "since it was trained? Restore it, or train again"
+    )

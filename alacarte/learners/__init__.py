@@ -211,16 +211,25 @@ class Learner(ABC):
 def load(path: str | Path) -> Learner:
     """The learner in a local MLflow model folder. UserError, before anything is made, for a folder that is not safe.
 
-    A child process tries the model first: UserError too for a model with which this process would crash or hang. Runs no
-    code from the folder. scikit-learn models that others logged as skops load too.
+    A child process tries the model first: UserError too for a model with which this process would crash or hang, and for one
+    that no longer answers as it did when it was logged. Runs no code from the folder. scikit-learn models that others logged
+    as skops load too.
     """
+    from alacarte.formats.load import check_example
     from alacarte.formats.probe import load_safely
 
     cls = _learner_class(Path(path))  # imports the framework before the child process is made, which then has it too
-    _, model, _ = load_safely(path)
+    _, model, pyfunc = load_safely(path)
     if hasattr(cls, "outputs") != hasattr(model, "outputs"):  # a network, or an estimator
         raise UserError(f"{path}: the model is no model of {cls.__name__}, which it names; log it again")
-    return cls.of(model)
+    learner = cls.of(model)
+    example, metadata = pyfunc.input_example, pyfunc.metadata.metadata or {}
+    if isinstance(example, pd.DataFrame) and "example_predictions" in metadata:
+        try:
+            check_example(learner.predict(example).tolist(), metadata)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    return learner
 
 
 def _learner_class(folder: Path) -> Any:

@@ -7,4 +7,5 @@ description.py         what /model, /docs and /v2 tell about the model
 model.py batching.py   one loaded version, and concurrent requests to it; fastpath/ answers the same as MLflow, faster
 follower.py            which version serves: the alias in the registry, cache.py, webhooks.py
 prediction_log.py      stores predictions in the store of alacarte/feedback
+tracing.py             a span of OpenTelemetry for each request
 """

@@ -16,7 +16,6 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from sklearn.base import is_classifier, is_regressor
 from sklearn.pipeline import Pipeline
 
-from alacarte.errors import UserError
 from alacarte.formats import load as loading
 from alacarte.serving import probe
 from alacarte.serving.requests import explain, parse_as_mlflow
@@ -126,9 +125,9 @@ class ServedModel:
 
     def check_example(self) -> None:
         """Raise UserError if the answers to the input example differ from the answers logged with the model."""
-        labels, logged = self.predict_example(), self.metadata.get("example_predictions")
-        if labels is not None and logged is not None and not _equal(labels, logged):
-            raise UserError("its answers on its input example are not those logged with it")
+        labels = self.predict_example()
+        if labels is not None:
+            loading.check_example(labels, self.metadata)
 
     def find_fast_path(self) -> None:
         """Use a fast path if it gives MLflow's answers on the input example and on rows made from it.
@@ -196,18 +195,6 @@ def rehearse_start(folder: Path, kind: str, implementation: Any, pyfunc: PyFuncM
 def rehearse_search(folder: Path, kind: str, implementation: Any, pyfunc: PyFuncModel) -> None:
     """Search for a fast path. The search predicts rows of its own, and parts of it are compiled code."""
     ServedModel(folder, kind, implementation, pyfunc).find_fast_path()
-
-
-def _equal(labels: list, logged: Any) -> bool:
-    """Numbers may differ a little, because another processor rounds differently."""
-    if np.asarray(logged).dtype.kind != "f":
-        return labels == logged
-    try:
-        return np.shape(labels) == np.shape(logged) and np.allclose(
-            labels, logged, rtol=1e-4, atol=1e-6, equal_nan=True
-        )
-    except (TypeError, ValueError):
-        return False
 
 
 class _Predictor:

@@ -196,6 +196,25 @@ def test_the_model_takes_the_original_columns_and_answers_alike_everywhere(own: 
                 assert server.ask("/invocations", one).body["predictions"] == expected[:1]
 
 
+def test_monitor_and_retrain_use_them(own: Project, tmp_path: Path):
+    new = rows(300, 2)
+    truth = np.where(new.pop("back") == "yes", "no", "yes").tolist()  # the buyers have changed their minds
+    shared = (f"registered_model_name={NAME}", f"feedback.url=sqlite:///{tmp_path}/feedback.db")
+    with serving(own, *shared, f"serve.cache={tmp_path}/cache", "feedback.audit_share=1") as served:
+        served.wait()
+        cells = new.astype(object).where(new.notna(), None)
+        answer = served.ask("/invocations", {"dataframe_split": cells.to_dict("split", index=False)}).body
+        labels = zip(answer["prediction_ids"], truth, strict=True)
+        served.ask("/feedback", [{"prediction_id": one, "label": label} for one, label in labels])
+    told = own.step("monitor", *shared, "monitor.labels=50", "monitor.min_rows=50", code=3).stdout
+    assert "retrain   yes" in told and f"next      python -m steps.retrain registered_model_name={NAME}" in told
+    told = own.step("retrain", *shared, "retrain.max_share_per_annotator=1").stdout
+    assert "retrain: from version 1 on" in told and "evaluate: verdict" in told
+    challenger = own.client.get_model_version_by_alias(NAME, "challenger")
+    assert challenger.tags["parent_version"] == "1"
+    own.client.set_registered_model_alias(NAME, "champion", "1")  # for the other tests
+
+
 def mlmodel_of(folder: Path) -> dict:
     return yaml.safe_load((folder / "MLmodel").read_text())
 
@@ -320,3 +339,15 @@ def test_a_model_whose_classes_are_not_in_the_checkout_is_refused(own: Project, 
     done = other.step("score", f"model_uri={folder}", f"input={tmp_path}/new.csv", f"output={tmp_path}/a.csv", code=2)
     line = done.stderr.strip().splitlines()[-1]
     assert "is no function at the top level of a module of this checkout" in line
+
+
+def test_code_that_changed_since_the_training_is_noticed(own: Project, tmp_path: Path):
+    """The checkout's code would give other inputs to the model than those that it was trained with."""
+    folder = download(own, tmp_path / "model")
+    other = Project(copy_project(tmp_path / "other"), own.uri)
+    text = (own.root / "project/features.py").read_text()
+    (other.root / "project/features.py").write_text(text.replace("np.log1p(X", "-10 * np.log1p(X"))
+    (tmp_path / "new.csv").write_bytes((own.root / "new.csv").read_bytes())
+    done = other.step("score", f"model_uri={folder}", f"input={tmp_path}/new.csv", f"output={tmp_path}/a.csv", code=2)
+    line = done.stderr.strip().splitlines()[-1]
+    assert "not those logged with it: has its code in project/" in line and "train again" in line

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from alacarte import formats, learners
 from alacarte.errors import UserError
+from alacarte.features import TABULAR, Tabular
 from alacarte.learners.sklearn import SklearnLearner
 
 GOES_ON = {"sklearn_sgd", "sklearn_hgb", "sklearn_mlp", "torch_mlp"}
@@ -72,6 +73,15 @@ def test_scratch_learns_a_new_class() -> None:
         made = copy.deepcopy(fitted(family, "numeric", "classification"))
         update = made.update(X, new, X, new, init="scratch", **HOW)
         assert update.init == "scratch" and made.classes == ["high", "low", "mid", "new"]
+
+
+def test_scratch_keeps_the_settings_of_the_features() -> None:
+    X, y = table("mixed", "classification")
+    made = learner("sklearn_sgd")
+    made.fit(X, y, X, y, task="classification", seed=0, features=Tabular(max_categories=2))
+    columns = made.transformer().transform(X).shape[1]
+    made.update(X, y, X, y, init="scratch", **HOW)
+    assert made.transformer().transform(X).shape[1] == columns < TABULAR.fit_transform(X)[1].shape[1]
 
 
 @pytest.mark.parametrize("family", ["torch_mlp", "keras_mlp", "sklearn_mlp"])
