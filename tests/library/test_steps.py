@@ -31,7 +31,9 @@ def newest(project: Project, step: str):
 
 def test_two_runs_and_a_champion(project: Project, first: str):
     lines = first.strip().splitlines()
-    assert "PROMOTE" in lines[-3] and "alacarte version 1" in lines[-2] and "mlflow ui" in lines[-1]
+    rows = {line.split()[1]: line for line in lines if line.startswith("main: ")}
+    assert "alacarte version 1" in rows["model"] and "accuracy" in rows["metrics"] and "PROMOTE" in rows["verdict"]
+    assert "mlflow ui" in rows["open"] and "steps.serve registered_model_name=alacarte" in rows["next"]
     champion = project.client.get_model_version_by_alias("alacarte", "champion")
     assert str(champion.version) == "1" and champion.tags["gate.verdict"] == "PROMOTE"
     assert project.client.get_model_version_by_alias("alacarte", "challenger").version == champion.version
