@@ -77,7 +77,8 @@ def judge_window(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
         rows = f"{n:,} predictions, {new_labels:,} new labels"
         summary = {"model": model, "rows": rows, "retrain": f"{answer}, {decision.reason}"}
         if decision.retrain:
-            summary["next"] = tracking.step_command("retrain", f"registered_model_name={name}")
+            store_key = [f"feedback.url={cfg.feedback.url}"] * cfg.feedback.url.startswith("sqlite")  # no password
+            summary["next"] = tracking.step_command("retrain", f"registered_model_name={name}", *store_key)
         tracking.print_summary("monitor", summary)
         print(f"run_id={run.info.run_id}", flush=True)
         return decision, new_labels

@@ -180,7 +180,7 @@ def make_api(state: AppState, lifespan: Callable[[Any], Any]) -> FastAPI:
         "/invocations", tags=["model"], openapi_extra=json_body(TABLE, **{"text/csv": {"schema": {"type": "string"}}})
     )
     async def invocations(probabilities: bool = False) -> None:
-        """Predict. The answer is `mlflow models serve`'s, with `model_version`, `prediction_ids` and `audit_ids`."""
+        """Predict. The answer of `mlflow models serve`, and `model_version`, `prediction_ids` and `audit_ids`."""
         raise AssertionError("app.py answers this route")
 
     @api.get("/model", tags=["model"])
