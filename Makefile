@@ -9,7 +9,10 @@ PYTHON ?= python3
 VENV := .venv
 # `python` in MLproject's commands is the one of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-.PHONY: run demo test test-all check setup databricks init update stack stack-local doctor
+.PHONY: help run demo test test-all check setup databricks init update stack stack-local doctor
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
 
 run: $(VENV)/run.done
 	mlflow run . --env-manager local $(ARGS)

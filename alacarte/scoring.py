@@ -84,13 +84,23 @@ def read_inputs(table: tables.CsvFile | tables.ParquetFile, metadata: Mapping[st
         return pd.DataFrame({str(name): _plain(column) for name, column in frame.items()})
 
 
-def answer(learner: Learner, inputs: pd.DataFrame, source: str) -> pd.DataFrame:
-    """(n,) prediction, and confidence where there are probabilities. UserError for values that the model does not take."""
+def answer(learner: Learner, inputs: pd.DataFrame, source: str, probabilities: bool = False) -> pd.DataFrame:
+    """(n,) prediction and its probability, `confidence`, for a classifier; `probabilities`: one column for each class.
+
+    UserError for values that the model does not take, and for `probabilities` of a model that has none.
+    """
     with _named_input(f"input={source}: "):
         answers = {"prediction": learner.predict(inputs)}
         proba = learner.predict_proba(inputs)
     if proba is not None:
-        answers["confidence"] = proba.max(axis=1)
+        classes = list(learner.classes or ())
+        predicted = pd.Index(classes).get_indexer(answers["prediction"])
+        answers["confidence"] = proba[
+            np.arange(len(proba)), predicted
+        ]  # a model with a threshold may predict another class
+        answers |= {f"probability_{label}": proba[:, i] for i, label in enumerate(classes) if probabilities}
+    elif probabilities:
+        raise UserError("probabilities=true: this model gives no probabilities")
     return pd.DataFrame(answers)
 
 

@@ -169,14 +169,14 @@ def use_experiment(name: str | None) -> None:
         raise UserError(f"experiment_name={name or 'null'} cannot be used: {first_line(error)}") from None
     assert experiment is not None
     if experiment.lifecycle_stage != "active":
-        command = f"{mlflow_command()} experiments restore --experiment-id {experiment.experiment_id}"
+        command = f"{program('mlflow')} experiments restore --experiment-id {experiment.experiment_id}"
         raise UserError(f"experiment {experiment.name} is deleted: {command}, or choose another experiment_name")
     mlflow.set_experiment(experiment_id=experiment.experiment_id)
 
 
-def mlflow_command() -> str:
-    """MLflow's command of this environment, as one types it in this folder."""
-    command = Path(sys.executable).with_name("mlflow")
+def program(name: str) -> str:
+    """A program of this environment, as one types it in this folder, whether or not the environment is active."""
+    command = Path(sys.executable).with_name(name)
     return shlex.quote(str(command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command))
 
 

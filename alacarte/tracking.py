@@ -245,8 +245,8 @@ def describe_metrics(metrics: Mapping[str, float], start: str = "") -> str:
 
 def step_command(step: str, *arguments: str) -> str:
     """The command of a step, as one types it in this folder."""
-    command = f"python -m steps.{step}" if Path("steps").is_dir() else f"alacarte {step}"
-    return " ".join([command, *map(shlex.quote, arguments)])
+    program = stores.program("python") + " -m steps." if Path("steps").is_dir() else stores.program("alacarte") + " "
+    return " ".join([program + step, *map(shlex.quote, arguments)])
 
 
 def how_to_look(page: str) -> str:
@@ -257,4 +257,4 @@ def how_to_look(page: str) -> str:
     if uri.startswith("databricks"):
         return "open the workspace's Experiments and Models pages"
     store = "" if uri == f"sqlite:///{Path('mlflow.db').resolve()}" else f" --backend-store-uri {shlex.quote(uri)}"
-    return f"{stores.mlflow_command()} ui{store}   then open http://127.0.0.1:5000{page}"
+    return f"{stores.program('mlflow')} ui{store}   then open http://127.0.0.1:5000{page}"

@@ -1,7 +1,13 @@
 """The entry points, one script each."""
 
 import gc
+import importlib.util
 import signal
+
+if importlib.util.find_spec("mlflow") is None:
+    raise SystemExit(
+        "steps: this Python has no mlflow: run make setup once, then source .venv/bin/activate in each shell"
+    )
 
 # The imports make a million objects that stay, and the collector would look through them again and again.
 gc.set_threshold(100_000, 50, 50)

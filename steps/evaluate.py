@@ -15,7 +15,7 @@ from alacarte import launch, registry, tracking
 from alacarte.evaluation import report
 from alacarte.evaluation.champion_challenger import Model, compare_with, load, load_rival
 from alacarte.evaluation.comparison import measure_signal
-from alacarte.evaluation.gate import Verdict, check_gate, decide
+from alacarte.evaluation.gate import Verdict, check_gate, check_metric, decide
 from alacarte.evaluation.metrics import answer, load_metrics, measure
 from alacarte.feedback import Store
 from alacarte.registry import number_of
@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> None:
 
     model = load(tracking.model_uri_of(cfg.run_id, cfg.model_uri))
     champion = registry.champion_of(name) if name else None
+    check_metric(gate["metric"], champion.tags if champion else {})
     rival, no_champion = load_rival(champion)
     is_champion = rival is not None and rival.located.is_same(model.located)
 
@@ -59,8 +60,9 @@ def main(cfg: DictConfig) -> None:
     run_id = tracking.active_run().info.run_id
     report.log_card(verdict, scores, rows, None if is_champion else version)
     if version and not is_champion:
-        champion = report.apply_verdict(version, verdict, expected=numbers["champion"], run_id=run_id) or champion
-    tags = report.verdict_tags(verdict, numbers["champion"], run_id)
+        record = {"expected": numbers["champion"], "run_id": run_id, "metric": gate["metric"]}
+        champion = report.apply_verdict(version, verdict, **record) or champion
+    tags = report.verdict_tags(verdict, numbers["champion"], run_id, gate["metric"])
     mlflow.set_tags({**tags, "model_version": numbers["challenger"], "champion_after": number_of(champion)})
     for note in report.notes(rows, compared):
         print(f"evaluate: {note}")
@@ -73,7 +75,10 @@ def main(cfg: DictConfig) -> None:
     if version and number_of(champion) == numbers["challenger"]:
         summary["next"] = tracking.step_command("serve", f"registered_model_name={name}")
     elif version:
-        by_hand = (f"registered_model_name={name}", f"version={numbers['challenger']}", "force=true")
+        number = numbers["challenger"]
+        again = (f"model_uri=models:/{name}/{number}", f"registered_model_name={name}", "feedback=default")
+        summary["again"] = tracking.step_command("evaluate", *again)
+        by_hand = (f"registered_model_name={name}", f"version={number}", "force=true")
         summary["by hand"] = tracking.step_command("promote", *by_hand)
     tracking.print_summary("evaluate", summary)
 

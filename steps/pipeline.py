@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from omegaconf import DictConfig
 
 from alacarte import launch, registry, tracking
-from alacarte.evaluation.gate import check_gate
+from alacarte.evaluation.gate import check_gate, check_metric
 from alacarte.evaluation.metrics import load_metrics
 from alacarte.processes import Forks
 
@@ -58,6 +58,8 @@ def show(evaluated: Run, name: str | None) -> None:
 def main(cfg: DictConfig, forks: Forks) -> None:
     check_gate(**launch.plain(cfg.gate), metrics=load_metrics(launch.plain(cfg.metrics)))  # before hours of training
     registry.check_name(cfg.registered_model_name)
+    champion = registry.champion_of(cfg.registered_model_name) if cfg.registered_model_name else None
+    check_metric(cfg.gate.metric, champion.tags if champion else {})
     train_cfg = launch.part_of(cfg, "train")
     # A reused run would not write the folder of save_to.
     trained = find_run("train", train_cfg, cfg.reuse and not cfg.save_to)

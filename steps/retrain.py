@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from alacarte import launch, learners, registry, tracking
 from alacarte.data.dataset import as_mlflow
 from alacarte.errors import UserError
-from alacarte.evaluation.audit import subset
-from alacarte.evaluation.gate import check_gate
+from alacarte.evaluation.audit import ONE_PARTY, subset
+from alacarte.evaluation.gate import check_gate, check_metric
 from alacarte.evaluation.metrics import load_metrics, score_parts
 from alacarte.feedback import Store
 from alacarte.feedback.locks import Lock, claim, give_back, lock
@@ -33,7 +33,7 @@ def main(cfg: DictConfig, forks: Forks) -> None:
     check_settings(**launch.plain(cfg.retrain), inits=learners.INITS)
     if not name or not cfg.feedback.url:
         raise UserError(f"registered_model_name={name} feedback.url={cfg.feedback.url}: retrain needs both")
-    registry.require_champion(name)
+    check_metric(cfg.gate.metric, registry.require_champion(name).tags)
     with lock(Store(cfg.feedback.url), name) as model_lock:
         if model_lock is None:
             print(f"retrain: nothing to do, another process retrains {name} now")
@@ -69,7 +69,7 @@ def retrain(cfg: DictConfig, model_lock: Lock) -> tuple[str | None, list[str]]:
             give_back(model_lock, run_id)
         else:
             register_version(model_lock, run_id, champion, model_uri, n_new=len(new))
-    return run_id, notes
+    return run_id, [note for note in notes if note != ONE_PARTY]  # evaluate says this one
 
 
 def train(cfg: DictConfig, run_id: str, champion: Champion, choice: Choice, labelled: Labelled, new: np.ndarray) -> str:

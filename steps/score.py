@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     table, rows, digest = scoring.open_input(cfg.input, cfg.separator)
     inputs = scoring.read_inputs(table, model.metadata)
     run_id = tracking.active_run().info.run_id
-    answers = scoring.answer(learner, inputs, cfg.input).assign(model_version=number, run_id=run_id)
+    answers = scoring.answer(learner, inputs, cfg.input, cfg.probabilities).assign(model_version=number, run_id=run_id)
     scoring.write_output(scoring.beside(rows, answers), cfg.output, spreadsheet_safe=cfg.spreadsheet_safe)
 
     mlflow.log_input(table_as_mlflow(inputs, cfg.input, digest), context="score")

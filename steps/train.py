@@ -11,7 +11,7 @@ import mlflow
 from omegaconf import DictConfig
 
 from alacarte import launch, tracking
-from alacarte.data.dataset import as_mlflow, load_data
+from alacarte.data.dataset import as_mlflow, columns_like_ids, load_data
 from alacarte.data.tables import absolute
 from alacarte.evaluation.metrics import load_metrics, score_parts
 from alacarte.features import make_features
@@ -27,6 +27,8 @@ def main(cfg: DictConfig) -> None:
     X, y = dataset.part("train")
     X_val, y_val = dataset.part("val")
     print(f"train: {dataset.name}, {len(X)} rows of {X.shape[1]} columns, {dataset.task} of {dataset.target}")
+    for column in columns_like_ids(X):
+        print(f"train: {column} has another text in each row: if it is an id, leave it out with data.drop=[{column}]")
     mlflow.log_input(as_mlflow(dataset, "train"), context="train")
 
     features = make_features(cfg.features._target_, launch.instantiate(cfg.features, _convert_="all"))

@@ -15,7 +15,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "round"
-SMALL = ["model=sklearn_sgd", "data.stop=900", f"registered_model_name={NAME}"]
+DEFAULTS = ["metrics=default", "gate.metric=null"]  # and digits, whatever the defaults in conf/ are
+SMALL = [
+    "data=digits",
+    "features=tabular",
+    "model=sklearn_sgd",
+    "data.stop=900",
+    *DEFAULTS,
+    f"registered_model_name={NAME}",
+]
 
 
 class Round:
@@ -123,7 +131,7 @@ def test_a_served_model_learns_from_labels_and_its_successor_is_served(loop: Rou
 
     shared = [f"registered_model_name={NAME}", loop.feedback]
     loop.step("monitor", *shared, "monitor.labels=100", code=3)
-    assert "run_id=" in loop.step("retrain", *shared)
+    assert "run_id=" in loop.step("retrain", *shared, *DEFAULTS)
     assert loop.version("challenger") == "2"
 
     loop.step("promote", f"registered_model_name={NAME}", "version=2", "force=true")

@@ -210,6 +210,12 @@ def source_digest(*, _target_: str, path: str | None = None, **arguments: Any) -
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def columns_like_ids(X: pd.DataFrame) -> list[str]:
+    """The text columns with another value in each of many rows: a model can only learn them by heart."""
+    texts = X.select_dtypes(["object", "string"]).columns if len(X) >= 100 else []
+    return [str(name) for name in texts if X[name].is_unique]
+
+
 def as_mlflow(dataset: Dataset, part: str) -> "PandasDataset":
     """One part for `mlflow.log_input`. The digest is that of all parts.
 

@@ -13,6 +13,7 @@ from alacarte.evaluation.metrics import BUILT_IN, PRIMARY, Metrics, is_lower_bet
 Limits = Mapping[str, float | None]  # of metrics, by name; None is no limit
 RARE = 0.05  # share of equal models that may be rejected for what they lose on the audit rows
 STAYS = "the champion stays; train with other settings, more rows or another model="
+JUDGE_AGAIN = "the champion stays; train otherwise, or judge again with a larger gate.margin"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,16 @@ def decide(
     return Verdict(decision, reason, checks)
 
 
+def check_metric(metric: str | None, champion: Mapping[str, str]) -> None:
+    """UserError if the champion, with these tags, was judged by a metric that somebody chose, and now none is chosen."""
+    before = champion.get("gate.metric", "default")
+    if metric is None and before != "default":
+        raise UserError(
+            f"gate.metric=null: the champion was judged by {before}: add gate.metric={before}, and metrics=NAME if it is a "
+            "metric of your own; or choose another gate.metric"
+        )
+
+
 def _check(kind: str, metric: str, limit: float, scores: Mapping[str, float]) -> dict[str, Any]:
     if metric not in scores:
         raise UserError(f"gate.{kind}s.{metric}={limit}: this model has no such metric: {nearest(metric, scores)}")
@@ -150,13 +161,12 @@ def _on_two_sets(
     """
     lost = _numbers(old, metric, "test rows")
     if old.gain < -margin:
-        return "REJECT", f"{lost} is beyond the margin {margin:.4g}: {STAYS}"
+        audit = "" if isinstance(new, int) else f"; {_numbers(new, metric, 'audit rows')}"
+        return "REJECT", f"{lost} is beyond the margin {margin:.4g}{audit}: {JUDGE_AGAIN}"
     if isinstance(new, int) or new.n < min_audit_rows:
         more = 2 * (min_audit_rows - _n(new))
-        return (
-            "HOLD",
-            f"{_n(new)} audit rows can judge, {min_audit_rows} must: label about {more} more, half of them train",
-        )
+        advice = f"label about {more} more of the rows that the server names in audit_ids (half of them train), or serve with"
+        return "HOLD", f"{_n(new)} audit rows can judge, {min_audit_rows} must: {advice} a larger feedback.audit_share"
     won = _numbers(new, metric, "audit rows")
     kept = f"{lost} is within the margin {margin:.4g}" if old.gain < 0 else lost
     if new.high < 0:

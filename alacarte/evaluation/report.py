@@ -89,18 +89,21 @@ def log_card(verdict: Verdict, scores: Mapping[str, float], rows: JudgingRows, v
         MlflowClient().update_model_version(version.name, version.version, description=card)
 
 
-def verdict_tags(verdict: Verdict, champion: str, run_id: str) -> dict[str, str]:
+def verdict_tags(verdict: Verdict, champion: str, run_id: str, metric: str | None) -> dict[str, str]:
     """Tags of a version and of its evaluation; `champion` is the number of the version that it was compared with."""
     tags = {"gate.verdict": verdict.decision, "gate.reason": verdict.reason, "gate.champion": champion}
+    tags["gate.metric"] = metric or "default"
     return {**tags, "evaluate_run_id": run_id}
 
 
-def apply_verdict(version: ModelVersion, verdict: Verdict, *, expected: str, run_id: str) -> ModelVersion | None:
+def apply_verdict(
+    version: ModelVersion, verdict: Verdict, *, expected: str, run_id: str, metric: str | None
+) -> ModelVersion | None:
     """Write a verdict on a version. PROMOTE makes it the champion and returns it; every other verdict returns None.
 
     UserError where the champion is no longer the version `expected`, with which it was compared: the verdict then is HOLD.
     """
-    tags = verdict_tags(verdict, expected, run_id)
+    tags = verdict_tags(verdict, expected, run_id, metric)
     registry.tag(version, {**tags, verdicts.TAG: verdicts.sign(version, verdict.decision)})
     if verdict.decision != "PROMOTE":
         return None

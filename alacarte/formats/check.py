@@ -80,7 +80,9 @@ def save_skops(model: object, file: str | Path | BinaryIO) -> list[str]:
         listed = skops_io().get_untrusted_types(file=file)
     except TypeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"skops cannot save this model: {reason}; choose another model.estimator._target_") from error
+        raise UserError(
+            f"skops cannot save it: {reason}; keep numbers, texts, lists and arrays in its attributes, or choose another class"
+        ) from error
     check_object(model, "the model")
     return listed
 

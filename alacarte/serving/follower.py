@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import mlflow
+
 from alacarte import registry, verdicts
 from alacarte.errors import UserError
 from alacarte.serving.cache import Cache, VersionRef
@@ -139,7 +141,7 @@ class ModelFollower:
     # --- the thread that follows ---
 
     def _follow(self) -> None:
-        next_poll = 0.0
+        next_poll, said_why = 0.0, False
         while not self._stopping.is_set():
             self._wake.clear()
             try:
@@ -150,6 +152,10 @@ class ModelFollower:
                     self._swap_if_ready()
                     self._read_challenger()
                 self._swap_if_ready()
+                if not (said_why or self.current) and (self._champion is None or self._version_error):
+                    said_why = True
+                    uri = re.sub("//[^/]*@", "//", mlflow.get_registry_uri())  # without a password
+                    print(f"serve: waiting, {self.reason()}; the registry is {uri}", flush=True)
             except BaseException as error:  # the thread goes on, whatever the error is
                 self._registry_error = f"the server failed to follow the registry: {_one_line(error)}"
                 self._failures += 1
@@ -235,7 +241,7 @@ class ModelFollower:
         self._previous_key, self._current_key = self._current_key, version.key
         self._swaps += self.current is not None
         self.current = LoadedModel(model, version.number, version.run_id or model.run_id, datetime.now(UTC))
-        logger.info("%s: version %s serves", self._name, version.number)
+        print(f"serve: version {version.number} of {self._name} answers", flush=True)
         try:
             self._cache.mark_served(version)
             self._cache.evict({*self._candidates, self._current_key, self._previous_key})

@@ -41,7 +41,7 @@ REFUSALS = {
     "split format must": "dataframe_split takes data, columns and index, and no other key",
     "dataframe_split field": "dataframe_split: data must be rows as long as columns",
     "records f": "dataframe_records must be a list of objects",  # "records format must", "dataframe_records field"
-    "CSV": "the body is no CSV table that fits the model's signature",
+    "CSV": "the body is no CSV table that fits the model's signature; CSV holds no dates and no columns of type any: send JSON",
     "Parquet": "the body is no Parquet file",
     "not the same": "every column must have as many values",
 }

@@ -120,3 +120,10 @@ def test_help_lists_every_key_with_its_comment(config: str):
     assert "registered_model_name: " in text and "name in the registry" in text
     if config == "main":
         assert "\n  patience: 8 " in text and "torch_mlp" in text and "true: skip a step if" in text
+
+
+def test_a_python_without_the_packages_is_one_line():
+    command = [sys.executable, "-S", "-m", "steps.train"]  # -S: without installed packages
+    ended = subprocess.run(command, cwd=ROOT, env=environment(PYTHONPATH=""), capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.startswith("steps: this Python has no mlflow: ")
+    assert len(ended.stderr.splitlines()) == 1

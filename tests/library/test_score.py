@@ -16,9 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Project, tracking
 from people import people, refusal
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import FixedThresholdClassifier
+from sklearn.svm import LinearSVC
 
 from alacarte import registry, scoring
 from alacarte.errors import UserError
+from alacarte.learners.sklearn import SklearnLearner
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +266,15 @@ def test_text_that_a_spreadsheet_would_run_is_made_safe_on_request(tmp_path: Pat
     pd.read_csv(scored.root / "rows.csv").assign(note="=1+1").to_csv(scored.root / "formulas.csv", index=False)
     score(scored, "input=formulas.csv", "output=safe.csv", "spreadsheet_safe=true")
     assert set(pd.read_csv(scored.root / "safe.csv")["note"]) == {"'=1+1"}
+
+
+def test_confidence_belongs_to_the_prediction_also_behind_a_threshold():
+    rows = pd.DataFrame({"x": np.arange(40.0)})
+    model = FixedThresholdClassifier(LogisticRegression(), threshold=0.1, response_method="predict_proba")
+    learner = SklearnLearner.of(model.fit(rows, np.where(rows["x"] > 19, "yes", "no")))
+    answers = scoring.answer(learner, rows, "rows.csv", probabilities=True)
+    of_class = {"no": answers["probability_no"], "yes": answers["probability_yes"]}
+    assert ((answers["prediction"] == "yes") & (answers["probability_yes"] < 0.5)).any()
+    assert all(row.confidence == of_class[row.prediction][i] for i, row in enumerate(answers.itertuples()))
+    with pytest.raises(UserError, match="probabilities=true: this model gives no probabilities"):
+        scoring.answer(SklearnLearner.of(LinearSVC().fit(rows, rows["x"] > 19)), rows, "rows.csv", probabilities=True)

@@ -20,7 +20,7 @@ from mlflow.utils import validation
 from omegaconf import OmegaConf
 from people import SPLIT, people, refusal, table
 
-from alacarte.data.dataset import as_mlflow, load_data, recorded, source_digest, table_as_mlflow
+from alacarte.data.dataset import as_mlflow, columns_like_ids, load_data, recorded, source_digest, table_as_mlflow
 from alacarte.errors import UserError
 
 
@@ -240,3 +240,9 @@ def test_a_model_cannot_name_what_is_called(target: str):
         recorded({"_target_": target})
     data = {"_target_": "project.data.load_digits", "start": 1}
     assert recorded(data) == data
+
+
+def test_a_text_in_each_row_of_its_own_is_named():
+    numbers = np.arange(200)
+    frame = pd.DataFrame({"id": [f"c{n}" for n in numbers], "city": ["Bonn", "Lyon"] * 100, "income": numbers})
+    assert columns_like_ids(frame) == ["id"] and columns_like_ids(frame[:50]) == []

@@ -10,7 +10,7 @@ from answers import OWN, compared, decisions, zero_one
 from alacarte.errors import UserError
 from alacarte.evaluation import comparison as comparisons
 from alacarte.evaluation.comparison import Comparison, measure_signal, paired_test
-from alacarte.evaluation.gate import check_gate, decide, rows_needed
+from alacarte.evaluation.gate import check_gate, check_metric, decide, rows_needed
 from alacarte.evaluation.metrics import make_answers
 
 # What a test before left to the garbage collector is no warning of this code.
@@ -195,3 +195,16 @@ def test_settings_that_fit_are_taken_and_a_metric_of_another_task_is_named():
     )
     with pytest.raises(UserError, match=r"gate.floors.r2=0.9: this model has no such metric: there is accuracy, "):
         judge(floors={"r2": 0.9})
+
+
+def test_a_champion_that_another_metric_chose_is_not_judged_by_the_default():
+    for metric, tags in ((None, {}), (None, {"gate.metric": "default"}), ("roc_auc", {"gate.metric": "cost"})):
+        check_metric(metric, tags)
+    with pytest.raises(UserError, match=r"gate.metric=null: the champion was judged by cost: add gate.metric=cost"):
+        check_metric(None, {"gate.metric": "cost"})
+
+
+def test_a_loss_on_the_test_rows_also_shows_the_audit_rows():
+    lost, won = paired_test(*zero_one(360, 3, 20)), paired_test(*zero_one(100, 30, 2))
+    verdict = judge(comparison=lost, audit=won)
+    assert verdict.decision == "REJECT" and "on 100 audit rows" in verdict.reason and "gate.margin" in verdict.reason

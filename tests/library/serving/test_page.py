@@ -248,6 +248,10 @@ def test_a_server_with_tokens_its_first_model_and_the_next_version(page: Page, p
         page.says("token", "Not that one")
         page["tokenText"].send_keys("p", Keys.ENTER)
         page.says("trouble", "No model yet: ")
+        assert (
+            f"serve: waiting, houses has no champion: set the alias on a version in the registry; the registry is {project.uri}\n"
+            in served.lines
+        )
         register(project, "houses")
         page.type("x7", "1000")
         page.predict()
@@ -263,6 +267,7 @@ def test_a_server_with_tokens_its_first_model_and_the_next_version(page: Page, p
         assert page["fields"].size["height"] < 400, "many columns scroll"
         register(project, "houses")
         page.says("notice", "Version 2 serves now, in place of 1")
+        assert "serve: version 2 of houses answers\n" in served.lines
         assert page.field("x7").get_property("value") == "1000"
         assert page["by"].text == "by version 1" and page["answer"].text == before
         page.predict()
