@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 
 import mlflow
 from mlflow.entities import Run
@@ -29,6 +29,7 @@ from alacarte import launch, tracking
 FORK = sys.platform == "linux"
 LIBC = ctypes.CDLL(None) if FORK else None
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+STOP_SECONDS = 30  # for a step to close its run
 
 
 class Forks:
@@ -61,15 +62,13 @@ class Forks:
             complete = {key: value for key, value in {**os.environ, **env}.items() if value is not None}
             return subprocess.run([sys.executable, "-m", module, *arguments], env=complete).returncode
         self._pipe.send((module, list(arguments), dict(env), list(preload)))
-        pid = self._pipe.recv()
         try:
             code = self._pipe.recv()
-            return code if code >= 0 else 128 - code
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            self._pipe.poll(30)
+        except BaseException:  # a signal, at any moment
+            self._pipe.close()
+            self._process.join()
             raise
+        return code if code >= 0 else 128 - code
 
     def run_step(self, step: str, cfg: DictConfig, parent: Run, preload: Sequence[str] = ()) -> Run:
         """Run a step as a child run of `parent`; return its finished run. SystemExit with its exit code if it fails."""
@@ -101,7 +100,10 @@ def _serve(pipe: Connection, other_end: Connection) -> None:
                     loaded()
             process = multiprocessing.get_context("fork").Process(target=_run_module, args=(module, arguments, env))
             process.start()
-            pipe.send(process.pid)
+            if pipe in wait([process.sentinel, pipe]):  # it was closed: nobody waits for the step any more
+                process.terminate()
+                process.join(STOP_SECONDS)
+                process.kill()
             process.join()
             pipe.send(process.exitcode)
 

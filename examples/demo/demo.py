@@ -64,7 +64,11 @@ def main(cfg: DictConfig, forks: Forks) -> None:
                 turned = load_digits(rotate=cfg.demo.degrees).sample(frac=1, random_state=cfg.seed)
                 since, end = len(monitor.lines), time.monotonic() + cfg.demo.patience
                 promoted = partial(monitor.has_printed, "evaluate: verdict   PROMOTE", "run_id=", since=since)
-                traffic.send("turned", turned[::2], lambda _: promoted() or time.monotonic() > end, progress)
+
+                def follows(_: int) -> bool:  # a busy server takes a moment to load the new version
+                    return (promoted() and traffic.version != traffic.answers[0].version) or time.monotonic() > end
+
+                traffic.send("turned", turned[::2], follows, progress)
             traffic.send("turned, unseen", turned[1::2], lambda sent: sent == cfg.demo.requests, progress)
     show(cfg, traffic, marks)
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,35 @@ def test_a_step_ends_with_the_process_that_started_it(tmp_path: Path, program: s
         pid = int(file.read_text())
         os.kill(process.pid, number)
         assert process.wait(60) == (143 if number == signal.SIGTERM else -number)
+        until(lambda: not is_running(pid))
+    finally:
+        process.kill()
+
+
+HALT = """
+import os, signal
+def after_fork():
+    os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGSTOP))
+"""
+
+
+def test_a_signal_while_a_step_starts_ends_it(tmp_path: Path):
+    """The step runs, and the process that waits for it has not heard of it yet."""
+    root = copy_project(tmp_path / "project")
+    (root / "steps" / "slow.py").write_text(SLOW)
+    (root / "steps" / "halt.py").write_text(HALT)
+    stop = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+    program = stop + WAITED_FOR.replace("{})", '{}, ["steps.halt:after_fork"])')
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=root, env=environment())
+    file = root / "pid"
+    try:
+        until(lambda: file.exists() and file.read_text())
+        pid = int(file.read_text())
+        forking = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        process.terminate()
+        time.sleep(0.5)
+        os.kill(forking, signal.SIGCONT)
+        assert process.wait(60) == 143
         until(lambda: not is_running(pid))
     finally:
         process.kill()

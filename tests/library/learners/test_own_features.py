@@ -207,7 +207,7 @@ def test_monitor_and_retrain_use_them(own: Project, tmp_path: Path):
         labels = zip(answer["prediction_ids"], truth, strict=True)
         served.ask("/feedback", [{"prediction_id": one, "label": label} for one, label in labels])
     told = own.step("monitor", *shared, "monitor.labels=50", "monitor.min_rows=50", code=3).stdout
-    assert "retrain   yes" in told and f"next      python -m steps.retrain registered_model_name={NAME}" in told
+    assert "retrain   yes" in told and f"python -m steps.retrain registered_model_name={NAME}" in told
     told = own.step("retrain", *shared, "retrain.max_share_per_annotator=1").stdout
     assert "retrain: from version 1 on" in told and "evaluate: verdict" in told
     challenger = own.client.get_model_version_by_alias(NAME, "challenger")
