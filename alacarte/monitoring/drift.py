@@ -194,7 +194,8 @@ def _is_number(column: pd.Series) -> bool:
 
 def _as_float(column: pd.Series) -> pd.Series:
     if pd.api.types.is_datetime64_any_dtype(column.dtype):
-        return column.astype("int64").astype("float64").where(column.notna())
+        seconds = column.dt.as_unit("us").astype("int64") / 1e6  # a file and a request give dates in different units
+        return seconds.where(column.notna())
     return pd.to_numeric(column, errors="coerce").astype("float64")
 
 

@@ -142,3 +142,15 @@ def test_no_text_of_a_table_is_read_as_a_formula():
         figure.savefig(BytesIO(), format="png")
     ticks = [text.get_text() for text in labels[0].axes[0].get_yticklabels()]
     assert ticks[::-1] == [name.replace("$", r"\$") for name in HOSTILE]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_dates_are_compared_whatever_unit_they_are_stored_in(unit: str):
+    days = pd.Series(pd.date_range("2024-01-01", periods=300, unit="ns"))
+    as_sent = days.dt.strftime("%Y-%m-%d").sample(300, random_state=0).reset_index(drop=True)
+    after = align_columns(
+        pd.DataFrame({"signup": as_sent}), pd.DataFrame({"signup": days.astype(f"datetime64[{unit}]")})
+    )
+    before = pd.DataFrame({"signup": days.astype(f"datetime64[{unit}]")})
+    assert not moved(before, after) and compare_columns(before, after)["out_of_range"].max() == 0
+    assert moved(before, after + pd.Timedelta(days=400))
