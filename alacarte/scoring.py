@@ -95,10 +95,10 @@ def answer(learner: Learner, inputs: pd.DataFrame, source: str, probabilities: b
     if proba is not None:
         classes = list(learner.classes or ())
         predicted = pd.Index(classes).get_indexer(answers["prediction"])
-        answers["confidence"] = proba[
-            np.arange(len(proba)), predicted
-        ]  # a model with a threshold may predict another class
-        answers |= {f"probability_{label}": proba[:, i] for i, label in enumerate(classes) if probabilities}
+        # A model with a threshold may predict a class that is not the most probable one.
+        answers["confidence"] = proba[np.arange(len(proba)), predicted]
+        if probabilities:
+            answers |= {f"probability_{label}": proba[:, i] for i, label in enumerate(classes)}
     elif probabilities:
         raise UserError("probabilities=true: this model gives no probabilities")
     return pd.DataFrame(answers)

@@ -57,8 +57,8 @@ def judge_window(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
     champion = load_champion(name, launch.plain(cfg.data) if cfg.get("data") else None)
     now = time.time()
     window = store.window(name, now - settings["hours"] * 3600, now, settings["rows"])
+    model = f"{name} version {champion.number}"
     with tracking.start_run("monitor", cfg) as run:
-        model = f"{name} version {champion.number}"
         labelled, n = store.labelled(name, "accepted", "used"), len(window.about)
         new_labels = count_new(champion, labelled, launch.plain(cfg.retrain), registry.rejected_versions(name))
         if n < settings["min_rows"]:
@@ -66,9 +66,8 @@ def judge_window(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
             decision = Decision(False, reason)
             mlflow.log_metrics({"rows": n, "new_labels": new_labels})
         else:
-            comparison = compare_window(
-                champion, window, labelled, new_labels, settings, load_metrics(launch.plain(cfg.metrics))
-            )
+            own_metrics = load_metrics(launch.plain(cfg.metrics))
+            comparison = compare_window(champion, window, labelled, new_labels, settings, own_metrics)
             decision = comparison.decision
             log_report(comparison, model, champion.dataset.target)
         answer = "yes" if decision.retrain else "no"
@@ -77,7 +76,8 @@ def judge_window(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
         rows = f"{n:,} predictions, {new_labels:,} new labels"
         summary = {"model": model, "rows": rows, "retrain": f"{answer}, {decision.reason}"}
         if decision.retrain:
-            store_key = [f"feedback.url={cfg.feedback.url}"] * cfg.feedback.url.startswith("sqlite")  # no password
+            url = cfg.feedback.url
+            store_key = [f"feedback.url={url}"] if url.startswith("sqlite") else []  # others may contain a password
             summary["next"] = tracking.step_command("retrain", f"registered_model_name={name}", *store_key)
         tracking.print_summary("monitor", summary)
         print(f"run_id={run.info.run_id}", flush=True)

@@ -232,7 +232,10 @@ def _plain_text(column: pd.Series) -> pd.Series:
 
 
 def align_columns(inputs: pd.DataFrame, X: pd.DataFrame) -> pd.DataFrame:
-    """The rows `inputs` (n,) with the columns of `X`, in its order and types. A column that `inputs` lacks is missing values."""
+    """The rows `inputs` (n,) with the columns of `X`, in its order and types. A column that `inputs` lacks is missing values.
+
+    A date may have another unit than in `X`.
+    """
     columns = {}
     for name, known in X.items():
         values = inputs[name] if name in inputs else pd.Series(None, index=inputs.index, dtype=object)

@@ -53,9 +53,8 @@ def check(folder: Path, trust_code: bool, rehearse: probe.Rehearsal) -> None:
             with trial_end:
                 socket.send_fds(_control, [b" "], [trial_end.fileno()])
             pipe.send((folder, trust_code, rehearse))
-            refusal = json.loads(
-                pipe.recv_bytes()
-            )  # a trial inherits the other end, and a pickle from it could run code here
+            # JSON, because a trial inherits the other end, and a pickle from it could run code here
+            refusal = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             raise UserError("the process that tries new versions has ended; restart the server") from None
     if refusal:

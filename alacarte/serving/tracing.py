@@ -5,6 +5,7 @@ All variables of OpenTelemetry apply, such as OTEL_EXPORTER_OTLP_HEADERS, OTEL_T
 
 import asyncio
 import os
+import threading
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,9 +41,11 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_after_last_spans(message: Message) -> None:
             if message["type"] == "lifespan.shutdown.complete":
-                try:
-                    await asyncio.wait_for(asyncio.to_thread(provider.shutdown), STOP_SECONDS)
-                except TimeoutError:
+                # A daemon, because a collector that is silent would hold up the end of the server.
+                last = threading.Thread(target=provider.shutdown, daemon=True)
+                last.start()
+                await asyncio.to_thread(last.join, STOP_SECONDS)
+                if last.is_alive():
                     print("serve: the last spans could not be sent")
             await send(message)
 

@@ -74,9 +74,8 @@ def serve(address: str) -> None:
     """Load the packages, and fork for each call. Returns in the forked processes only."""
     for name in PACKAGES:
         __import__(name)
-    sys.modules[
-        "mlflow"
-    ].utils.requirements_utils._init_modules_to_packages_map()  # as the first log_model does: a second
+    requirements = sys.modules["mlflow.utils.requirements_utils"]
+    requirements._init_modules_to_packages_map()  # as the first log_model does: a second
     gc.freeze()  # a collection in a forked process would copy these objects
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)

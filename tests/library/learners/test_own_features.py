@@ -210,8 +210,7 @@ def test_monitor_and_retrain_use_them(own: Project, tmp_path: Path):
     assert "retrain   yes" in told and f"python -m steps.retrain registered_model_name={NAME}" in told
     told = own.step("retrain", *shared, "retrain.max_share_per_annotator=1").stdout
     assert "retrain: from version 1 on" in told and "evaluate: verdict" in told
-    challenger = own.client.get_model_version_by_alias(NAME, "challenger")
-    assert challenger.tags["parent_version"] == "1"
+    assert own.client.get_model_version_by_alias(NAME, "challenger").tags["parent_version"] == "1"
     own.client.set_registered_model_alias(NAME, "champion", "1")  # for the other tests
 
 
@@ -332,22 +331,20 @@ def test_the_copy_in_the_model_is_never_imported(own: Project, tmp_path: Path):
     assert marker.exists(), "stock MLflow runs the copy"
 
 
+def refusal_elsewhere(own: Project, folder: Path, more_features: str = "") -> str:
+    """The line with which `score` ends in another checkout, with more code in project/features.py."""
+    other = Project(copy_project(folder / "other"), own.uri)
+    (other.root / "project/features.py").open("a").write(more_features)
+    names = (f"model_uri={download(own, folder / 'model')}", f"input={own.root}/new.csv", f"output={folder}/a.csv")
+    return other.step("score", *names, code=2).stderr.strip().splitlines()[-1]
+
+
 def test_a_model_whose_classes_are_not_in_the_checkout_is_refused(own: Project, tmp_path: Path):
-    folder = download(own, tmp_path / "model")
-    other = Project(copy_project(tmp_path / "other"), own.uri)
-    (tmp_path / "new.csv").write_bytes((own.root / "new.csv").read_bytes())
-    done = other.step("score", f"model_uri={folder}", f"input={tmp_path}/new.csv", f"output={tmp_path}/a.csv", code=2)
-    line = done.stderr.strip().splitlines()[-1]
+    line = refusal_elsewhere(own, tmp_path)
     assert "is no function at the top level of a module of this checkout" in line
 
 
 def test_code_that_changed_since_the_training_is_noticed(own: Project, tmp_path: Path):
     """The checkout's code would give other inputs to the model than those that it was trained with."""
-    folder = download(own, tmp_path / "model")
-    other = Project(copy_project(tmp_path / "other"), own.uri)
-    text = (own.root / "project/features.py").read_text()
-    (other.root / "project/features.py").write_text(text.replace("np.log1p(X", "-10 * np.log1p(X"))
-    (tmp_path / "new.csv").write_bytes((own.root / "new.csv").read_bytes())
-    done = other.step("score", f"model_uri={folder}", f"input={tmp_path}/new.csv", f"output={tmp_path}/a.csv", code=2)
-    line = done.stderr.strip().splitlines()[-1]
+    line = refusal_elsewhere(own, tmp_path, FEATURES.replace("np.log1p(X", "-10 * np.log1p(X"))
     assert "not those logged with it: has its code in project/" in line and "train again" in line

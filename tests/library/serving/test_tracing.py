@@ -1,5 +1,6 @@
 """OpenTelemetry: a real collector's route receives a span for each request; without an endpoint nothing is loaded."""
 
+import socket
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,6 +60,15 @@ def test_each_request_is_a_span(project: Project, collector):
     codes = [{pair.key: pair.value for pair in span.attributes}["http.status_code"].int_value for span in asked]
     assert codes == [200, 400] and asked[0].trace_id.hex() == parent.split("-")[1]
     assert all(span.name.startswith(("GET ", "POST ")) for span in spans)  # no spans for the parts of a request
+
+
+def test_a_silent_collector_does_not_hold_up_the_end(project: Project):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and never answers
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with serving(project, "registered_model_name=none", OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as server:
+            assert server.ask("/livez").status == 200
+            assert server.stop() == 0
+    assert "serve: the last spans could not be sent\n" in server.lines
 
 
 def test_without_an_endpoint_nothing_changes_and_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch):
