@@ -51,9 +51,6 @@ class Job:
         env = {key: value for key, value in env.items() if not key.startswith(("PYTHONPATH", "PYTEST"))}
         env["PATH"] = os.pathsep.join([f"{driver}/bin", programs(), env["PATH"]])
         command = [f"{programs()}/python", "-m", "driver", str(driver / "job.py"), *task["parameters"]]
-        if self.cancelled:
-            return
-        self.state = {"life_cycle_state": "RUNNING", "state_message": "In run"}
         self.process = subprocess.Popen(
             command,
             cwd=driver,
@@ -63,6 +60,10 @@ class Job:
             text=True,
             start_new_session=True,
         )
+        if self.cancelled:  # before there was a process
+            self.process.kill()
+        else:
+            self.state = {"life_cycle_state": "RUNNING", "state_message": "In run"}
         # Ends with the step, which outlives the killed process by a moment and could otherwise open its run again.
         self.log, _ = self.process.communicate()
         self.has_ended.set()

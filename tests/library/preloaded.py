@@ -5,6 +5,7 @@ forked process has the folder, environment, streams and arguments of the caller,
 """
 
 import atexit
+import contextlib
 import gc
 import json
 import os
@@ -96,7 +97,6 @@ def serve(address: str) -> None:
             order = json.loads(orders.read(int.from_bytes(size, "big")))
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if pid := os.fork():
-            connection.sendall(f"{pid}\n".encode())
             wait_for(pid, connection)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
@@ -105,14 +105,17 @@ def serve(address: str) -> None:
 
 
 def wait_for(pid: int, connection: socket.socket) -> None:
-    """Send the exit code of a process. If the caller has been killed, end the process."""
+    """Send the number of a process, and later its exit code. If the caller has been killed, end the process."""
     ended = os.pidfd_open(pid)
     for number in range(3):
         os.close(number)
+    with contextlib.suppress(BrokenPipeError):  # a caller that was killed before it has the number
+        connection.sendall(f"{pid}\n".encode())
     if ended not in select.select([connection, ended], [], [])[0]:
         os.kill(pid, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    connection.sendall(f"{code}\n".encode())
+    with contextlib.suppress(BrokenPipeError):
+        connection.sendall(f"{code}\n".encode())
     os._exit(0)
 
 
