@@ -243,9 +243,9 @@ def pin(model_uri: str | None, name: str | None) -> tuple[str, str]:
     uri = str(model_uri) if model_uri else f"models:/{name}@{CHAMPION}"
     if not model_uri and not name:
         raise UserError("model_uri=null and registered_model_name=null: give one, such as -P model_uri=models:/NAME/3")
-    if not (found := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)):
+    if not (match := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)):
         return uri, "none"
-    model, alias, number = found.groups()
+    model, alias, number = match.groups()
     if number is None:
         version = by_alias(model, alias)
         if version is None:

@@ -46,9 +46,9 @@ def check_output(source: str, output: str, spreadsheet_safe: bool = False) -> No
 
 
 def _is_same(source: str, output: str) -> bool:
-    one, other = tables.absolute(source), tables.absolute(output)
+    read, written = tables.absolute(source), tables.absolute(output)
     try:
-        return one == other or Path(one).samefile(other)
+        return read == written or Path(read).samefile(written)
     except OSError:  # there is no such file, or it is a URL
         return False
 

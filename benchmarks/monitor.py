@@ -77,12 +77,12 @@ def cost(n: int, rounds: int) -> None:
         fill(f"sqlite:///{folder}/full.db", "alacarte", draw.normal(size=(n, len(COLUMNS))))
         figures: dict[str, list[tuple[float, float]]] = {"empty": [], "full": []}
         for number in range(rounds + 1):  # the first warms the disk caches and is not counted
-            for store, found in figures.items():
+            for store, measurements in figures.items():
                 measured = run(
                     folder, "steps.monitor", f"feedback.url=sqlite:///{folder}/{store}.db", f"monitor.rows={n}"
                 )
-                found.extend([measured] if number else [])
-    empty, full = (np.median(found, axis=0) for found in figures.values())
+                measurements.extend([measured] if number else [])
+    empty, full = (np.median(measurements, axis=0) for measurements in figures.values())
     print(f"| {len(COLUMNS)} columns | s, median | peak MB |\n|---|---|---|")
     print(f"| no prediction stored: the imports | {empty[0]:.1f} | {empty[1]:.0f} |")
     print(f"| {n:,} predictions | {full[0]:.1f} | {full[1]:.0f} |")

@@ -144,18 +144,18 @@ def once(champion: Any, case: Case, how: dict[str, Any], seed: int, wrong: float
         old = selection.Rows(case.dataset.part("train"), case.dataset.part("val"), 0)
         arms["another seed"] = update(champion, old, how, seed + 1, init="scratch")
     test, held = case.dataset.part("test"), case.held
-    found = {"champion": Result(accuracy(champion, held), accuracy(champion, test), 0)}
+    results = {"champion": Result(accuracy(champion, held), accuracy(champion, test), 0)}
     for arm, (model, samples_seen) in arms.items():
         verdict = judge(champion, model, case, labelled, how)
-        found[arm] = Result(accuracy(model, held), accuracy(model, test), samples_seen, verdict)
-    return found
+        results[arm] = Result(accuracy(model, held), accuracy(model, test), samples_seen, verdict)
+    return results
 
 
 def in_rounds(champion: Any, case: Case, how: dict[str, Any], seed: int) -> dict[str, Result]:
     """Five retrainings in a row, each from the one before it; beside the last, one from scratch on the same rows."""
     model, labels = champion, []
     test, held = case.dataset.part("test"), case.held
-    found = {"champion": Result(accuracy(champion, held), accuracy(champion, test), 0)}
+    results = {"champion": Result(accuracy(champion, held), accuracy(champion, test), 0)}
     X, y = case.requests
     for round_, places in enumerate(np.array_split(np.arange(len(y)), ROUNDS)):
         X_now, y_now = X.iloc[places], y.iloc[places]
@@ -163,11 +163,11 @@ def in_rounds(champion: Any, case: Case, how: dict[str, Any], seed: int) -> dict
         labels.append(give_labels(X_now, y_now, model.predict(X_now), draw, int(places[0])))
         rows = rows_of(labels_for_training(join(labels), case, champion, how), case, how, seed)
         model, samples_seen = update(model, rows, how, seed + round_)
-        for one in labels:
-            one.about.loc[~audit.for_gate(one), "state"] = "used"
-        found[f"round {round_ + 1}"] = Result(accuracy(model, held), accuracy(model, test), samples_seen)
+        for earlier in labels:
+            earlier.about.loc[~audit.for_gate(earlier), "state"] = "used"
+        results[f"round {round_ + 1}"] = Result(accuracy(model, held), accuracy(model, test), samples_seen)
     fresh, samples_seen = update(champion, rows, how, seed, init="scratch")
-    return found | {"scratch": Result(accuracy(fresh, held), accuracy(fresh, test), samples_seen)}
+    return results | {"scratch": Result(accuracy(fresh, held), accuracy(fresh, test), samples_seen)}
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -216,25 +216,26 @@ def print_rounds(cases: dict[tuple[str, str], list[dict[str, Result]]]) -> None:
     print(f"|---|---|---|{'---|' * (len(heads) + 2)}")
     for (family, regime), results in cases.items():
         for key in ("new", "old"):
-            found = {head: column(results, head, key) for head in heads}
-            means = " | ".join(f"{found[head].mean():.1f}" for head in heads)
-            gaps = " | ".join(spread(found[last] - found[other]) for other in ("scratch", "champion"))
+            values = {head: column(results, head, key) for head in heads}
+            means = " | ".join(f"{values[head].mean():.1f}" for head in heads)
+            gaps = " | ".join(spread(values[last] - values[other]) for other in ("scratch", "champion"))
             print(f"| {family} | {regime} | {key} | {means} | {gaps} |")
 
 
 def print_verdicts(cases: dict[tuple[str, str], list[dict[str, Result]]]) -> None:
     """What the gate says of the arms, and of another seed by whether the held rows show a gain."""
-    found = [result for results in cases.values() for result in results]
-    no_better = [one for one in found if one["another seed"].new <= one["champion"].new]
-    groups = {"feedback only": [one["feedback only"] for one in found]}
-    groups["another seed, no better on the held rows"] = [one["another seed"] for one in no_better]
-    groups["another seed, better there"] = [one["another seed"] for one in found if one not in no_better]
+    all_results = [result for results in cases.values() for result in results]
+    no_better = [result for result in all_results if result["another seed"].new <= result["champion"].new]
+    groups = {"feedback only": [result["feedback only"] for result in all_results]}
+    groups["another seed, no better on the held rows"] = [result["another seed"] for result in no_better]
+    better = [result for result in all_results if result not in no_better]
+    groups["another seed, better there"] = [result["another seed"] for result in better]
     for arm in ("warm", "scratch", "equal budget"):
-        groups[arm] = [one[arm] for one in found]
+        groups[arm] = [result[arm] for result in all_results]
     print(f"\n| challenger | cases | {' | '.join(VERDICTS)} |\n|---|---|---|---|---|")
     for name, results in groups.items():
-        verdicts = [one.verdict for one in results]
-        print(f"| {name} | {len(verdicts)} | {' | '.join(str(verdicts.count(one)) for one in VERDICTS)} |")
+        verdicts = [result.verdict for result in results]
+        print(f"| {name} | {len(verdicts)} | {' | '.join(str(verdicts.count(verdict)) for verdict in VERDICTS)} |")
 
 
 def main() -> None:

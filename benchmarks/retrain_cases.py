@@ -88,24 +88,24 @@ def give_labels(
     """
     audit = draw.random(len(y)) < 0.3
     mistake = answers != y.to_numpy()
-    given = audit | (mistake & (draw.random(len(y)) < 0.5))
+    is_labelled = audit | (mistake & (draw.random(len(y)) < 0.5))
     labels, classes = y.to_numpy().copy(), np.unique(y)
     for row in np.flatnonzero(draw.random(len(y)) < wrong):
         labels[row] = draw.choice(classes[classes != labels[row]])
-    ids = first + np.flatnonzero(given)
+    ids = first + np.flatnonzero(is_labelled)
     about = pd.DataFrame(
         {
             "feedback_id": ids,
-            "source": [f"person {one % 20}" for one in ids],
+            "source": [f"person {number % 20}" for number in ids],
             "annotator": "local:benchmark",
             "state": "accepted",
             "used_version": None,
-            "audit": audit[given],
+            "audit": audit[is_labelled],
         }
     )
-    return Labelled(X[given].reset_index(drop=True), pd.Series(labels[given].tolist(), name="label"), about)
+    return Labelled(X[is_labelled].reset_index(drop=True), pd.Series(labels[is_labelled].tolist(), name="label"), about)
 
 
 def join(labels: list[Labelled]) -> Labelled:
-    inputs, values, abouts = ([getattr(one, key) for one in labels] for key in ("inputs", "labels", "about"))
+    inputs, values, abouts = ([getattr(part, key) for part in labels] for key in ("inputs", "labels", "about"))
     return Labelled(*(pd.concat(parts, ignore_index=True) for parts in (inputs, values, abouts)))

@@ -45,6 +45,8 @@ def print_simulation(settings: dict[str, Any], trials: int) -> None:
                 verdict = gate.decide({}, task="classification", comparison=pair[0], audit=pair[1], **rules)
                 verdicts.append(verdict.decision)
             cells.append(
-                ", ".join(f"{100 * verdicts.count(one) / trials:.0f}" for one in ("PROMOTE", "HOLD", "REJECT"))
+                ", ".join(
+                    f"{100 * verdicts.count(decision) / trials:.0f}" for decision in ("PROMOTE", "HOLD", "REJECT")
+                )
             )
         print(f"| {name} | {' | '.join(cells)} |")

@@ -3,8 +3,9 @@
     python benchmarks/serving.py --seconds 5 --rounds 3
 
 Needs wrk (apt-get install wrk). Every server runs alone on 2 cores with one process; ours checks the schema, stores every
-prediction and counts, and is measured once its fast path is in use, a second or two after its first answer. A cell is the
-median over rounds of the ratio to mlflow's requests per second in the same round.
+prediction and counts, and is measured once its fast path is in use, a second or two after its first answer. It follows the
+registry of an `mlflow server`, which runs beside all of them. A cell is the median over rounds of the ratio to mlflow's requests
+per second in the same round.
 """
 
 import argparse
@@ -120,9 +121,9 @@ def running(command: list[str], folder: Path, **more: str) -> Iterator[subproces
             time.sleep(0.1)
 
 
-def answers() -> bool:
+def answers(port: int = PORT) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", PORT)) == 0
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait(body: bytes, folder: Path) -> list:
@@ -161,15 +162,16 @@ def load(script: Path, connections: int, seconds: float) -> tuple[float, float]:
 
 
 def memory(group: int) -> float:
-    """Megabytes of all processes of a group. A page that several processes share counts once."""
-    kilobytes = 0
+    """Megabytes of the largest process of a group, with all that it shares, and of the others without what they share."""
+    kilobytes: list[tuple[int, int]] = []  # all, and not shared
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with contextlib.suppress(OSError):
             if int(stat.read_text().rpartition(")")[2].split()[2]) == group:
-                kilobytes += int(re.search(r"^Pss:\s+(\d+)", stat.with_name("smaps_rollup").read_text(), re.M)[1])
-        except OSError:
-            continue
-    return kilobytes / 1000
+                lines = re.findall(r"^(\w+):\s+(\d+) kB", stat.with_name("smaps_rollup").read_text(), re.M)
+                size = {name: int(number) for name, number in lines}
+                kilobytes.append((size["Rss"], size["Private_Clean"] + size["Private_Dirty"]))
+    largest, own = max(kilobytes)
+    return (largest - own + sum(private for _, private in kilobytes)) / 1000
 
 
 def others() -> Path:
@@ -183,27 +185,46 @@ def others() -> Path:
     return folder / "bin"
 
 
-def commands(kind: str, folder: Path, bin_of_others: Path | None) -> dict[str, tuple[list[str], dict[str, str]]]:
+@contextmanager
+def registry(folder: Path) -> Iterator[str]:
+    """A tracking server with the models in `folder`; yields its address."""
+    command = [str(BIN / "mlflow"), "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
+    with (folder / "registry.log").open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(PORT + 1)], cwd=folder, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        while not answers(PORT + 1) and process.poll() is None:
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{PORT + 1}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def commands(
+    kind: str, folder: Path, registry_uri: str, bin_of_others: Path | None
+) -> dict[str, tuple[list[str], dict[str, str]]]:
     model = str(folder / f"{kind}_model")
-    given = {
+    env = {
         "SERVING_MODEL": f"{model}/model.skops",
         "SERVING_FRAME": str(int(kind == "mixed")),
         "SERVING_PORT": str(PORT),
     }
     serve = [sys.executable, "-m", "steps.serve", f"registered_model_name={kind}", f"serve.port={PORT}"]
     serve += [f"feedback.url=sqlite:///{folder}/feedback.db", f"serve.cache={folder}/cache"]
-    found = {
+    servers = {
         "mlflow": (
             [str(BIN / "mlflow"), "models", "serve", "-m", model, "--env-manager", "local", "--port", str(PORT)],
             {},
         ),
-        "serve": (serve, {}),
+        "serve": (serve, {"MLFLOW_TRACKING_URI": registry_uri}),
     }
     if bin_of_others and kind != "own":
         bento = [str(bin_of_others / "bentoml"), "serve", "benchmarks.serving_bentoml:Model", "--port", str(PORT)]
-        found["BentoML"] = ([*bento, "--host", "127.0.0.1"], {**given, "BENTOML_DO_NOT_TRACK": "true"})
-        found["LitServe"] = ([str(bin_of_others / "python"), "benchmarks/serving_litserve.py"], given)
-    return found
+        servers["BentoML"] = ([*bento, "--host", "127.0.0.1"], {**env, "BENTOML_DO_NOT_TRACK": "true"})
+        servers["LitServe"] = ([str(bin_of_others / "python"), "benchmarks/serving_litserve.py"], env)
+    return servers
 
 
 def main() -> None:
@@ -216,9 +237,10 @@ def main() -> None:
     rates: dict[tuple, list[dict[str, float]]] = {cell: [] for cell in CELLS}
     slowest: dict[tuple, list[dict[str, float]]] = {cell: [] for cell in CELLS}
     megabytes: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
         log(folder)
+        registry_uri = stack.enter_context(registry(folder))
         for _ in range(options.rounds):
             for kind in dict.fromkeys(cell[0] for cell in CELLS):
                 cells = [cell for cell in CELLS if cell[0] == kind]
@@ -226,12 +248,12 @@ def main() -> None:
                     rates[cell].append({})
                     slowest[cell].append({})
                 expected = None
-                for name, (command, more) in commands(kind, folder, bin_of_others).items():
+                for name, (command, more) in commands(kind, folder, registry_uri, bin_of_others).items():
                     print(f"{name}, {kind}", file=sys.stderr)
                     with running(command, folder, **more) as process:
-                        found = wait((folder / f"{kind}_1000.json").read_bytes(), folder)
-                        expected = expected or found
-                        assert found == expected, f"{name} does not answer as mlflow does"
+                        labels = wait((folder / f"{kind}_1000.json").read_bytes(), folder)
+                        expected = expected or labels
+                        assert labels == expected, f"{name} does not answer as mlflow does"
                         if name == "serve":
                             wait_for_fast_path()
                         load(folder / f"{kind}_1.lua", 8, 1)
@@ -249,11 +271,11 @@ def main() -> None:
     print("|---|---|---|" + "---|" * (len(names) + 2))
     for cell in CELLS:
         figures = " | ".join(
-            f"{statistics.median(one[name] for one in rates[cell]):,.0f}" if name in rates[cell][0] else ""
+            f"{statistics.median(rate[name] for rate in rates[cell]):,.0f}" if name in rates[cell][0] else ""
             for name in names
         )
-        ratio = statistics.median(one["serve"] / one["mlflow"] for one in rates[cell])
-        late = statistics.median(one["serve"] / one["mlflow"] for one in slowest[cell])
+        ratio = statistics.median(rate["serve"] / rate["mlflow"] for rate in rates[cell])
+        late = statistics.median(p99["serve"] / p99["mlflow"] for p99 in slowest[cell])
         print(f"| {cell[0]} | {cell[1]} | {cell[2]} | {figures} | {ratio:.1f} | {late:.3f} |")
     print(
         "\nmemory in MB: " + ", ".join(f"{name} {statistics.median(values):.0f}" for name, values in megabytes.items())

@@ -156,10 +156,10 @@ def _locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path or URL and the place in it, where there must be something."""
     try:
         files, place = fsspec.core.url_to_fs(path)
-        found = files.exists(place)
+        exists = files.exists(place)
     except Exception as error:  # an unknown protocol, a package that is not installed, no permission, no network
         raise UserError(f"data.path={path}: cannot be reached: {first_line(error)}") from error
-    if found:
+    if exists:
         return files, place
     hint = "check the name, and that you may read it"
     if isinstance(files, LocalFileSystem):

@@ -234,8 +234,8 @@ class ModelFollower:
             logger.warning("%s %s", self._name, error)
 
     def _is_approved(self, version: VersionRef) -> bool:
-        found = registry.by_number(self._name, version.number)
-        return found is not None and VersionRef.of(found) == version and verdicts.is_signed(found)
+        registered = registry.by_number(self._name, version.number)
+        return registered is not None and VersionRef.of(registered) == version and verdicts.is_signed(registered)
 
     def _swap(self, version: VersionRef, model: ServedModel) -> None:
         self._previous_key, self._current_key = self._current_key, version.key

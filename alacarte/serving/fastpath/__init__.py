@@ -122,8 +122,8 @@ def _measure(path: FastPath, base: parity.Table) -> tuple[float, float]:
         assert rows
         return min(timeit.repeat(lambda: path.answer([rows]), number=1, repeat=5))
 
-    one, many = seconds(1), seconds(MANY)
-    return one, max(0.0, (many - one) / MANY)
+    call, calls = seconds(1), seconds(MANY)
+    return call, max(0.0, (calls - call) / MANY)
 
 
 def _join(requests: Sequence[Rows]) -> Any:
