@@ -112,7 +112,7 @@ def alarms(trials: int, size: int, degrees: float) -> None:
     from sklearn.linear_model import SGDClassifier
 
     whole = {angle: load_digits(rotate=angle) for angle in (0.0, degrees)}
-    said: dict[float, list[bool]] = {angle: [] for angle in whole}
+    output: dict[float, list[bool]] = {angle: [] for angle in whole}
     for number in range(-(-trials // 10)):
         known = {**DIGITS, "split": {**DIGITS["split"], "seed": 100 + number}, "_target_": DIGITS["_target_"]}
         dataset = load_data(**known)
@@ -125,8 +125,8 @@ def alarms(trials: int, size: int, degrees: float) -> None:
             rows, audit = draw.choice(unseen, size, replace=False), draw.random(size) < 0.2
             for angle, table in whole.items():
                 window, labelled = windows(champion, table.iloc[rows], audit)
-                said[angle].append(compare_window(champion, window, labelled, 0, SETTINGS).decision.retrain)
-    for angle, answers in said.items():
+                output[angle].append(compare_window(champion, window, labelled, 0, SETTINGS).decision.retrain)
+    for angle, answers in output.items():
         text = f"turned by {angle:g} degrees" if angle else "as they are"
         print(f"| {size} | {text} | {len(answers)} | {100 * np.mean(answers):.1f} |")
 

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PORTS = {"MLFLOW_PORT": 5000, "SERVE_PORT": 8080, "S3_PORT": 8333, "POSTGRES_PORT": 5433}
 VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 START_SECONDS = 180
+STOP_SECONDS = 10  # until a process is killed, as Docker does
 DATABASE_USER = "postgres"  # the account of the machine that runs PostgreSQL if this script runs as root
 
 
@@ -136,7 +137,7 @@ def process(name: str, service: dict, health: str, folder: Path) -> Iterator[sub
         if started.poll() is None:
             os.killpg(started.pid, signal.SIGTERM)
             try:
-                started.wait(30)
+                started.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(started.pid, signal.SIGKILL)
 

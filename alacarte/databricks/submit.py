@@ -34,7 +34,7 @@ from alacarte.stores import first_line
 
 JOB_TAG = mlflow_tags.MLFLOW_DATABRICKS_SHELL_JOB_RUN_ID
 END_STATES = ("TERMINATED", "SKIPPED", "INTERNAL_ERROR")
-POLL_SECONDS = 10.0
+POLL_SECONDS = 2.0
 MAX_SUBMIT_SECONDS = 600  # an older run without a job was left by a launch that failed
 MAX_SILENT_SECONDS = 300  # without an answer of the workspace, before this program stops waiting for a job
 NO_ANSWER = (MlflowException, requests.exceptions.RequestException, OSError)

@@ -167,10 +167,10 @@ def is_within_range(labelled: Labelled, dataset: Dataset, max_range_factor: floa
     pairs = [(X[name], rows[name]) for name in X if X[name].dtype.kind in "if"]
     if dataset.task == "regression":
         pairs.append((y, labelled.labels))
-    for known, given in pairs:
+    for known, column in pairs:
         low, high = float(known.min()), float(known.max())
         room = max_range_factor * ((high - low) or abs(high) or 1.0)
-        values = pd.to_numeric(given, errors="coerce").to_numpy("float64")
+        values = pd.to_numeric(column, errors="coerce").to_numpy("float64")
         inside &= ~((values < low - room) | (values > high + room))
     return inside
 

@@ -84,10 +84,12 @@ class Project:
         env = environment(**{"MLFLOW_TRACKING_URI": self.uri, **env})
         if self.preloaded:
             env["PATH"] = f"{programs()}{os.pathsep}{env['PATH']}"
-        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=600)
-        if code is not None and done.returncode != code:
-            pytest.fail(f"{' '.join(command)}: exit code {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}")
-        return done
+        result = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=600)
+        if code is not None and result.returncode != code:
+            pytest.fail(
+                f"{' '.join(command)}: exit code {result.returncode}, not {code}\n{result.stdout}\n{result.stderr}"
+            )
+        return result
 
     def step(self, name: str, *arguments: str, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
         return self.run("python", "-m", f"steps.{name}", *arguments, code=code, **env)

@@ -32,7 +32,7 @@ class Job:
 
     def run(self, workspace: "Workspace") -> None:
         cluster = self.body["new_cluster"]
-        missing = [one["pypi"]["package"] for one in self.body["libraries"] if not installed(one["pypi"]["package"])]
+        missing = [each["pypi"]["package"] for each in self.body["libraries"] if not installed(each["pypi"]["package"])]
         if missing or cluster.get("num_workers", 0) > 8:
             self.end("INTERNAL_ERROR", "FAILED", f"Library installation failed: {missing}" if missing else "Over quota")
             return

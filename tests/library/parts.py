@@ -12,10 +12,10 @@ def need(name: str, package: str) -> str:
     """The path of a program, of PATH or of Debian's PostgreSQL; skips the test, or fails it, where there is none."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, versions)])
-    found = shutil.which(name, path=path)
-    if found is None:
+    matches = shutil.which(name, path=path)
+    if matches is None:
         lacks(f"{name} is not installed: apt-get install {package}")
-    return found
+    return matches
 
 
 def lacks(message: str) -> NoReturn:

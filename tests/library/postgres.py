@@ -26,10 +26,10 @@ class Postgres:
         if os.geteuid() == 0:  # which PostgreSQL refuses
             command = ["runuser", "-u", USER, "--", *command]
         with (self._folder / "log").open("ab") as log:  # a pipe would stay open for as long as the server runs
-            done = subprocess.run(
+            result = subprocess.run(
                 command, cwd=self._folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60
             )
-        if done.returncode:
+        if result.returncode:
             pytest.fail(f"{' '.join(command)}\n{(self._folder / 'log').read_text(errors='replace')}")
 
     def start(self) -> None:

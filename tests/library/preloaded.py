@@ -23,10 +23,10 @@ from functools import cache
 from pathlib import Path
 
 PACKAGES = (
-    "fastapi", "hydra", "matplotlib.pyplot", "mlflow.cli", "mlflow.projects", "mlflow.sklearn", "prometheus_client",
-    "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store", "pyarrow.parquet",
-    "scipy.stats", "sklearn.compose", "sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics",
-    "sklearn.neural_network", "sklearn.pipeline", "skops.io", "uvicorn",
+    "fastapi", "hydra", "keras", "lightgbm", "matplotlib.pyplot", "mlflow.cli", "mlflow.projects", "mlflow.sklearn",
+    "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store", "prometheus_client",
+    "pyarrow.parquet", "scipy.stats", "sklearn.compose", "sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics",
+    "sklearn.neural_network", "sklearn.pipeline", "skops.io", "torch", "uvicorn", "xgboost",
 )  # fmt: skip
 SCRIPT = """#!/bin/sh
 case "{module} $1 $2" in
@@ -48,7 +48,12 @@ def programs() -> str:
         names = {"python": sys.executable, "file": __file__, "socket": address, "module": module, "program": own / name}
         (folder / name).write_text(SCRIPT.format(**names))
         (folder / name).chmod(0o755)
-    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_WAIT_POLICY": "PASSIVE"}  # as alacarte/__init__.py
+    env = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KERAS_BACKEND": "torch",
+    }  # as alacarte/__init__.py
     server = subprocess.Popen(
         [sys.executable, __file__, str(address)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

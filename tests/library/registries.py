@@ -50,9 +50,9 @@ def settings(name: str, cache: Path, **serve: Any) -> Settings:
 def register(name: str, label: object = 1, rows: pd.DataFrame = X, model: Any = None, **logged: Any) -> str:
     """Register a model that always answers `label`, or another one; its version."""
     model = model or DummyClassifier(strategy="constant", constant=label).fit(rows, [label] * len(rows))
-    given = {"signature": infer_signature(rows, model.predict(rows)), "serialization_format": "skops", **logged}
+    settings = {"signature": infer_signature(rows, model.predict(rows)), "serialization_format": "skops", **logged}
     info = mlflow.sklearn.log_model(
-        model, name="model", input_example=rows, pip_requirements=[], registered_model_name=name, **given
+        model, name="model", input_example=rows, pip_requirements=[], registered_model_name=name, **settings
     )
     return str(info.registered_model_version)
 

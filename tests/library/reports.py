@@ -34,16 +34,16 @@ def report(
     store.write_predictions(
         [
             Prediction(
-                one, start / 1e9 + i * 1e-6, name, version, 1, tuple(X.columns), "f8", rows[i].tobytes(),
+                each, start / 1e9 + i * 1e-6, name, version, 1, tuple(X.columns), "f8", rows[i].tobytes(),
                 [np.asarray(predicted[i]).item()], [0.9], 1.0, [0] if audit[i] else None, 0.1, 1.0,
             )
-            for i, one in enumerate(ids)
+            for i, each in enumerate(ids)
         ]
     )  # fmt: skip
-    given = [
+    values = [
         Feedback(ids[i], np.asarray(y[i]).item(), source=source, annotator=annotator)
         for i in np.flatnonzero(audit | mistakes)
     ]
-    for at in range(0, len(given), 500):
-        store.add_feedback(name, given[at : at + 500], classes=classes)
+    for at in range(0, len(values), 500):
+        store.add_feedback(name, values[at : at + 500], classes=classes)
     return ids

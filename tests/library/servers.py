@@ -76,8 +76,8 @@ class Served:
         while time.monotonic() < end:
             assert self.process.poll() is None, "".join(self.lines)
             answer = self.ask(path)
-            found = answer.status == 200 and all(answer.body.get(key) == value for key, value in keys.items())
-            if found and (not error or error in (answer.body["last_error"] or "")):
+            matches = answer.status == 200 and all(answer.body.get(key) == value for key, value in keys.items())
+            if matches and (not error or error in (answer.body["last_error"] or "")):
                 return answer.body
             time.sleep(0.05)
         raise AssertionError(f"{path} answers {answer}, not {keys}\n{''.join(self.lines)}")

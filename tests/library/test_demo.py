@@ -9,10 +9,10 @@ SMALL = ("model=sklearn_sgd", "demo.requests=120", "demo.per_second=40", "monito
 
 
 def test_the_loop_closes_by_itself(project: Project):
-    parameters = [word for one in SMALL for word in ("-P", one)]
-    done = project.run("mlflow", "run", ".", "-e", "demo", "--env-manager", "local", *parameters)
-    told = done.stdout + done.stderr
-    assert "evaluate: verdict   PROMOTE" in told and "0 failed requests" in told
+    parameters = [word for each in SMALL for word in ("-P", each)]
+    result = project.run("mlflow", "run", ".", "-e", "demo", "--env-manager", "local", *parameters)
+    output = result.stdout + result.stderr
+    assert "evaluate: verdict   PROMOTE" in output and "0 failed requests" in output
     (run,) = project.runs("tags.step = 'demo'")
     metrics = run.data.metrics
     assert metrics["failed_requests"] == 0

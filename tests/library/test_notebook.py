@@ -19,12 +19,12 @@ def test_it_trains_evaluates_and_predicts(tmp_path: Path):
     where = {"metadata": {"path": str(root / "notebooks")}}
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where)
     client.execute(env=environment(HOME=str(tmp_path), IPYTHONDIR=str(tmp_path / "ipython")))
-    said = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
-    text = "".join(out.text for out in said if out.output_type == "stream")
+    output = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+    text = "".join(out.text for out in output if out.output_type == "stream")
     champion = MlflowClient(f"sqlite:///{root}/mlflow.db").get_model_version_by_alias("alacarte", "champion")
     assert "PROMOTE" in text and champion.run_id in text
     assert "predicted " in text and "it is 0" in text
-    assert any("image/png" in out.get("data", {}) for out in said)
+    assert any("image/png" in out.get("data", {}) for out in output)
 
 
 def test_it_is_kept_without_what_it_printed():

@@ -53,8 +53,8 @@ def test_the_package_has_every_file_and_one_name(installed: Path):
     files = [path for folder in ("alacarte", *FOLDERS) for path in (ROOT / folder).rglob("*") if path.is_file()]
     names = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"} - NOT_IN_IT
     expected = {name if name.startswith("alacarte/") else f"alacarte/_template/{name}" for name in names}
-    found = {path.relative_to(packages).as_posix() for path in packages.rglob("*") if path.is_file()}
-    assert {name for name in found if ".dist-info/" not in name and not name.endswith((".pyc", ".pth"))} == expected
+    matches = {path.relative_to(packages).as_posix() for path in packages.rglob("*") if path.is_file()}
+    assert {name for name in matches if ".dist-info/" not in name and not name.endswith((".pyc", ".pth"))} == expected
 
 
 def all_packages(requirement: Requirement, lines: list[str]) -> set[str]:

@@ -16,13 +16,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def pins(file: str) -> dict[str, str]:
     lines = [line.split("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
-    found = [
+    matches = [
         re.fullmatch(r"([A-Za-z0-9_.-]+)==([0-9][\w.]*)(?:; sys_platform .*)?", line)
         for line in lines
         if line and not line.startswith("-r")
     ]
-    assert all(found), f"{file} has a line that is not NAME==VERSION"
-    return {match[1]: match[2] for match in found if match}
+    assert all(matches), f"{file} has a line that is not NAME==VERSION"
+    return {match[1]: match[2] for match in matches if match}
 
 
 def test_every_pin_is_exact_and_installed():

@@ -75,7 +75,7 @@ def test_promotion_by_proof_then_rollback_and_back(remote: Project, promoted: st
 
 def test_a_metric_of_the_team_decides_and_a_reject_moves_nothing(remote: Project, promoted: str):
     own = ("metrics=cost", "gate.metric=cost", "+gate.ceilings.cost=5", "gate.slices=[pixel_2_2]")
-    done = remote.step("pipeline", *WEAK, "seed=5", *own).stdout
+    result = remote.step("pipeline", *WEAK, "seed=5", *own).stdout
     evaluated, trained = newest(remote, "evaluate"), newest(remote, "train")
     assert evaluated.data.tags["gate.verdict"] == "REJECT" and aliases(remote)["champion"] == promoted
     verdict, metrics = report(evaluated), evaluated.data.metrics
@@ -89,7 +89,7 @@ def test_a_metric_of_the_team_decides_and_a_reject_moves_nothing(remote: Project
 
     number = evaluated.data.tags["model_version"]
     assert aliases(remote)["challenger"] == number
-    assert f"python -m steps.promote registered_model_name={NAME} version={number} force=true" in done
+    assert f"python -m steps.promote registered_model_name={NAME} version={number} force=true" in result
     refused = remote.step("promote", f"version={number}", SMALL[0], code=2)
     assert "gate verdict REJECT" in refused.stderr and "force=true" in refused.stderr
 
@@ -104,11 +104,11 @@ def test_a_function_that_does_not_exist_is_one_line_before_training(remote: Proj
 def test_what_moves_no_alias_and_registers_nothing(remote: Project, promoted: str):
     """The champion compared with itself, and a dry run below a floor."""
     before, versions = aliases(remote), len(remote.client.search_model_versions(f"name = '{NAME}'"))
-    done = remote.step("evaluate", f"model_uri=models:/{NAME}@champion", SMALL[0], "explain=false").stdout
-    assert "HOLD" in done and "this model is the champion" in done
+    result = remote.step("evaluate", f"model_uri=models:/{NAME}@champion", SMALL[0], "explain=false").stdout
+    assert "HOLD" in result and "this model is the champion" in result
     assert remote.client.get_model_version_by_alias(NAME, "champion").tags["gate.verdict"] == "PROMOTE"
-    done = remote.step("pipeline", *WEAK, "gate.floors.accuracy=0.999", "gate.dry_run=true", "seed=8").stdout
-    assert "REJECT" in done and "0.999" in done and "not registered" in done
+    result = remote.step("pipeline", *WEAK, "gate.floors.accuracy=0.999", "gate.dry_run=true", "seed=8").stdout
+    assert "REJECT" in result and "0.999" in result and "not registered" in result
     assert aliases(remote) == before
     assert len(remote.client.search_model_versions(f"name = '{NAME}'")) == versions
 
@@ -136,8 +136,8 @@ def test_a_champion_whose_files_are_gone_does_not_block_its_successor(new_projec
     own = new_project(tmp_path / "project")
     own.step("pipeline", *WEAK)
     shutil.rmtree(own.root / "mlruns")
-    done = own.step("pipeline", *WEAK).stdout
-    assert "reused" not in done.split("train: the model of this run has been deleted since")[1]
+    result = own.step("pipeline", *WEAK).stdout
+    assert "reused" not in result.split("train: the model of this run has been deleted since")[1]
     assert aliases(own)["champion"] == "2"
     reason = own.client.get_model_version(NAME, "2").tags["gate.reason"]
     assert reason.startswith("the champion, version 1, cannot be loaded (") and "better than chance" in reason

@@ -65,14 +65,14 @@ def test_the_champion_answers_and_the_rows_say_who_did(scored: Project):
     assert run.data.tags["input_digest"] == digest
     assert run.data.tags["output_digest"] == hashlib.sha256((scored.root / "answers.csv").read_bytes()).hexdigest()
     assert run.inputs.dataset_inputs[0].dataset.digest == digest[:16]
-    assert [one.model_id for one in run.inputs.model_inputs] == [version.source.removeprefix("models:/")]
+    assert [each.model_id for each in run.inputs.model_inputs] == [version.source.removeprefix("models:/")]
 
 
 def test_a_version_by_its_number_from_parquet_to_parquet_through_mlflow_run(scored: Project):
     parameters = ("model_uri=models:/people/2", "input=rows.parquet", "output=two words.parquet")
     command = ("mlflow", "run", ".", "-e", "score", "--env-manager", "local")
     (scored.root / "two words.parquet").write_text("what was there is replaced")
-    scored.run(*command, *[part for one in parameters for part in ("-P", one)])
+    scored.run(*command, *[part for each in parameters for part in ("-P", each)])
     answers = pd.read_parquet(scored.root / "two words.parquet")
     assert len(answers) == 40 and answers["prediction"].notna().all() and set(answers["model_version"]) == {"2"}
     assert not list(scored.root.glob(".score-*"))
@@ -91,8 +91,8 @@ def test_a_version_by_its_number_from_parquet_to_parquet_through_mlflow_run(scor
 )
 def test_a_mistake_is_one_line_and_a_failed_run(scored: Project, arguments: tuple[str, ...], line: str):
     pd.read_csv(scored.root / "rows.csv").assign(income="much").to_csv(scored.root / "text.csv", index=False)
-    done = score(scored, *arguments, code=2)
-    assert line in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    result = score(scored, *arguments, code=2)
+    assert line in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
     assert not list(scored.root.glob("x.*")) and not list(scored.root.glob(".score-*"))
     assert not scored.runs("attributes.status = 'RUNNING'")
 

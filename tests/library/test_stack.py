@@ -103,8 +103,10 @@ def test_the_webhook_of_serve_is_registered(running: dict[str, str]):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_empty_secret_is_refused(name: str, tmp_path: Path):
     refused = stack(tmp_path, **{**SECRETS, name: ""})
-    told, _ = refused.communicate(timeout=60)
-    assert refused.returncode == 1 and told.startswith(f"stack: {name} is empty: set {name}") and told.count("\n") == 1
+    output, _ = refused.communicate(timeout=60)
+    assert (
+        refused.returncode == 1 and output.startswith(f"stack: {name} is empty: set {name}") and output.count("\n") == 1
+    )
 
 
 def test_compose_file_is_valid():

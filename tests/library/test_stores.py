@@ -176,20 +176,20 @@ def test_four_processes_create_one_store_and_one_experiment(tmp_path: Path):
         assert {experiment.name for experiment in mlflow.search_experiments()} == {"Default", "new"}
 
 
-@pytest.mark.parametrize("given", ["key", "variable", "default"])
+@pytest.mark.parametrize("source", ["key", "variable", "default"])
 def test_a_deleted_experiment_is_one_line_with_the_command_that_restores_it(
-    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, given: str
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ):
     uri = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
     with tracking(uri):
-        experiment_id = "0" if given == "default" else mlflow.create_experiment("mine")
+        experiment_id = "0" if source == "default" else mlflow.create_experiment("mine")
         mlflow.delete_experiment(experiment_id)
-        if given == "variable":
+        if source == "variable":
             monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
-        name = "mine" if given == "key" else None
+        name = "mine" if source == "key" else None
         command = re.search(r"is deleted: (.+), or choose", people.refusal(stores.use_experiment, name))
         assert command and command[1].endswith(f" experiments restore --experiment-id {experiment_id}")
-        if given == "key":
+        if source == "key":
             subprocess.run(["bash", "-c", command[1]], env=environment(MLFLOW_TRACKING_URI=uri), check=True)
             stores.use_experiment(name)
 

@@ -110,8 +110,8 @@ def test_the_library_as_a_package(template: Path, installed: Path):
     root = clone(template)
     refused = run(root, "make", "init", "NAME=credit-risk", "LIBRARY=package", code=2)
     assert f"init: URL={template} is not an address for pip" in refused and not run(root, "git", "status", "--short")
-    told = run(root, "make", "init", "NAME=credit-risk", "LIBRARY=package", "URL=git@example.com:team/alacarte.git")
-    assert "alacarte/ (deleted)" in told
+    output = run(root, "make", "init", "NAME=credit-risk", "LIBRARY=package", "URL=git@example.com:team/alacarte.git")
+    assert "alacarte/ (deleted)" in output
     assert not (root / "alacarte").exists() and not (root / "tests" / "library").exists()
     pin = (root / "requirements.txt").read_text().splitlines()[-1].split("  #")[0]
     address = f"git+ssh://git@example.com/team/alacarte.git@v{alacarte.__version__}"
@@ -120,8 +120,8 @@ def test_the_library_as_a_package(template: Path, installed: Path):
     run(root, python, "-m", "pytest", "tests/test_config.py", "-k", "not model", MLFLOW_TRACKING_URI=store)
     run(root, python, "-m", "ruff", "check", ".")
     before = run(root, "git", "status", "--short")
-    told = run(root, python, "-m", "alacarte.template", "init", "credit-risk", "--library", "package")
-    assert "already" in told and run(root, "git", "status", "--short") == before
+    output = run(root, python, "-m", "alacarte.template", "init", "credit-risk", "--library", "package")
+    assert "already" in output and run(root, "git", "status", "--short") == before
 
 
 def test_the_versions_are_one():

@@ -31,17 +31,17 @@ class There:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         env = environment(**self.workspace.env())
-        done = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-        return done
+        result = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=900)
+        assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+        return result
 
     def job(self, entry_point: str, *arguments: str, code: int = 0) -> str:
         """What `python -m alacarte.databricks run` says, to its end; in this process, which has the imports loaded."""
         return self.here("run", entry_point, "--experiment-name", EXPERIMENT, *arguments, code=code)
 
     def here(self, *arguments: str, code: int = 0) -> str:
-        said = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+        output = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(output):
             for key, value in self.workspace.env().items():
                 patch.setenv(key, value)
             patch.setattr(stage, "ROOT", self.root)
@@ -54,8 +54,8 @@ class There:
                 signal.signal(signal.SIGTERM, before)
                 mlflow.set_tracking_uri(None)
         logs = "\n".join(job.log for job in self.workspace.jobs.values())[-5000:]
-        assert ended == code, f"exit code {ended}\n{said.getvalue()}\n{logs}"
-        return said.getvalue()
+        assert ended == code, f"exit code {ended}\n{output.getvalue()}\n{logs}"
+        return output.getvalue()
 
     @property
     def client(self) -> MlflowClient:
@@ -63,8 +63,8 @@ class There:
 
     def runs(self, condition: str = "") -> list:
         """All runs of the experiment, newest first."""
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        ids = [found.experiment_id] if found else []
+        matches = self.client.get_experiment_by_name(EXPERIMENT)
+        ids = [matches.experiment_id] if matches else []
         return self.client.search_runs(ids, filter_string=condition, order_by=["attributes.start_time DESC"])
 
     def running(self) -> list:

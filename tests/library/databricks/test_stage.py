@@ -33,8 +33,8 @@ def test_only_what_git_knows_is_staged(checkout: Path):
     to = checkout / "build" / "databricks"
     assert stage.stage(checkout, {}) == ["houses.csv"]
     listed = subprocess.run(["git", "ls-files"], cwd=checkout, capture_output=True, text=True, check=True)
-    found = {path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file()}
-    assert found == {*listed.stdout.split(), "git_tags.json"} - {"houses.csv", "gone.py"}
+    matches = {path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file()}
+    assert matches == {*listed.stdout.split(), "git_tags.json"} - {"houses.csv", "gone.py"}
     assert (to / "project" / "data.py").read_text() == "# edited, not committed\n"
     (checkout / "new.py").write_text("")
     git(checkout, "add", "new.py")
@@ -51,7 +51,7 @@ def test_the_job_has_every_entry_point_and_every_pin():
     for name, entry in project["entry_points"].items():
         assert entry["command"] == here[name]["command"].replace("python -m", "python databricks/boot.py")
     libraries = project["databricks_spark_job"]["python_libraries"]
-    assert dict(one.split("==") for one in libraries) == pins("requirements.txt")
+    assert dict(each.split("==") for each in libraries) == pins("requirements.txt")
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_a_mistake_is_one_line_before_anything_is_sent(capsys, monkeypatch, argu
     monkeypatch.setattr("mlflow.get_tracking_uri", lambda: uri)
     monkeypatch.setattr("mlflow.get_registry_uri", lambda: "databricks-uc")
     assert databricks.main(arguments) == 2
-    said = capsys.readouterr().err
-    assert line in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert line in output and output.count("\n") == 1
 
 
 @pytest.mark.parametrize(

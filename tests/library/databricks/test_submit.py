@@ -47,9 +47,9 @@ def task(there: There, *words: str, code: int = 0) -> str:
     """Run the boot script as a task does: the file itself, beside it, with whole words."""
     folder, env = there.root / "databricks", environment(**there.workspace.env())
     command = (sys.executable, "-P", str(folder / "boot.py"), *words)
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 def test_tasks_hand_over_by_the_number_of_their_job(there: There):
@@ -59,17 +59,17 @@ def test_tasks_hand_over_by_the_number_of_their_job(there: There):
     task(there, "steps.train", *from_job, *SMALL, "overrides=seed=5 description='two words'")
     (train,) = there.runs("tags.job_run_id = '77'")
     assert train.data.tags["mlflow.note.content"] == "two words" and train.data.params["seed"] == "5"
-    told = ("project.told", "@secret=PGPASSWORD:alacarte/feedback", f"@experiment={EXPERIMENT}", "a=b  c")
-    said = task(there, *told, "@job=77", "@run_id=train")
-    assert f"told.py', 'a=b  c', 'run_id={train.info.run_id}'] s3cret" in said
-    assert "no finished run of train" in task(there, *told, "@job=78", "@run_id=train", code=1)
+    command = ("project.told", "@secret=PGPASSWORD:alacarte/feedback", f"@experiment={EXPERIMENT}", "a=b  c")
+    output = task(there, *command, "@job=77", "@run_id=train")
+    assert f"told.py', 'a=b  c', 'run_id={train.info.run_id}'] s3cret" in output
+    assert "no finished run of train" in task(there, *command, "@job=78", "@run_id=train", code=1)
 
     experiment = there.client.get_experiment_by_name(EXPERIMENT)
     tags = {"step": "monitor", "job_run_id": "77", "retrain": "no"}
     run = there.client.create_run(experiment.experiment_id, tags=tags)
     there.client.set_terminated(run.info.run_id)
-    said = task(there, *told, "@job=77", "@if=monitor")
-    assert "monitor did not ask for it: nothing to do" in said and "s3cret" not in said
+    output = task(there, *command, "@job=77", "@if=monitor")
+    assert "monitor did not ask for it: nothing to do" in output and "s3cret" not in output
     assert not there.running()
 
 
@@ -112,9 +112,9 @@ MISTAKE = ("data=table", "data.path=/nowhere/houses.csv", "data.target=y")
 def test_a_step_that_fails_there_fails_here_also_when_an_answer_does_not_come(there: There):
     # With 400, so that no client asks again by itself.
     there.workspace.once_running = lambda: setattr(there.workspace, "refuse_once", "/api/2.0/jobs/runs/get")
-    said = there.job("train", *MISTAKE, code=2)
-    assert "no answer, asked again" in said
-    assert "train failed, its run is FAILED: train: data.path=/nowhere/houses.csv" in said
+    output = there.job("train", *MISTAKE, code=2)
+    assert "no answer, asked again" in output
+    assert "train failed, its run is FAILED: train: data.path=/nowhere/houses.csv" in output
     assert there.runs()[0].info.status == "FAILED" and not there.running()
 
 
@@ -133,8 +133,8 @@ def test_what_fails_before_the_step_leaves_a_failed_run(there: There, path: str 
         (there.root / "project" / "networks.py").open("a").write("# another archive\n")
     there.workspace.refuse_once = path
     before = len(there.runs())
-    said = there.job("train", *SMALL, "--backend-config", str(config), code=1)
-    assert line in said and "Traceback" not in said
+    output = there.job("train", *SMALL, "--backend-config", str(config), code=1)
+    assert line in output and "Traceback" not in output
     assert len(there.runs()) == before + 1
     assert there.runs()[0].info.status == "FAILED" and not there.running()
 
@@ -147,8 +147,8 @@ def test_a_driver_that_dies_leaves_a_failed_run(there: There):
 
 def test_a_token_that_expires_before_the_submit_leaves_a_run_that_the_next_launch_closes(there: There, monkeypatch):
     there.workspace.expire_after = "/api/2.0/mlflow/runs/create"
-    said = there.job("train", *SMALL, code=1)
-    assert "expired" in said and "stays RUNNING" in said and databricks.SETTLE in said
+    output = there.job("train", *SMALL, code=1)
+    assert "expired" in output and "stays RUNNING" in output and databricks.SETTLE in output
     (left,) = there.running()
     there.workspace.renew("n" * 36)
     there.here("settle", "--experiment-name", EXPERIMENT)
@@ -175,7 +175,7 @@ def test_whoever_stops_waiting_stops_the_job(there: There):
     command = [sys.executable, "-c", program, "run", "train", *slow]
     process = subprocess.Popen(command, cwd=there.root, env=env, stdout=subprocess.PIPE, text=True)
     there.workspace.once_running = process.terminate
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "its job with it" in said, said
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "its job with it" in output, output
     assert there.runs()[0].info.status == "KILLED"
     assert there.workspace.jobs[max(there.workspace.jobs)].state["result_state"] == "CANCELED"

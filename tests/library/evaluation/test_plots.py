@@ -61,5 +61,5 @@ def draw(figures, folder) -> None:
 def test_the_gate_loads_neither_mlflow_nor_matplotlib_nor_torch_nor_scikit_learn():
     code = "import sys, alacarte.evaluation.gate, alacarte.evaluation.plots;"
     code += "print([m for m in ('mlflow', 'matplotlib', 'torch', 'hydra', 'sklearn', 'scipy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout == "[]\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout == "[]\n"

@@ -131,9 +131,9 @@ def test_data_that_changed_or_are_gone_or_not_recorded_need_the_word_of_the_oper
     ):  # fmt: skip
         message = refusal(rows_for, model, challenger, DataReader())
         assert words in message and "-P data=..." in message
-        given = rows_for(model, challenger, DataReader(), challenger["data"])
-        assert given.dataset.digest == challenger["dataset_digest"]
-        assert bool(given.report["unknown"]) == (model is not champion)
+        rows = rows_for(model, challenger, DataReader(), challenger["data"])
+        assert rows.dataset.digest == challenger["dataset_digest"]
+        assert bool(rows.report["unknown"]) == (model is not champion)
     # The file as it is now still says which rows the champion was trained on: a row's part depends on the row alone.
     assert not describe(rows_for(champion, challenger, DataReader(), challenger["data"]).report)
     file.unlink()

@@ -20,9 +20,9 @@ def test_a_confirmation_and_a_correction(store: Store):
     assert store.get_feedback(NAME, first)["state"] is None
     assert give(store, first, 1) == ("accepted", "confirms the prediction")
     assert give(store, second, 3) == ("accepted", "corrects the prediction")
-    found = store.get_feedback(NAME, second)
-    assert (found["state"], found["label"], found["prediction"], found["audit"]) == ("accepted", 3, 2, True)
-    assert found["model_version"] == "1" and len(found["labels"]) == 1
+    stored = store.get_feedback(NAME, second)
+    assert (stored["state"], stored["label"], stored["prediction"], stored["audit"]) == ("accepted", 3, 2, True)
+    assert stored["model_version"] == "1" and len(stored["labels"]) == 1
     labelled = store.accepted(NAME)
     assert labelled.inputs.to_dict("list") == {"a": [0.0, 1.0], "b": [0.5, 0.5]}
     assert labelled.labels.tolist() == [1, 3] and labelled.labels.dtype == "int64"
@@ -105,14 +105,14 @@ def test_an_annotator_is_stored_with_each_label(store: Store):
     give(store, second, 3)
     here = ["token:alice", f"local:{getpass.getuser()}"]
     assert store.accepted(NAME).about["annotator"].tolist() == here
-    assert [one["annotator"] for one in store.list_feedback(NAME, "accepted")] == here
+    assert [each["annotator"] for each in store.list_feedback(NAME, "accepted")] == here
 
 
 def test_labels_wait_for_an_administrator(store: Store):
     ids = predict(store, [1, 1, 1])
-    assert [give(store, one, 2, review="manual")[0] for one in ids] == ["new"] * 3
+    assert [give(store, each, 2, review="manual")[0] for each in ids] == ["new"] * 3
     waiting = store.list_feedback(NAME, "new", limit=2)
-    assert [one["prediction_id"] for one in waiting] == ids[:2]
+    assert [each["prediction_id"] for each in waiting] == ids[:2]
     assert waiting[1]["inputs"] == {"a": 1.0, "b": 0.5} and waiting[1]["prediction"] == 1 and waiting[1]["label"] == 2
     assert store.review(NAME, ids[0], accept=True)["state"] == "accepted"
     rejected = store.review(NAME, ids[1], accept=False, reason="a blot\0")
@@ -132,7 +132,7 @@ def test_an_administrator_settles_a_conflict(store: Store):
     assert states == ["rejected", "accepted", "rejected"]
     with pytest.raises(UserError, match="3 different labels can be accepted: name the right one by `label`"):
         store.review(NAME, second, accept=True)
-    assert {one["state"] for one in store.get_feedback(NAME, second)["labels"]} == {"new"}
+    assert {each["state"] for each in store.get_feedback(NAME, second)["labels"]} == {"new"}
     assert store.review(NAME, second, accept=True, label=3)["label"] == 3
     assert store.review(NAME, second, accept=False)["state"] == "rejected", "a decision can be taken back"
 
@@ -145,7 +145,7 @@ def test_what_was_used_stays_used(store: Store):
         connection.execute(sa.update(feedback).values(state="used", used_run_id="r", used_version="2"))
     assert store.accepted(NAME).labels.empty
     assert give(store, identifier, 3)[0] == "new"
-    assert [one["state"] for one in store.review(NAME, identifier, accept=True)["labels"]] == ["used", "accepted"]
+    assert [each["state"] for each in store.review(NAME, identifier, accept=True)["labels"]] == ["used", "accepted"]
     with pytest.raises(UserError, match="used by version 2"):
         store.review(NAME, identifier, accept=False, label=2)
     assert store.accepted(NAME).labels.tolist() == [3]
@@ -179,21 +179,21 @@ def test_an_administrator_cannot_accept_a_label_of_another_type(store: Store):
 
 @on_sqlite
 @pytest.mark.parametrize(
-    ("predicted", "classes", "given", "label"),
+    ("predicted", "classes", "sent", "label"),
     [(1, CLASSES, 9, 9), (1, CLASSES, "9", 9), (1, CLASSES, 9.0, 9), ("low", ["high", "low"], "mid", "mid"),
      (1.0, [1.0, 2.0], 9, 9.0)],
 )  # fmt: skip
-def test_an_administrator_lets_a_new_class_in(store: Store, predicted, classes, given, label):
+def test_an_administrator_lets_a_new_class_in(store: Store, predicted, classes, sent, label):
     identifier = predict(store, [predicted])[0]
-    state, message = give(store, identifier, given, classes)
+    state, message = give(store, identifier, sent, classes)
     assert state == "rejected" and message.startswith("the label is not one of the classes")
     assert store.review(NAME, identifier, False)["state"] == "rejected"
     decided = store.review(NAME, identifier, True, "a new kind")
     assert (decided["state"], decided["label"], type(decided["label"])) == ("accepted", label, type(label))
     assert decided["labels"][0]["reason"] == "a new kind"
-    found = store.accepted(NAME)
-    assert found.labels.tolist() == [label] and found.about["is_correction"].tolist() == [True]
-    assert give(store, identifier, given, [*classes, label]) == (
+    accepted = store.accepted(NAME)
+    assert accepted.labels.tolist() == [label] and accepted.about["is_correction"].tolist() == [True]
+    assert give(store, identifier, sent, [*classes, label]) == (
         "accepted", "this label was given before and is accepted",
     )  # fmt: skip
 
@@ -204,5 +204,5 @@ def test_a_new_class_is_accepted_by_its_name_where_there_are_other_labels(store:
     assert give(store, identifier, 2)[0] == "accepted" and give(store, identifier, 9)[0] == "rejected"
     assert store.review(NAME, identifier, True)["label"] == 2, "what was checked comes first"
     decided = store.review(NAME, identifier, True, label=9)
-    assert decided["label"] == 9 and [one["state"] for one in decided["labels"]] == ["rejected", "accepted"]
+    assert decided["label"] == 9 and [each["state"] for each in decided["labels"]] == ["rejected", "accepted"]
     assert store.accepted(NAME).labels.tolist() == [9]

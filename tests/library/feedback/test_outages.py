@@ -83,7 +83,7 @@ def test_in_trouble(store: Store, trouble: Callable, request: pytest.FixtureRequ
     log = PredictionLog(store, settings())
     log.start()
     comment = "c" * 2000
-    items = [Feedback(one, 2, "somebody", comment) for one in before]
+    items = [Feedback(each, 2, "somebody", comment) for each in before]
     with trouble:
         waiting = [record(log)[0][0] for _ in range(2100)]
         with pytest.raises(StoreError) as error:
@@ -179,8 +179,8 @@ def test_processes_make_the_tables_and_write_at_once(url: str):
     store = Store(url)
     assert count(store, predictions) == 60 * rounds + 1 and count(store, feedback) == 60 * rounds + 3
     assert count(store, schema_version) == count(store, input_schemas) == 1
-    given = store.get_feedback(NAME, request_id(1, 1))["labels"]
-    assert sorted(one["label"] for one in given) == [1, 2, 3] and {one["reason"] for one in given} == {"conflict"}
+    labels = store.get_feedback(NAME, request_id(1, 1))["labels"]
+    assert sorted(each["label"] for each in labels) == [1, 2, 3] and {each["reason"] for each in labels} == {"conflict"}
     store.close()
 
 
@@ -213,8 +213,8 @@ def test_a_kill_loses_no_feedback_and_the_last_second_at_most(url: str):
     lines += process.stdout.read().splitlines(keepends=True)
     process.wait()
     events = [json.loads(line) for line in lines if line.endswith("\n")]
-    acknowledged = {one for kind, _, one in events if kind == "acknowledged"}
-    predicted = {one for kind, at, ids in events if kind == "predicted" and at < killed - 1 for one in ids}
+    acknowledged = {each for kind, _, each in events if kind == "acknowledged"}
+    predicted = {each for kind, at, ids in events if kind == "predicted" and at < killed - 1 for each in ids}
     assert acknowledged and predicted
     store = Store(url)
     assert acknowledged <= set(store.accepted(NAME).about["prediction_id"])

@@ -64,11 +64,11 @@ def test_redacted_columns_are_nowhere(store: Store):
 def test_the_audit_draw_is_of_rows_and_the_sample_of_requests(tmp_path: Path):
     store = Store(f"sqlite:///{tmp_path}/feedback.db")
     log = PredictionLog(store, settings(audit_share=0.1, sample=0.5))
-    found = [record(log, n) for n in (1, 7) * 2000]
-    left_out = [ids for ids, _ in found if ids[0] is None]
-    assert 1700 < len(left_out) < 2300 and all(not audit for ids, audit in found if ids[0] is None)
-    drawn, rows = sum(len(audit) for _, audit in found), sum(len(ids) for ids, _ in found if ids[0])
-    assert 0.08 < drawn / rows < 0.12 and all(set(audit) <= set(ids) for ids, audit in found)
+    records = [record(log, n) for n in (1, 7) * 2000]
+    left_out = [ids for ids, _ in records if ids[0] is None]
+    assert 1700 < len(left_out) < 2300 and all(not audit for ids, audit in records if ids[0] is None)
+    drawn, rows = sum(len(audit) for _, audit in records), sum(len(ids) for ids, _ in records if ids[0])
+    assert 0.08 < drawn / rows < 0.12 and all(set(audit) <= set(ids) for ids, audit in records)
     log.flush()
     about = store.window(NAME, 0, 2e9).about
     assert len(about) == rows and about["audit"].sum() == drawn
@@ -115,7 +115,7 @@ def test_room_for_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.Monk
     assert 50 < log.dropped < 100
     log.flush()
     kept = store.window(NAME, 0, 2e9).about["prediction_id"].tolist()
-    assert kept == [one for request in ids[log.dropped :] for one in request], "the oldest went"
+    assert kept == [each for request in ids[log.dropped :] for each in request], "the oldest went"
 
 
 def test_a_request_that_cannot_be_stored_is_alone_in_that(store: Store):

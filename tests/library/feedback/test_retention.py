@@ -119,7 +119,7 @@ def test_two_models_share_a_store_and_see_nothing_of_each_other(store: Store):
         assert store.get_feedback(name, identifier) is None
         assert give(store, identifier, 2, name=name)[0] == "unknown"
         assert store.review(name, identifier, accept=True) is store.review(name, identifier, accept=False) is None
-        assert [one["label"] for one in store.list_feedback(name, "new")] == [label]
+        assert [each["label"] for each in store.list_feedback(name, "new")] == [label]
         assert store.labelled(name, "new").labels.tolist() == [label]
         assert len(store.window(name, 0, 2e9).about) == 1
     assert store.get_feedback(NAME, ours)["state"] == store.get_feedback("other", theirs)["state"] == "new"

@@ -201,8 +201,8 @@ def test_every_class_outside_the_list_is_refused(tmp_path: Path) -> None:
             continue
         refused += 1
         path = forge(tmp_path / "model.skops", object_node(module, name))
-        said = rf"needs {module}\.{name} in a ObjectNode|{module}\.{name} is not defined there"
-        with pytest.raises(UserError, match=said):
+        output = rf"needs {module}\.{name} in a ObjectNode|{module}\.{name} is not defined there"
+        with pytest.raises(UserError, match=output):
             formats.load_skops(path)
     assert refused > len(classes) / 2
     assert {cls for name, cls in ESTIMATORS.items() if name not in UNHELD} <= listed

@@ -33,9 +33,9 @@ from alacarte.serving.model import ServedModel
 LOADERS: tuple[Callable[[Path], Any], ...] = (learners.load, lambda folder: ServedModel.load(folder, trust_code=False))
 
 
-def refused(folder: Path, said: str) -> None:
+def refused(folder: Path, output: str) -> None:
     for loader in LOADERS:
-        with pytest.raises(UserError, match=said) as error:
+        with pytest.raises(UserError, match=output) as error:
             loader(folder)
         assert "\n" not in str(error.value)
 
@@ -75,7 +75,7 @@ def ours_in_torch(originals: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "output"),
     [
         ({"sklearn": {"serialization_format": None}}, "pickle"),
         ({"sklearn": {"serialization_format": "cloudpickle"}}, "pickles are not loaded"),
@@ -89,8 +89,8 @@ def ours_in_torch(originals: Path, tmp_path: Path) -> Path:
         ({"whole": {"flavors": {}}}, "python_function is missing"),
     ],
 )
-def test_folders_that_are_not_loaded(changes: dict, said: str, small: Path) -> None:
-    refused(edit(small, **changes), said)
+def test_folders_that_are_not_loaded(changes: dict, output: str, small: Path) -> None:
+    refused(edit(small, **changes), output)
 
 
 def test_files_that_are_not_loaded(small: Path, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_class_that_is_no_network_of_the_checkout_is_refused(target: str, ours
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "output"),
     [
         ({"network__hidden": [10**12]}, "weights do not fit"),  # 100 GB and more: refused before it is asked for
         ({"network__hidden": [2**20, 2**20]}, "weights do not fit"),
@@ -271,9 +271,9 @@ def test_a_class_that_is_no_network_of_the_checkout_is_refused(target: str, ours
         ({"network": []}, "Expected `object`, got `array`"),
     ],
 )
-def test_a_description_that_fits_nothing_is_refused(changes: dict, said: str, ours_in_torch: Path) -> None:
+def test_a_description_that_fits_nothing_is_refused(changes: dict, output: str, ours_in_torch: Path) -> None:
     change_net(ours_in_torch, **changes)
-    refused(ours_in_torch, said)
+    refused(ours_in_torch, output)
 
 
 def test_weights_that_do_not_fit_are_refused(ours_in_torch: Path) -> None:

@@ -39,7 +39,7 @@ def scaler(**attributes: object) -> StandardScaler:
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "output"),
     [
         (make_pipeline(StandardScaler(), memory="cache"), r"Pipeline\.memory is str 'cache', allowed is null"),
         (make_pipeline(StandardScaler(), verbose=StandardScaler()), r"Pipeline\.verbose is StandardScaler"),
@@ -61,11 +61,11 @@ def scaler(**attributes: object) -> StandardScaler:
         (scaler(hidden=np.array([None, {"deep": [scaler(memory=1)]}], dtype=object)), r"StandardScaler\.memory"),
     ],
 )  # fmt: skip
-def test_attributes_that_scikit_learn_acts_on(model: Any, said: str, tmp_path: Path) -> None:
+def test_attributes_that_scikit_learn_acts_on(model: Any, output: str, tmp_path: Path) -> None:
     path = dump(model, tmp_path / "model.skops")
     formats.check_types(path)  # no name in it is refused
     for act in (lambda: formats.load_skops(path), lambda: formats.save_skops(model, tmp_path / "other.skops")):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=output):
             act()
 
 
@@ -243,9 +243,9 @@ def position(random: np.random.RandomState, place: int) -> np.random.RandomState
 
 @pytest.mark.parametrize("name", FORGED)
 def test_forged_arrays_are_refused(name: str, tmp_path: Path) -> None:
-    make, said = FORGED[name]
+    make, output = FORGED[name]
     path = dump(make(), tmp_path / "model.skops")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=output):
         formats.load_skops(path)
 
 

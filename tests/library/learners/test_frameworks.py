@@ -31,8 +31,8 @@ assert "/elsewhere" not in (sys.modules["project"].__file__), "the copy in the m
 def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatch):
     module = re.split("[->]", package)[0]
     monkeypatch.setitem(sys.modules, module, None)
-    said = f"{module} is not installed, and this model needs it: pip install '{package}'"
-    with pytest.raises(UserError, match=re.escape(said)):
+    output = f"{module} is not installed, and this model needs it: pip install '{package}'"
+    with pytest.raises(UserError, match=re.escape(output)):
         import_extra(module)
 
 

@@ -24,11 +24,11 @@ TASKS = ("classification", "regression")
 MISSING = (None, np.nan, pd.NA, pd.NaT)
 
 
-def equal(found: object, expected: object) -> bool:
-    found, expected = np.asarray(found), np.asarray(expected)
+def equal(actual: object, expected: object) -> bool:
+    actual, expected = np.asarray(actual), np.asarray(expected)
     if expected.dtype.kind == "f":
-        return np.allclose(found.astype(float), expected, rtol=1e-4)
-    return found.tolist() == expected.tolist()
+        return np.allclose(actual.astype(float), expected, rtol=1e-4)
+    return actual.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -267,8 +267,8 @@ def test_logged_models_are_served_by_mlflow(tmp_path: Path) -> None:
             answers = made.predict(rows).tolist()
             for body in ({"dataframe_split": plain.to_dict(orient="split")}, {"dataframe_records": records}):
                 assert server.ask("/invocations", body).body["predictions"] == answers
-            one = server.ask("/invocations", {"dataframe_records": records[3:4]})
-            assert one.body["predictions"] == answers[3:4]
+            answer = server.ask("/invocations", {"dataframe_records": records[3:4]})
+            assert answer.body["predictions"] == answers[3:4]
             # MLflow reads no CSV for a signature with AnyType or datetime in it; Parquet it does.
             csv = rows.to_csv(index=False).encode()
             assert server.ask("/invocations", csv, Content_Type="text/csv").status == 400

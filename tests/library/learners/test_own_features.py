@@ -164,9 +164,9 @@ def stock_answers(folder: Path, table: Path, elsewhere: Path) -> list:
     """
     elsewhere.mkdir(exist_ok=True)
     command = [sys.executable, "-c", code, str(folder), str(table)]
-    done = subprocess.run(command, cwd=elsewhere, env=environment(PYTHONPATH=""), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, cwd=elsewhere, env=environment(PYTHONPATH=""), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def download(project: Project, to: Path) -> Path:
@@ -187,13 +187,13 @@ def test_the_model_takes_the_original_columns_and_answers_alike_everywhere(own: 
 
     new = pd.read_csv(own.root / "new.csv").astype(object)
     body = {"dataframe_split": new.where(new.notna(), None).to_dict("split", index=False)}
-    one = {"dataframe_split": {**body["dataframe_split"], "data": body["dataframe_split"]["data"][:1]}}
+    each = {"dataframe_split": {**body["dataframe_split"], "data": body["dataframe_split"]["data"][:1]}}
     with serving(own, f"registered_model_name={NAME}", f"serve.cache={tmp_path}/cache") as served:
         served.wait()
         with served_by_mlflow(str(folder), tmp_path / "elsewhere") as stock:
             for server in (served, stock):
                 assert server.ask("/invocations", body).body["predictions"] == expected
-                assert server.ask("/invocations", one).body["predictions"] == expected[:1]
+                assert server.ask("/invocations", each).body["predictions"] == expected[:1]
 
 
 def test_monitor_and_retrain_use_them(own: Project, tmp_path: Path):
@@ -205,11 +205,11 @@ def test_monitor_and_retrain_use_them(own: Project, tmp_path: Path):
         cells = new.astype(object).where(new.notna(), None)
         answer = served.ask("/invocations", {"dataframe_split": cells.to_dict("split", index=False)}).body
         labels = zip(answer["prediction_ids"], truth, strict=True)
-        served.ask("/feedback", [{"prediction_id": one, "label": label} for one, label in labels])
-    told = own.step("monitor", *shared, "monitor.labels=50", "monitor.min_rows=50", code=3).stdout
-    assert "retrain   yes" in told and f"python -m steps.retrain registered_model_name={NAME}" in told
-    told = own.step("retrain", *shared, "retrain.max_share_per_annotator=1").stdout
-    assert "retrain: from version 1 on" in told and "evaluate: verdict" in told
+        served.ask("/feedback", [{"prediction_id": each, "label": label} for each, label in labels])
+    output = own.step("monitor", *shared, "monitor.labels=50", "monitor.min_rows=50", code=3).stdout
+    assert "retrain   yes" in output and f"python -m steps.retrain registered_model_name={NAME}" in output
+    output = own.step("retrain", *shared, "retrain.max_share_per_annotator=1").stdout
+    assert "retrain: from version 1 on" in output and "evaluate: verdict" in output
     assert own.client.get_model_version_by_alias(NAME, "challenger").tags["parent_version"] == "1"
     own.client.set_registered_model_alias(NAME, "champion", "1")  # for the other tests
 
@@ -220,8 +220,8 @@ def mlmodel_of(folder: Path) -> dict:
 
 def in_project(project: Project, code: str, *arguments: str) -> list:
     """What a script in the copy prints as JSON in its last line."""
-    done = project.run("python", "-c", f"import sys; sys.path.insert(0, '')\n{code}", *arguments)
-    return json.loads(done.stdout.splitlines()[-1])
+    result = project.run("python", "-c", f"import sys; sys.path.insert(0, '')\n{code}", *arguments)
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def test_features_are_fitted_on_the_training_rows_only_and_kept_by_a_retraining(own: Project, tmp_path: Path):
@@ -282,8 +282,8 @@ def test_each_fault_of_own_features_is_one_line(own: Project):
     ],
 )
 def test_a_step_with_a_fault_ends_in_one_line_with_exit_code_2(own: Project, target: str, words: str):
-    done = own.step("train", *DATA, "model=sklearn_sgd", "features=none", f"features._target_={target}", code=2)
-    assert words in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+    result = own.step("train", *DATA, "model=sklearn_sgd", "features=none", f"features._target_={target}", code=2)
+    assert words in result.stderr.strip().splitlines()[-1] and "Traceback" not in result.stderr
 
 
 def test_a_model_of_the_team_on_the_original_columns(own: Project, tmp_path: Path):

@@ -236,10 +236,10 @@ def test_the_rate_falls_and_comes_back(family: str, monkeypatch: pytest.MonkeyPa
 
     def watch(self, *rows):
         seen.append(getattr(self, knob))
-        done = step(self, *rows)
+        result = step(self, *rows)
         if family == "sklearn_mlp":
             assert self._optimizer.learning_rate_init == seen[-1]
-        return done
+        return result
 
     monkeypatch.setattr(type(stepped), "partial_fit", watch)
     epochs = made.update(X, y, X, y, init="warm", **{**HOW, "share": 0.5}).epochs
@@ -284,5 +284,5 @@ def test_a_network_is_trained_on_at_a_falling_rate_to_its_last_weights(monkeypat
     epochs = made.update(X, y, X, pd.Series(wrong.to_numpy()), init="warm", **{**HOW, "share": 1.0}).epochs
     assert epochs == made.epochs == len(seen)
     assert seen == pytest.approx([before["lr"] * learners.onward_rate(epoch, epochs) for epoch in range(epochs)])
-    assert all((one == two).all() for one, two in zip(made.network.parameters(), ends[-1], strict=True))
+    assert all((left == right).all() for left, right in zip(made.network.parameters(), ends[-1], strict=True))
     assert made.settings == before

@@ -32,10 +32,10 @@ def test_a_shift_is_seen_and_reported(case: Case):
     X, y = rows.drop(columns="digit"), rows["digit"].to_numpy()
     report(case.store, case.name, X[:400], y[:400], case.model.predict(X[:400]), classes=DIGITS, age=5 * 3600)
     case.report(200, seed=1, annotator="<b>alice</b>", age=60)
-    told = monitor(case, "monitor.hours=1", "metrics=cost", code=3)
-    assert "retrain   yes" in told and "distributions moved" in told and "audit labels is proved below" in told
+    output = monitor(case, "monitor.hours=1", "metrics=cost", code=3)
+    assert "retrain   yes" in output and "distributions moved" in output and "audit labels is proved below" in output
     (run,) = case.runs("monitor")
-    assert told.splitlines()[-1] == f"run_id={run.info.run_id}" and run.info.status == "FINISHED"
+    assert output.splitlines()[-1] == f"run_id={run.info.run_id}" and run.info.status == "FINISHED"
     assert run.data.tags["retrain"] == "yes" and run.data.metrics["drift_share"] > 0.2
     assert run.data.metrics["audit_accuracy"] < 0.6 and run.data.metrics["audit_cost"] > 0.4
     page = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
@@ -64,12 +64,12 @@ def test_nothing_is_decided_from_too_few(case: Case):
 def test_drift_wants_labels_and_labels_want_nothing_else(case: Case):
     case.report(400, seed=1)
     dear = ("monitor.act=true", "monitor.labels_with_drift=100000")
-    told = monitor(case, *dear, "monitor.labels=100000")
-    assert "retrain   yes" in told and "not retrained" in told and not case.runs("retrain")
-    told = monitor(
+    output = monitor(case, *dear, "monitor.labels=100000")
+    assert "retrain   yes" in output and "not retrained" in output and not case.runs("retrain")
+    output = monitor(
         case, *dear, "monitor.labels=5", "retrain.max_share_per_annotator=10", "gate.dry_run=true", "explain=false"
     )
-    assert "retrain: from version 1" in told and "not retrained" not in told and len(case.runs("retrain")) == 1
+    assert "retrain: from version 1" in output and "not retrained" not in output and len(case.runs("retrain")) == 1
 
 
 def test_two_loops_retrain_once(case: Case):
@@ -89,10 +89,10 @@ def test_two_loops_retrain_once(case: Case):
     finally:
         for loop in loops:
             loop.send_signal(signal.SIGTERM)
-        told = [loop.communicate(timeout=60)[0] for loop in loops]
+        outputs = [loop.communicate(timeout=60)[0] for loop in loops]
     assert [loop.returncode for loop in loops] == [143, 143]
     assert case.champion() == "2" and len(case.runs("retrain")) == 1
-    assert sum("retrain: from version 1" in one for one in told) == 1
+    assert sum("retrain: from version 1" in each for each in outputs) == 1
     assert not case.project.runs("attributes.status = 'RUNNING'")
     (retrained,) = case.runs("retrain")
     assert retrained.data.tags["reason"].startswith("monitor: ")

@@ -33,9 +33,9 @@ def test_one_annotator_with_a_trigger_is_held(case: Case) -> None:
     every = np.ones(3000, bool)
     report(case.store, case.name, X, np.zeros(3000, int), predicted, classes=DIGITS, audit=audit, mistakes=every,
            annotator="token:eve")  # fmt: skip
-    done = case.run("retrain.max_share_per_annotator=0.1", "retrain.max_range_factor=10")
-    lines = done.stdout.splitlines()
-    assert "evaluate: verdict   HOLD, the gain rests on one annotator, token:eve, who labelled all " in done.stdout
+    result = case.run("retrain.max_share_per_annotator=0.1", "retrain.max_range_factor=10")
+    lines = result.stdout.splitlines()
+    assert "evaluate: verdict   HOLD, the gain rests on one annotator, token:eve, who labelled all " in result.stdout
     assert lines[-1].startswith("run_id=") and "labels left out, by annotator: token:eve " in lines[-2]
     assert case.champion() == "1"
     gate = gate_json(case)
@@ -46,9 +46,9 @@ def test_one_annotator_with_a_trigger_is_held(case: Case) -> None:
 def test_three_annotators_are_promoted(case: Case) -> None:
     for seed, name in enumerate(("alice", "bob", "carol")):
         case.report(200, seed=seed, annotator=f"token:{name}")
-    done = case.run("retrain.max_share_per_annotator=0.1")
-    assert "evaluate: verdict   PROMOTE" in done.stdout and case.champion() == "2"
-    assert "SERVE_FEEDBACK_TOKEN" not in done.stdout
+    result = case.run("retrain.max_share_per_annotator=0.1")
+    assert "evaluate: verdict   PROMOTE" in result.stdout and case.champion() == "2"
+    assert "SERVE_FEEDBACK_TOKEN" not in result.stdout
     counts = gate_json(case)["audit"]["annotators"]
     assert set(counts) == {"token:alice", "token:bob", "token:carol"}
 
@@ -58,16 +58,16 @@ def test_a_model_that_brings_its_own_labels_is_rejected(case: Case) -> None:
     shifted.to_csv(case.project.root / "shifted.csv", index=False)
     data = ("data=table", "data.path=shifted.csv", "data.target=digit")
     run_id = case.project.step("train", "model=sklearn_sgd", *data).stdout.splitlines()[-1]
-    done = case.project.step("evaluate", run_id, f"registered_model_name={case.name}", "explain=false")
-    assert "evaluate: verdict   REJECT, accuracy loss" in done.stdout and case.champion() == "1"
+    result = case.project.step("evaluate", run_id, f"registered_model_name={case.name}", "explain=false")
+    assert "evaluate: verdict   REJECT, accuracy loss" in result.stdout and case.champion() == "1"
     comparison = gate_json(case)["comparison"]
     assert comparison["gain"] < -0.8 and comparison["wins"] <= comparison["negative_flips"] / 10
 
 
 def test_a_dropped_column_compares_on_clean_rows_alone(case: Case) -> None:
     mine = ("model=sklearn_sgd", f"registered_model_name={case.name}", "gate.dry_run=true", "explain=false")
-    done = case.project.step("pipeline", *mine, "data.drop=[pixel_0_0]")
-    assert " test rows can judge, without " in done.stdout and " that the champion was trained on" in done.stdout
+    result = case.project.step("pipeline", *mine, "data.drop=[pixel_0_0]")
+    assert " test rows can judge, without " in result.stdout and " that the champion was trained on" in result.stdout
     rows = gate_json(case)["rows"]
     assert rows["n"] + sum(rows["left_out"].values()) == rows["of"] and 30 <= rows["n"] < rows["of"] / 2
     assert gate_json(case)["comparison"]["n"] == rows["n"]

@@ -72,11 +72,11 @@ def case(trained: Project, tmp_path: Path, request: pytest.FixtureRequest) -> Ca
 def test_from_labels_to_the_next_champion(case: Case):
     case.report(400, seed=1)
     before = case.states()
-    done = case.run("reason=because")
-    assert case.champion() == "2" and "PROMOTE" in done.stdout
+    result = case.run("reason=because")
+    assert case.champion() == "2" and "PROMOTE" in result.stdout
     (run,) = case.runs("retrain")
-    assert done.stdout.splitlines()[-1] == f"run_id={run.info.run_id}"
-    assert done.stdout.count("SERVE_FEEDBACK_TOKEN=") == 1  # all labels come from this user: one party
+    assert result.stdout.splitlines()[-1] == f"run_id={run.info.run_id}"
+    assert result.stdout.count("SERVE_FEEDBACK_TOKEN=") == 1  # all labels come from this user: one party
     assert run.info.status == "FINISHED" and run.data.tags["reason"] == "because"
     assert case.states() == {"used": before["accepted"], "gate": before["gate"]}
 
@@ -114,11 +114,11 @@ def test_from_labels_to_the_next_champion(case: Case):
 def _history(case: Case) -> list[list[str]]:
     """The rows of `promote history=true`, oldest first; reading them opens no run."""
     runs = len(case.project.runs())
-    told = case.project.run(
+    output = case.project.run(
         "python", "-m", "steps.promote", "history=true", f"registered_model_name={case.name}"
     ).stdout
     assert len(case.project.runs()) == runs
-    name, head, *rows, _ = told.splitlines()
+    name, head, *rows, _ = output.splitlines()
     assert name == case.name and head.split()[:5] == ["version", "now", "from", "labels", "run_id"]
     return [row.split() for row in rows[::-1]]
 
@@ -127,8 +127,8 @@ def test_a_dry_run_as_an_entry_point_leaves_registry_and_labels_alone(case: Case
     case.report(200, seed=1)
     before = case.states()
     parameters = [word for argument in (*LOOSE, *case.names, "gate.dry_run=true") for word in ("-P", argument)]
-    done = case.project.run("mlflow", "run", ".", "-e", "retrain", "--env-manager", "local", *parameters)
-    assert "PROMOTE" in done.stdout and case.champion() == "1" and case.states() == before
+    result = case.project.run("mlflow", "run", ".", "-e", "retrain", "--env-manager", "local", *parameters)
+    assert "PROMOTE" in result.stdout and case.champion() == "1" and case.states() == before
     assert len(case.client.search_model_versions(f"name = '{case.name}'")) == 1
     assert not case.project.runs("attributes.status = 'RUNNING'")
 
@@ -137,8 +137,8 @@ def test_a_champion_that_moved_meanwhile_stays(case: Case):
     case.report(200, seed=1)
     before, other = case.states(), case.register()
     place = "alacarte.learners.sklearn:SklearnLearner.update"
-    done = case.run(kill=(place, "move"), code=2, MOVE_TO=f"{case.name}/{other}")
-    assert f"moved from 1 to {other}" in done.stderr and len(done.stderr.strip().splitlines()[-1]) < 200
+    result = case.run(kill=(place, "move"), code=2, MOVE_TO=f"{case.name}/{other}")
+    assert f"moved from 1 to {other}" in result.stderr and len(result.stderr.strip().splitlines()[-1]) < 200
     assert case.champion() == other and case.states() == before
     assert len(case.client.search_model_versions(f"name = '{case.name}'")) == 2
     assert {run.info.status for run in case.runs("retrain")} == {"FAILED"}
@@ -164,8 +164,8 @@ def test_killed_anywhere_and_started_again(case: Case):
     """Each call meets what the one killed before it left, and the last one is let through."""
     for i, point in enumerate(POINTS):
         case.report(60, seed=10 + i)
-        done = case.run(kill=point, code=None)
-        assert done.returncode in (-9, 137), (point, done.returncode, done.stdout, done.stderr)
+        result = case.run(kill=point, code=None)
+        assert result.returncode in (-9, 137), (point, result.returncode, result.stdout, result.stderr)
     case.run()  # finishes what waited
     case.run()  # takes what came since
     assert "nothing to do" in case.run().stdout
@@ -197,18 +197,18 @@ def test_labels_of_a_new_class(trained: Project, tmp_path: Path):
     X, y = whole.drop(columns="digit"), whole["digit"].to_numpy()
     some = np.random.default_rng(0).random(len(X)) < 0.3
     report(store, "nine", X, y, (y + 1) % 9, classes=DIGITS, audit=some)
-    done = trained.step("retrain", *names, code=2)
-    assert "retrain.new_classes" in done.stderr and "9 (" in done.stderr
-    done = trained.step("retrain", *names, "retrain.new_classes=scratch")
+    result = trained.step("retrain", *names, code=2)
+    assert "retrain.new_classes" in result.stderr and "9 (" in result.stderr
+    result = trained.step("retrain", *names, "retrain.new_classes=scratch")
     mlflow.set_tracking_uri(trained.uri)
     assert 9 in mlflow.sklearn.load_model("models:/nine@challenger").classes_
-    assert "PROMOTE" in done.stdout
+    assert "PROMOTE" in result.stdout
 
     # The data are checked against what the champion was trained on.
     rows.iloc[:-1].to_csv(trained.root / "nine.csv", index=False)
     report(store, "nine", X + 0.5, y, (y + 1) % 9, classes=DIGITS, audit=some)
-    done = trained.step("retrain", *names, code=2)
-    assert "have changed" in done.stderr and "data=" in done.stderr
+    result = trained.step("retrain", *names, code=2)
+    assert "have changed" in result.stderr and "data=" in result.stderr
 
 
 def test_models_of_other_trainings_need_data(case: Case):
@@ -224,8 +224,8 @@ def test_models_of_other_trainings_need_data(case: Case):
     case.client.set_registered_model_alias(case.name, "champion", info.registered_model_version)
     report(case.store, case.name, X + 1, y, (y + 1) % 10, classes=DIGITS, audit=np.arange(len(X)) % 5 == 0)
     assert "data=" in case.run(code=2).stderr
-    done = case.run("data=digits")
-    assert "retrain: from version 2" in done.stdout and "evaluate:" in done.stdout
+    result = case.run("data=digits")
+    assert "retrain: from version 2" in result.stdout and "evaluate:" in result.stdout
 
 
 def test_mistakes_of_the_user_are_one_line(case: Case):
@@ -237,13 +237,13 @@ def test_mistakes_of_the_user_are_one_line(case: Case):
         (["retrain.max_replay_rows=0"], "retrain.max_replay_rows=0"),
         (["feedback.url=null"], "feedback.url=None"),
     ):
-        done = case.run(*arguments, code=None)
-        assert words in done.stdout + done.stderr and "Traceback" not in done.stderr
-        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+        result = case.run(*arguments, code=None)
+        assert words in result.stdout + result.stderr and "Traceback" not in result.stderr
+        assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1
     case.report(60, seed=1)
     with lock(case.store, case.name) as model_lock:  # one retraining at a time
         assert isinstance(model_lock, Lock)
-        done = case.run()
-        assert "nothing to do" in done.stdout and "retrains" in done.stdout and not case.runs("retrain")
+        result = case.run()
+        assert "nothing to do" in result.stdout and "retrains" in result.stdout and not case.runs("retrain")
     case.client.delete_registered_model_alias(case.name, "champion")
     assert "has no champion" in case.run(code=2).stderr

@@ -31,9 +31,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def labelled(n: int, seed: int = 1, frame: pd.DataFrame | None = None, **about: Any) -> Labelled:
     """n labels for people who are not in the data set, none of them for an audit row unless `about` says so."""
     rows = people(n, seed) if frame is None else frame
-    given = {"feedback_id": np.arange(len(rows)), "source": "page", "annotator": "token:page", "state": "accepted"}
-    given |= {"used_version": None, "audit": False}
-    table = pd.DataFrame({**given, **about}, index=range(len(rows)))
+    defaults = {"feedback_id": np.arange(len(rows)), "source": "page", "annotator": "token:page", "state": "accepted"}
+    defaults |= {"used_version": None, "audit": False}
+    table = pd.DataFrame({**defaults, **about}, index=range(len(rows)))
     inputs = rows.drop(columns="y").reset_index(drop=True)
     return Labelled(inputs, rows["y"].reset_index(drop=True).rename("label"), table)
 
@@ -112,7 +112,7 @@ def test_one_annotator_gives_at_most_a_share_of_the_rows_that_judge(dataset: Dat
     assert every.counts["token:alice"] == some.counts["token:alice"] + some.left_out["token:alice"]
     assert [some.counts[f"token:{name}"] == every.counts[f"token:{name}"] for name in ("bob", "carol")] == [True, True]
     kept = some.rows.about.loc[some.rows.about["annotator"] == "token:alice", "feedback_id"].tolist()
-    assert kept == [one for one in every.rows.about["feedback_id"] if one < 300][-len(kept) :]  # the newest
+    assert kept == [each for each in every.rows.about["feedback_id"] if each < 300][-len(kept) :]  # the newest
     assert f"token:alice {some.left_out['token:alice']}" in some.notes(0.5)[0]
     nobody = select_audit_rows(labelled(400, audit=True, annotator="token:"), dataset, max_share=0.1)
     assert nobody.counts == {"token:": len(every.rows.labels)} and nobody.notes(0.1) == [ONE_PARTY]

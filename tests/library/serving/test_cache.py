@@ -99,9 +99,9 @@ def test_with_the_registry_down(follow, tmp_path: Path, registry: Registry, monk
 
     registry.start()
     point("down", "2")
-    for one in (holder, restarted, alone):
-        serves(one, "2")
-        until(lambda one=one: one.status()["last_error"] is None, one.status)
+    for each in (holder, restarted, alone):
+        serves(each, "2")
+        until(lambda each=each: each.status()["last_error"] is None, each.status)
 
 
 def test_where_the_last_version_that_served_is_refused_the_one_before_serves(follow):

@@ -244,5 +244,5 @@ def test_a_server_without_the_folder_passes_the_contract_tests(project: Project)
         for path, body, status in cases.args[1]:
             contract.test_a_bad_request_gets_one_line(server, path, body, status)
         assert server.ask("/status").body["path"] == "pyfunc"
-        said = "no fast path: ModuleNotFoundError"  # after the search was tried in a child process
-        until(lambda: any(said in line for line in server.lines), lambda: server.lines)
+        output = "no fast path: ModuleNotFoundError"  # after the search was tried in a child process
+        until(lambda: any(output in line for line in server.lines), lambda: server.lines)

@@ -66,14 +66,14 @@ def test_every_signature_is_described(
     tmp_path: Path, inputs: list, example: Any, types: list, row: list, with_example: bool
 ):
     model = served(tmp_path / "model", inputs, example if with_example else None)
-    told = describe(model)
-    json.dumps(told, allow_nan=False)
-    assert [column["name"] for column in told["inputs"]] == model.columns
-    assert [column["type"] for column in told["inputs"]] == types
-    assert [column["example"] for column in told["inputs"]] == (row if with_example else [None] * len(row))
-    assert told["image"] is told["range"] is None
+    description = describe(model)
+    json.dumps(description, allow_nan=False)
+    assert [column["name"] for column in description["inputs"]] == model.columns
+    assert [column["type"] for column in description["inputs"]] == types
+    assert [column["example"] for column in description["inputs"]] == (row if with_example else [None] * len(row))
+    assert description["image"] is description["range"] is None
     if "a" in model.columns:
-        assert [column["required"] for column in told["inputs"]] == [spec.required for spec in inputs]
+        assert [column["required"] for column in description["inputs"]] == [spec.required for spec in inputs]
 
 
 def test_an_example_can_be_sent_back(tmp_path: Path):
@@ -81,8 +81,8 @@ def test_an_example_can_be_sent_back(tmp_path: Path):
     values = [3, "x", pd.Timestamp("2020-05-01 10:00"), True, [1, 2], b"ab"]
     row = pd.DataFrame({name: [value] for name, value in zip(columns, values, strict=True)})
     model = served(tmp_path / "model", [ColSpec(kind, name) for name, kind in columns.items()], row)
-    given = [column["example"] for column in describe(model)["inputs"]]
-    body = json.dumps({"dataframe_split": {"columns": model.columns, "data": [given]}}).encode()
+    examples = [column["example"] for column in describe(model)["inputs"]]
+    body = json.dumps({"dataframe_split": {"columns": model.columns, "data": [examples]}}).encode()
     (answer,) = model.predict([model.parse(body, "application/json", 1)])
     assert isinstance(answer, Answer), answer
 
@@ -111,9 +111,9 @@ def test_range_of_an_image(tmp_path: Path, pixels: list, kind: str, expected: li
     example = example.astype(
         {"long": "int64", "integer": "int32", "float": "float32"}.get(kind, example.dtypes.iloc[0])
     )
-    told = describe(served(tmp_path / "model", [ColSpec(kind, name) for name in names], example))
-    assert told["range"] == expected
-    assert told["image"] == (None if expected is None else [4, 4])
+    description = describe(served(tmp_path / "model", [ColSpec(kind, name) for name in names], example))
+    assert description["range"] == expected
+    assert description["image"] == (None if expected is None else [4, 4])
 
 
 def test_what_is_no_image(tmp_path: Path):

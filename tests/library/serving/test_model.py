@@ -73,10 +73,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def models(folders: dict[str, Path]) -> dict[str, tuple[ServedModel, ServedModel]]:
     """Each model as it was loaded, and compiled."""
-    found = {name: (ServedModel.load(path, False), ServedModel.load(path, False)) for name, path in folders.items()}
-    for _, quick in found.values():
+    matches = {name: (ServedModel.load(path, False), ServedModel.load(path, False)) for name, path in folders.items()}
+    for _, quick in matches.values():
         quick.find_fast_path()
-    return found
+    return matches
 
 
 def ask_mlflow(pyfunc: mlflow.pyfunc.PyFuncModel, kind: str, body: bytes) -> list | None:
@@ -102,10 +102,10 @@ def ours(model: ServedModel, kind: str, body: bytes) -> list | None:
     return answer.labels
 
 
-def equal(found: list | None, expected: list | None) -> bool:
-    if found is None or expected is None or not expected or not isinstance(expected[0], float):
-        return found == expected
-    return np.allclose(found, expected, rtol=1e-5)
+def equal(matches: list | None, expected: list | None) -> bool:
+    if matches is None or expected is None or not expected or not isinstance(expected[0], float):
+        return matches == expected
+    return np.allclose(matches, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["numeric", "torch", "boosted"])
@@ -247,6 +247,6 @@ def test_numbers_mean_the_same_to_both_readers(models: dict) -> None:
         body = (
             f'{{"dataframe_split":{{"columns":{json.dumps(quick.columns)},"data":[[{",".join(texts[i : i + 30])}]]}}}}'
         )
-        found, expected = quick.parse(body.encode(), JSON, 9), slow.parse(body.encode(), JSON, 9)
-        if found.fast:
-            assert found.numbers[0].tolist() == expected.data.iloc[0].tolist()
+        matches, expected = quick.parse(body.encode(), JSON, 9), slow.parse(body.encode(), JSON, 9)
+        if matches.fast:
+            assert matches.numbers[0].tolist() == expected.data.iloc[0].tolist()

@@ -106,7 +106,7 @@ def spoiled(answer: Callable[[Any], tuple]) -> dict[str, Callable[[Any], tuple]]
 )
 def test_a_path_that_disagrees_is_not_taken(estimator: Any, fault: str, path: str, tmp_path: Path, monkeypatch) -> None:
     compile_model = transformers.compile_model
-    monkeypatch.setattr(transformers, "compile_model", lambda *given: spoiled(compile_model(*given))[fault])
+    monkeypatch.setattr(transformers, "compile_model", lambda *arguments: spoiled(compile_model(*arguments))[fault])
     y = LABELS if isinstance(estimator, LogisticRegression) else NUMBERS["a"]
     model = served(tmp_path / "model", make_pipeline(StandardScaler(), estimator).fit(NUMBERS, y), NUMBERS)
     model.find_fast_path()

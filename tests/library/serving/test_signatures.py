@@ -43,8 +43,8 @@ A = ColSpec("double", "a")
     ],
 )  # fmt: skip
 def test_signatures(old: ModelSignature, new: ModelSignature, says: str | None):
-    found = objection(old, new)
-    assert found is None if says is None else says in found, found
+    matches = objection(old, new)
+    assert matches is None if says is None else says in matches, matches
 
 
 def test_a_parameter_may_not_change_its_type():
