@@ -1,38 +1,29 @@
 """Limits on requests: the bytes of their bodies, the labels per minute, and the size of their tables.
 
 A table is checked before pandas makes it, because a short body can ask for a table of any size. JSON and CSV can leave out
-cells, which pandas fills in. Parquet compresses and repeats. The time and memory of pandas also grow with the number of
-columns, whether or not the model takes them.
+cells, which pandas fills in. The time and memory of pandas also grow with the number of columns, whether or not the model
+takes them.
 """
 
 import csv
 import time
 from collections.abc import Iterable, Mapping
-from io import BytesIO, StringIO
+from io import StringIO
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow.pyfunc import scoring_server
 from starlette.types import Receive
 
 from alacarte.serving.rows import InputSchema, RequestError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 LARGE_BODY = 1_000_000  # bytes; a larger body is parsed outside the event loop, and is refused when there are too many
 ALL_BODIES = 256_000_000  # bytes of all bodies that are read or answered at the same time
 
 # Characters that one column of a request may take in memory: numpy gives every text the length of the longest.
 CHARACTERS = 100_000_000
-CELLS = 20_000_000  # of one request; a file of Parquet may be short and have many
-SPARSE_CELLS = 1_000_000  # of a request in JSON or CSV with more cells than bytes
+SPARSE_CELLS = 1_000_000  # of a request with more cells than bytes
 MORE_COLUMNS = 1_000  # columns beside the columns of the model
-
-# Bytes that snappy makes of one byte at most. Other codecs make thousands, and a file may be wrong about its own size.
-SNAPPY = 22
-CODECS = ("UNCOMPRESSED", "SNAPPY")
-FIXED = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE")  # types of Parquet, of at most 12 bytes a value
 
 csv.field_size_limit(CHARACTERS)  # Python refuses a text of more than 131,072 characters otherwise
 
@@ -140,36 +131,6 @@ def check_csv(text: str, schema: InputSchema) -> None:
     width = max(map(len, first), default=0)
     _check_columns(width, schema)
     _check_sparse(width * (text.count("\n") + text.count("\r")), text)
-
-
-def read_parquet(body: bytes, schema: InputSchema, max_rows: int) -> "pd.DataFrame":
-    """The rows of a Parquet file; RequestError for a file that is too large, or that must be decompressed to know it."""
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetFile
-
-    file = ParquetFile(BytesIO(body))
-    meta = file.metadata
-    check_rows(meta.num_rows, max_rows)
-    _check_columns(meta.num_columns, schema)
-    if meta.num_rows * meta.num_columns > CELLS:
-        raise RequestError(413, f"a request may have {CELLS} cells; send fewer rows at a time")
-    columns = [meta.schema.column(i) for i in range(meta.num_columns)]
-    if any(column.max_repetition_level or column.physical_type not in (*FIXED, "BYTE_ARRAY") for column in columns):
-        raise RequestError(400, "the columns of a Parquet file must be numbers, texts, booleans or dates")
-    groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
-    if any(group.column(i).compression not in CODECS for group in groups for i in range(group.num_columns)):
-        raise RequestError(400, "a Parquet file must be compressed with snappy, or not at all")
-    # A text of the file may stand in every row, so few rows at a time are read before they are counted.
-    at_once = min(max(1, CHARACTERS // (SNAPPY * len(body))), max_rows)
-    batches, n_rows, n_bytes = [], 0, 0
-    for batch in file.iter_batches(at_once, use_threads=False):
-        batches.append(batch)
-        n_rows, n_bytes = n_rows + batch.num_rows, n_bytes + batch.nbytes
-        check_rows(n_rows, max_rows)
-        if n_bytes > CHARACTERS + 8 * CELLS:
-            raise RequestError(413, "the texts of a Parquet file are too long; send fewer rows at a time")
-    # The metadata that pandas writes into a file can name a type of any size.
-    return pa.Table.from_batches(batches, file.schema_arrow).to_pandas(ignore_metadata=True)
 
 
 def longest(values: Iterable[Any]) -> int:

@@ -20,7 +20,7 @@ from mlflow.models import Model
 from mlflow.pyfunc import scoring_server
 from msgspec import UNSET, UnsetType
 
-from alacarte.serving.limits import CHARACTERS, check_csv, check_json, check_rows, check_text, longest, read_parquet
+from alacarte.serving.limits import CHARACTERS, check_csv, check_json, check_rows, check_text, longest
 from alacarte.serving.rows import InputSchema, RequestError, Rows, count_rows
 
 # Bytes of a body from which simdjson is faster: it makes no Python objects of the numbers.
@@ -30,6 +30,7 @@ MANY_BYTES = 20_000
 LARGE = 1e15
 LIMITS = {"long": int(LARGE), "integer": 2**31}  # of whole numbers
 
+CONTENT_TYPES = (scoring_server.CONTENT_TYPE_JSON, scoring_server.CONTENT_TYPE_CSV)
 DATE = re.compile(r"(\d{4})-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d(?:\.\d{1,6})?)?", re.ASCII)
 YEARS = range(1678, 2262)  # the range of datetime64[ns]; MLflow refuses other years
 
@@ -42,7 +43,6 @@ REFUSALS = {
     "dataframe_split field": "dataframe_split: data must be rows as long as columns",
     "records f": "dataframe_records must be a list of objects",  # "records format must", "dataframe_records field"
     "CSV": "the body is no CSV table that fits the model's signature; CSV holds no dates and no columns of type any: send JSON",
-    "Parquet": "the body is no Parquet file",
     "not the same": "every column must have as many values",
 }
 WRONG_TYPE = re.compile(r"(?:convert column|Incompatible input types for column) (.+?)(?: to type|\. Can)")
@@ -234,12 +234,10 @@ def parse_as_mlflow(body: bytes, content_type: str, meta: Model, schema: InputSc
                 params = {name: value for name, value in params.items() if name in known} or None
             if llm:
                 raise RequestError(400, "messages, prompt and input are for language models, which are not served here")
-        elif kind == scoring_server.CONTENT_TYPE_CSV:
+        else:
             text = body.decode("utf-8")
             check_csv(text, schema)
             data = scoring_server.parse_csv_input(StringIO(text), meta.get_input_schema())
-        else:
-            data = read_parquet(body, schema, max_rows)
         rows = Rows(count_rows(data), schema, data=data, params=params)
         check_rows(rows.n, max_rows)
         if kind != scoring_server.CONTENT_TYPE_JSON:
@@ -253,10 +251,10 @@ def parse_as_mlflow(body: bytes, content_type: str, meta: Model, schema: InputSc
 
 
 def check_type(content_type: str) -> str:
-    """The media type of a Content-Type header that MLflow takes; RequestError 415 for any other."""
+    """The media type of a Content-Type header; RequestError 415 for any other than JSON and CSV."""
     kind, *parameters = [part.strip() for part in content_type.split(";")]
-    if kind not in scoring_server.CONTENT_TYPES:
-        raise RequestError(415, f"Content-Type must be one of {', '.join(scoring_server.CONTENT_TYPES)}")
+    if kind not in CONTENT_TYPES:  # MLflow reads Parquet too, but pyarrow does not survive every file
+        raise RequestError(415, f"Content-Type must be {' or '.join(CONTENT_TYPES)}")
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name != "charset" or value.lower() != "utf-8":

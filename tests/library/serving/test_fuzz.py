@@ -127,6 +127,15 @@ def test_headers(server: Served, headers: dict[str, str]):
         assert refused(server.ask(path, b"[]", **headers), headers), (path, headers)
 
 
+def test_a_parquet_body_is_refused_unread(server: Served):
+    """Its schema nests 20,000 groups: pyarrow would overflow the stack of the process."""
+    root, group, leaf = b"\x48\x01r\x15\x02\x00", b"\x35\x00\x18\x01a\x15\x02\x00", b"\x15\x02\x25\x00\x18\x01a\x00"
+    schema = b"\x15\x02\x19\xfc\xa2\x9c\x01" + root + group * 20_000 + leaf + b"\x16\x00\x19\x0c\x00"
+    body = b"PAR1" + schema + len(schema).to_bytes(4, "little") + b"PAR1"
+    answer = server.ask("/invocations", body, Content_Type="application/vnd.apache.parquet")
+    assert (answer.status, answer.body["message"]) == (415, "Content-Type must be application/json or text/csv")
+
+
 @pytest.mark.parametrize(
     "sent",
     [

@@ -2,25 +2,21 @@
 
 import asyncio
 import resource
-from io import BytesIO
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from mlflow.models import infer_signature
 from sklearn.dummy import DummyClassifier
 
-from alacarte.serving.limits import ALL_BODIES, CHARACTERS, MORE_COLUMNS, Bodies
+from alacarte.serving.limits import ALL_BODIES, CHARACTERS, Bodies
 from alacarte.serving.model import ServedModel
 from alacarte.serving.rows import RequestError
 
 MAX_ROWS = 10_000
 MAX_MEMORY = 500_000_000  # bytes beyond the largest size of this process before
-JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
+JSON, CSV = "application/json", "text/csv"
 X = pd.DataFrame({"a": [0.0, 1.0, 2.0], "t": ["x", 'y, "z"\n', "é"]})
 
 
@@ -38,12 +34,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
 def peak() -> int:
     """The largest size of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def parquet(columns: dict, **how: object) -> bytes:
-    file = BytesIO()
-    pq.write_table(pa.table(columns), file, **how)
-    return file.getvalue()
 
 
 def refusal(model: ServedModel, body: bytes, kind: str) -> tuple[int, str]:
@@ -78,34 +68,10 @@ def test_a_table_of_few_bytes_and_many_cells_is_refused(model: ServedModel, kind
     assert len(body) < 3_000_000 and refusal(model, body.encode(), kind)[0] == 413
 
 
-def test_a_parquet_file_that_expands_is_refused(model: ServedModel):
-    text, a = ["x" * 60_000] * MAX_ROWS, np.ones(MAX_ROWS)
-    distinct = ["x" * 60_000 + str(i) for i in range(4000)]  # each with the prefix of the text before
-    prefixes = parquet({"a": a[:4000], "t": distinct}, use_dictionary=False, column_encoding={"t": "DELTA_BYTE_ARRAY"})
-    repeated = parquet({"a": a, "t": text})
-    wide = parquet({f"c{i}": [1.0] for i in range(MORE_COLUMNS + 3)})
-    for body in (prefixes, repeated, wide):
-        assert len(body) < 500_000 and refusal(model, body, PARQUET)[0] == 413
-    lists = parquet({"a": [np.zeros(1_000_000)], "t": ["x"]})
-    packed = [parquet({"a": a[:1], "t": ["x" * 1_000_000]}, compression=codec) for codec in ("zstd", "gzip", "brotli")]
-    for body in (lists, *packed):
-        assert len(body) < 50_000 and refusal(model, body, PARQUET)[0] == 400
-
-
-@pytest.mark.parametrize("compression", ["snappy", "none"])
-def test_honest_tables_are_read_whole(model: ServedModel, compression: str):
+def test_honest_tables_are_read_whole(model: ServedModel):
     rows = pd.concat([X] * 1000, ignore_index=True)
     rows["t"] = rows["t"] + (rows.index % 700).astype(str)
     rows.loc[5, "t"] = "x" * (CHARACTERS // 10_000)
-    extra = rows.assign(c=rows["t"].astype("category"), more=pd.Timestamp("2026-01-01"), whole=1, boolean=True)
-    for table in (rows, extra):
-        body = parquet(dict(pa.Table.from_pandas(table).to_pydict()), compression=compression)
-        read = model.parse(body, PARQUET, MAX_ROWS).data[["a", "t"]]
-        pd.testing.assert_frame_equal(read, rows, check_dtype=False)
-        read = model.parse(
-            table.to_parquet(compression=None if compression == "none" else compression), PARQUET, MAX_ROWS
-        )
-        pd.testing.assert_frame_equal(read.data[["a", "t"]], rows, check_dtype=False)
     long = pd.DataFrame({"a": [1.0, 2.0], "t": ["x" * 200_000, "y"]})
     for table in (rows, long):
         assert model.parse(table.to_csv(index=False).encode(), CSV, MAX_ROWS).data["t"].tolist() == table["t"].tolist()
