@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from itertools import chain
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -25,11 +25,13 @@ from alacarte.serving.state import AppState
 
 Predict = Callable[[LoadedModel, bytes, str, bool, float], Awaitable[dict[str, Any]]]
 OUTPUTS = ("predictions", "prediction_ids", "probabilities")
+# The product of a long shape of large integers takes hours, and no other thread runs meanwhile.
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 
 
 class Tensor(msgspec.Struct):
     name: str
-    shape: list[int]
+    shape: Annotated[list[Size], msgspec.Meta(max_length=8)]
     datatype: str  # not used: the signature of the model says what it takes
     data: list[Any]
 
@@ -148,7 +150,7 @@ def _read_values(tensor: Tensor) -> list[Any]:
     values = tensor.data
     while values and all(isinstance(value, list) for value in values):
         values = list(chain.from_iterable(values))
-    if any(size < 0 for size in tensor.shape) or prod(tensor.shape) != len(values):
+    if prod(tensor.shape) != len(values):
         raise RequestError(400, "the shape of a tensor must fit its data")
     return values
 

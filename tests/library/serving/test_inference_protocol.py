@@ -93,6 +93,12 @@ def test_health_and_metadata(mixed: Served):
         (400, "models/mixed/infer", by_column(count={"data": [MARK, 2]})),
         (400, "models/mixed/infer", by_column(count={"shape": [3]})),
         (400, "models/mixed/infer", by_column(count={"shape": [-1, -2]})),
+        (400, "models/mixed/infer", by_column(count={"shape": [10**18] * 40_000})),
+        (400, "models/mixed/infer", {"inputs": [tensor("rows", [2**31] * 9, "FP64", [1])]}),
+        *[
+            (400, "models/mixed/infer", {"inputs": [tensor("rows", shape, "FP64", [])]})
+            for shape in ([0, 5], [0, 2**62], [0, 10**30], [2**64, 0], [2**31, 0], [2**31, 2**31])
+        ],
         (400, "models/mixed/infer", {"inputs": [tensor("rows", [2, 3], "FP64", [1] * 6)]}),
         (400, "models/mixed/infer", {**by_column(), "outputs": [{"name": MARK}]}),
         (413, "models/mixed/infer", by_column(count={"data": [1] * 6_000_000})),
