@@ -148,7 +148,7 @@ def _launch(
             print(help_text(CONF, config_name, choices))
             return
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us as they are; the one line below replaces Hydra's report
-        sys.argv[1:] = arguments
+        sys.argv[1:] = take_null(arguments, config_name)
         main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)
         sweep: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if {"--multirun", "-m"} & set(arguments):  # one parent run, one child run for each job
@@ -178,6 +178,7 @@ def compose(config_name: str, tokens: Sequence[str]) -> DictConfig | None:
         return None
     before, sys.argv[1:] = sys.argv[1:], arguments
     try:
+        arguments = take_null(arguments, config_name)
         with _config_folder():
             cfg = hydra.compose(config_name, overrides=arguments, return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
@@ -194,6 +195,20 @@ def compose(config_name: str, tokens: Sequence[str]) -> DictConfig | None:
 def _config_folder() -> initialize_config_dir:
     GlobalHydra.instance().clear()
     return initialize_config_dir(str(CONF), version_base="1.3")
+
+
+def take_null(arguments: Sequence[str], config_name: str) -> list[str]:
+    """Leave out GROUP=null if the group has no option without it: Hydra takes only names. UserError for another value."""
+    kept = []
+    for argument in arguments:
+        override = parse(argument)
+        group = override.key_or_group if override and not override.is_delete() else ""
+        value = override.value() if override and _options(group) else ""
+        if not any(isinstance(option, int | float | None) for option in getattr(value, "list", [value])):
+            kept.append(argument)
+        elif value is not None or OmegaConf.select(_defaults(config_name), group) is not None:
+            raise UserError(f"{argument} is unknown: {nearest(argument.partition('=')[2], _options(group))}")
+    return kept
 
 
 # --- checks and error texts ------------------------------------------------------------------------------------------
@@ -252,8 +267,8 @@ def _defaults(config_name: str) -> DictConfig:
     """The configuration with the chosen group options and no other override: the valid keys and the default values."""
     groups = [o for o in to_overrides(sys.argv[1:]) if (CONF / re.split("[=@]", o.lstrip("+"))[0]).is_dir()]
     for overrides in (groups, []):  # the groups themselves can be what is wrong
-        with contextlib.suppress(HydraException, OmegaConfBaseException), _config_folder():
-            return hydra.compose(config_name, overrides=[o for o in overrides if "," not in o])
+        with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError), _config_folder():
+            return hydra.compose(config_name, overrides=[o for o in overrides if "," not in o and "=null" not in o])
     raise AssertionError(f"conf/{config_name}.yaml does not compose without overrides")
 
 
@@ -276,14 +291,18 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{match[1]}: {f'{called[1]}: ' if called else ''}{cause}"
     if match := re.search(r"Could not find '([^'/]+(?:/[^'/]+)*)/([^'/]*)'", message):
         group, option = match.groups()
-        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        if options:
+        if options := _options(group):
             return f"{group}={option} is unknown: {nearest(option, options)}"
     if match := re.search(r"Could not (?:override|delete)[^']*'([^']*)'", message):
         key = match[1].split("@")[0]
         valid = _key_names(_defaults(config_name))
         return f"{key} is not a key of {config_name}: {nearest(key, valid)} (+{key}=... adds a new key)"
     return " ".join(message.split())
+
+
+def _options(group: str) -> list[str]:
+    """The options of a group; none for a key that is no group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group else []
 
 
 def _key_names(node: DictConfig, prefix: str = "") -> list[str]:

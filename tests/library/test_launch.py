@@ -102,10 +102,20 @@ def test_free_text_survives_unchanged(text):
         (["save_to=true"], "save_to=true is not a text"),
         (["registered_model_name=[a,b]"], "registered_model_name=['a', 'b'] is not a text"),
         (["overrides=a='b"], "quote it as a shell would"),
+        (["data=null"], "data=null is unknown: there is digits, table"),
+        (["features=null"], "features=null is unknown: there is image_sums, none, tabular"),
+        (["model=5"], "model=5 is unknown: there is keras_mlp"),
     ],
 )
 def test_a_mistake_is_one_line(tokens: list[str], line: str):
     assert line in refusal(launch.compose, "train", tokens)
+
+
+def test_null_is_taken_for_a_group_that_has_no_option_anyway():
+    cfg = launch.compose("evaluate", ["data=null", "feedback=null", "run_id=0"])
+    assert cfg is not None and not cfg.get("data") and not cfg.get("feedback")
+    assert launch.take_null(["--multirun", "experiment=null", "seed=1,2"], "train") == ["--multirun", "seed=1,2"]
+    assert "data=digits,null is unknown" in refusal(launch.take_null, ["data=digits,null"], "train")
 
 
 def test_a_wrong_value_of_a_hydra_flag_is_one_line():
