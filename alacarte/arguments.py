@@ -25,7 +25,7 @@ OPEN = ("model.estimator.",)  # any key may be added under these: the arguments 
 
 
 def to_overrides(tokens: Sequence[str]) -> list[str]:
-    """Rewrite any mix of `--key value`, `--key=value`, `key=value`, `overrides=...` and Hydra's flags for Hydra.
+    """Rewrite any mix of `-P key=value`, `--key value`, `--key=value`, `key=value`, `overrides=...` and Hydra's flags for Hydra.
 
     A value that Hydra's grammar reads as something other than plain text (number, list, null, quoted string) keeps that
     meaning; every other value, and a comma outside `--multirun`, is quoted so that it arrives unchanged.
@@ -41,7 +41,7 @@ def _split(tokens: list[str]) -> tuple[list[str], list[str]]:
     flags: list[str] = []
     pairs: list[str] = []
     while tokens:
-        token = tokens.pop(0)
+        token = tokens.pop(0).removeprefix("-P")
         name = token.partition("=")[0]
         if token in SWITCHES and not (token == "--version" and tokens):  # with a value it is promote's key
             flags.append(token)

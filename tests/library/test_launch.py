@@ -27,6 +27,8 @@ def test_every_form_means_the_same():
     assert (wanted["model"]["lr"], wanted["seed"]) == (0.1, 7)
     assert composed("--model.lr", "0.1", "--seed", "7") == wanted
     assert composed("--model.lr=0.1", "--seed=7") == wanted
+    assert composed("-P", "model.lr=0.1", "-Pseed=7") == wanted
+    assert composed("overrides=-P model.lr=0.1 -P seed=7") == wanted
     assert composed("--overrides", "model.lr=0.1 seed=7") == wanted
     assert composed("overrides=model.lr=0.1 --seed 7", "") == wanted
 
@@ -111,7 +113,8 @@ def test_a_mistake_is_one_line(tokens: list[str], line: str):
     assert line in refusal(launch.compose, "train", tokens)
 
 
-def test_null_is_taken_for_a_group_that_has_no_option_anyway():
+def test_null_is_taken_for_a_group_that_has_no_option_anyway(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train"])
     cfg = launch.compose("evaluate", ["data=null", "feedback=null", "run_id=0"])
     assert cfg is not None and not cfg.get("data") and not cfg.get("feedback")
     assert launch.take_null(["--multirun", "experiment=null", "seed=1,2"], "train") == ["--multirun", "seed=1,2"]
