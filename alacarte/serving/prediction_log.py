@@ -92,7 +92,7 @@ class PredictionLog:
         request = request_id(now, int.from_bytes(os.urandom(5), "big"))  # nobody can guess it
         share = self._settings.audit_share
         audit_rows = [row for row in range(n) if self._random.random() < share] or None
-        size = REQUEST_BYTES + 8 * n * len(columns) + len(rows.body)
+        size = REQUEST_BYTES + 8 * n * len(columns) + len(rows.body) + rows.size
         self._waiting.append(_Entry(request, now, version, columns, rows, answer, audit_rows, seconds, size))
         self._bytes_added += size
         if self._bytes_added - self._bytes_removed > BATCH_BYTES or len(self._waiting) >= BATCH_REQUESTS:

@@ -14,10 +14,12 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 import numpy as np
+import pandas as pd
 import simdjson
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import scoring_server
+from mlflow.types import Schema
 from msgspec import UNSET, UnsetType
 
 from alacarte.serving.limits import CHARACTERS, check_csv, check_json, check_rows, check_text, longest
@@ -221,14 +223,14 @@ def _read_dates(values: Values) -> Values | None:
 def parse_as_mlflow(body: bytes, content_type: str, meta: Model, schema: InputSchema, max_rows: int) -> Rows:
     """Read a body as the scoring server of `mlflow models serve` does. RequestError for a body that it refuses."""
     kind = check_type(content_type)
-    params = None
+    params, inputs = None, meta.get_input_schema()
     try:
         if kind == scoring_server.CONTENT_TYPE_JSON:
             decoded = _decode(body)
             if not isinstance(decoded, dict):
                 raise RequestError(400, ONE_FORMAT)
             check_json(decoded, body, schema, max_rows)
-            data, params, llm = scoring_server._parse_json_data(decoded, meta, meta.get_input_schema())
+            data, params, llm = scoring_server._parse_json_data(decoded, meta, inputs)
             if isinstance(params, dict):  # MLflow ignores unknown names too, but writes them to the log
                 known = {spec.name for spec in meta.get_params_schema() or ()}
                 params = {name: value for name, value in params.items() if name in known} or None
@@ -237,8 +239,11 @@ def parse_as_mlflow(body: bytes, content_type: str, meta: Model, schema: InputSc
         else:
             text = body.decode("utf-8")
             check_csv(text, schema)
-            data = scoring_server.parse_csv_input(StringIO(text), meta.get_input_schema())
-        rows = Rows(count_rows(data), schema, data=data, params=params)
+            data = scoring_server.parse_csv_input(StringIO(text), inputs)
+        data = _trim(data, inputs)
+        arrays = data.values() if isinstance(data, dict) else [data]
+        size = len(body) + sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+        rows = Rows(count_rows(data), schema, data=data, params=params, size=size)
         check_rows(rows.n, max_rows)
         if kind != scoring_server.CONTENT_TYPE_JSON:
             texts = data.select_dtypes(exclude=["number", "bool", "datetime"])
@@ -248,6 +253,16 @@ def parse_as_mlflow(body: bytes, content_type: str, meta: Model, schema: InputSc
     except Exception as error:
         raise explain(error, schema) from None
     return rows
+
+
+def _trim(data: Any, inputs: Schema) -> Any:
+    """The same rows in less memory: only the columns of the model, and each text with its own length. They may wait long."""
+    if isinstance(data, pd.DataFrame) and inputs.has_input_names():
+        return data.loc[:, data.columns.isin(inputs.input_names())]
+    if isinstance(data, dict) and not inputs.is_tensor_spec():  # numpy gives every text the length of the longest
+        is_text = lambda value: isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.ndim  # noqa: E731
+        return {name: value.astype(object) if is_text(value) else value for name, value in data.items()}
+    return data
 
 
 def check_type(content_type: str) -> str:

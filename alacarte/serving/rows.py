@@ -77,6 +77,7 @@ class Rows:
     body: bytes = b""  # of the fast parser's rows: MLflow's parser reads it when the fast path cannot answer
     data: Any = None
     params: Any = None
+    size: int = 0  # bytes that `data` and `params` take in memory, roughly
 
     @property
     def fast(self) -> bool:

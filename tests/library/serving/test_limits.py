@@ -1,18 +1,25 @@
 """Short bodies that ask for much memory or time are refused before pandas makes their tables."""
 
 import asyncio
+import json
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pandas as pd
+import psutil
 import pytest
 from mlflow.models import infer_signature
 from sklearn.dummy import DummyClassifier
+from stores import settings
 
+from alacarte.feedback import StoreError
+from alacarte.serving import prediction_log
 from alacarte.serving.limits import ALL_BODIES, CHARACTERS, Bodies
 from alacarte.serving.model import ServedModel
-from alacarte.serving.rows import RequestError
+from alacarte.serving.prediction_log import PredictionLog
+from alacarte.serving.rows import Answer, RequestError
 
 MAX_ROWS = 10_000
 MAX_MEMORY = 500_000_000  # bytes beyond the largest size of this process before
@@ -75,6 +82,39 @@ def test_honest_tables_are_read_whole(model: ServedModel):
     long = pd.DataFrame({"a": [1.0, 2.0], "t": ["x" * 200_000, "y"]})
     for table in (rows, long):
         assert model.parse(table.to_csv(index=False).encode(), CSV, MAX_ROWS).data["t"].tolist() == table["t"].tolist()
+
+
+class Refusing:
+    """A store that does not work."""
+
+    database = SimpleNamespace(timeout=0.1)
+
+    def write_predictions(self, _: list) -> None:
+        raise StoreError("the database is locked")
+
+
+def test_requests_that_wait_for_the_store_take_little_memory(model: ServedModel, monkeypatch: pytest.MonkeyPatch):
+    """Each has one long text: in a column that the model does not take, and in an array of texts of the same length."""
+    monkeypatch.setattr(prediction_log, "MAX_BYTES", 20_000_000)
+    monkeypatch.setattr(prediction_log, "BATCH_BYTES", 1_000_000)
+    log = PredictionLog(Refusing(), settings())  # type: ignore[arg-type]
+    table = pd.DataFrame({"a": [1.0] * 500, "t": ["y"] * 500, "x": ["z"] * 500})
+    table.loc[0, "t"] = table.loc[0, "x"] = "x" * 100_000
+    extra = table[:1].assign(x="x" * 2_000_000)
+    columns = {"inputs": table.to_dict(orient="list")}
+    bodies = [
+        (JSON, json.dumps(body).encode()) for body in (columns, {"dataframe_records": extra.to_dict(orient="records")})
+    ]
+    bodies.append((CSV, extra.to_csv(index=False).encode()))
+    before = psutil.Process().memory_info().rss
+    for kind, body in bodies * 5 + bodies[1:] * 45:
+        rows = model.parse(body, kind, MAX_ROWS)
+        assert model.predict([rows])[0].labels == [1] * rows.n  # type: ignore[union-attr]
+        log.add("1", model.columns, rows, Answer([1] * rows.n, None), 0.001)
+    assert log.dropped >= 90, "the received bytes are counted"
+    with pytest.raises(StoreError):
+        log.flush()
+    assert psutil.Process().memory_info().rss - before < 100_000_000
 
 
 def test_the_bodies_of_all_clients_have_a_limit_together():
