@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from alacarte import launch, tracking
 from alacarte.data.dataset import as_mlflow, columns_like_ids, load_data
 from alacarte.data.tables import absolute
+from alacarte.errors import as_argument
 from alacarte.evaluation.metrics import load_metrics, score_parts
 from alacarte.features import make_features
 from alacarte.formats.check import make_folder
@@ -28,7 +29,8 @@ def main(cfg: DictConfig) -> None:
     X_val, y_val = dataset.part("val")
     print(f"train: {dataset.name}, {len(X)} rows of {X.shape[1]} columns, {dataset.task} of {dataset.target}")
     for column in columns_like_ids(X):
-        print(f"train: {column} has another text in each row: if it is an id, leave it out with data.drop=[{column}]")
+        drop = as_argument("data.drop", [column])
+        print(f"train: {column} has another text in each row: if it is an id, leave it out with {drop}")
     mlflow.log_input(as_mlflow(dataset, "train"), context="train")
 
     features = make_features(cfg.features._target_, launch.instantiate(cfg.features, _convert_="all"))
@@ -53,14 +55,14 @@ def main(cfg: DictConfig) -> None:
     metrics = score_parts(learner, parts, own_metrics)
     mlflow.log_metrics(metrics, model_id=info.model_id)
     mlflow.set_tag("dataset_digest", dataset.digest)
-    as_argument = f"run_id={metadata['run_id']}"
+    run_argument = f"run_id={metadata['run_id']}"
     summary = {
         "model": info.model_uri,
         "metrics": f"val {tracking.describe_metrics(metrics, 'val_')}",
-        "next": tracking.step_command("evaluate", as_argument),
+        "next": tracking.step_command("evaluate", run_argument),
     }
     tracking.print_summary("train", summary)
-    print(as_argument)  # the last line is an argument of the next step: evaluate $(python -m steps.train | tail -1)
+    print(run_argument)  # the last line is an argument of the next step: evaluate $(python -m steps.train | tail -1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The main job through the real `mlflow run`, on the embedded store: runs, hand-off, reuse, failures."""
 
+import re
+import shlex
 import signal
 import subprocess
 import time
@@ -10,7 +12,7 @@ import mlflow
 import pytest
 import yaml
 from conftest import Project, environment, tracking
-from people import refusal
+from people import people, refusal
 
 from alacarte.data.dataset import load_data
 from alacarte.tracking import model_uri_of
@@ -88,6 +90,15 @@ def test_the_forms_of_arguments_give_one_configuration(project: Project):
     assert [run.info.status for run in runs] == ["FINISHED"] * 2
     assert len({run.data.tags["config_hash"] for run in runs}) == 1
     assert {run.data.tags["mlflow.note.content"] for run in runs} == {text}
+
+
+def test_the_advice_about_a_column_like_an_id_can_be_pasted(project: Project):
+    people(300).assign(**{"customer id": [f"c{row}" for row in range(300)]}).to_csv(
+        project.root / "people.csv", index=False
+    )
+    command = ("train", "data=table", "data.path=people.csv", "data.target=y", "model=sklearn_sgd")
+    advice = re.search("leave it out with (.*)", project.step(*command).stdout)
+    assert "another text" not in project.step(*command, *shlex.split(advice[1])).stdout
 
 
 def test_a_mistake_is_one_line_and_a_failed_run(project: Project):
