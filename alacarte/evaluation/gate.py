@@ -49,15 +49,17 @@ def check_gate(
     known = {*BUILT_IN, *(metrics or {})}
     if metric is not None and metric not in known:
         raise UserError(f"gate.metric={metric}: there is no such metric: {nearest(metric, known)}")
-    for key, other, limits in (("floors", "ceilings", floors), ("ceilings", "floors", ceilings)):
-        for name, limit in _set(limits):
+    limits = {"floors": floors or {}, "ceilings": ceilings or {}}
+    for key, other in (("floors", "ceilings"), ("ceilings", "floors")):
+        for name, limit in _set(limits[key]):
             if not _is_number(limit):
                 raise UserError(f"gate.{key}.{name}={limit}: expected a number, or null for no limit")
             if name not in known:
                 raise UserError(f"gate.{key}.{name}={limit}: there is no such metric: {nearest(name, known)}")
             if is_lower_better(name, metrics) != (key == "ceilings"):
                 better = "lower" if key == "floors" else "higher"
-                raise UserError(f"gate.{key}.{name}: {name} is better {better}; set gate.{other}.{name}={limit}")
+                setting = f"{'' if name in limits[other] else '+'}gate.{other}.{name}={limit}"  # + adds a key to those of conf/
+                raise UserError(f"gate.{key}.{name}: {name} is better {better}; set {setting} instead")
 
 
 def decide(

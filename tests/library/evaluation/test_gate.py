@@ -169,9 +169,9 @@ def test_a_missed_floor_or_ceiling_rejects_and_all_are_recorded():
     ("settings", "message"),
     [
         ({"floors": {"f1_marco": 0.9}}, r"gate.floors.f1_marco=0.9: there is no such metric: did you mean 'f1_macro'"),
-        ({"floors": {"log_loss": 0.3}}, r"log_loss is better lower; set gate.ceilings.log_loss=0.3"),
-        ({"floors": {"brier": 0.3}}, r"brier is better lower; set gate.ceilings.brier=0.3"),
-        ({"ceilings": {"accuracy": 0.3}}, r"accuracy is better higher; set gate.floors.accuracy=0.3"),
+        ({"floors": {"ece": 0.3}, "ceilings": {"ece": None}}, r"ece is better lower; set gate.ceilings.ece=0.3 instead"),
+        ({"floors": {"brier": 0.3}}, r"brier is better lower; set \+gate.ceilings.brier=0.3 instead"),
+        ({"ceilings": {"r2": 0.3}, "floors": {"r2": None}}, r"r2 is better higher; set gate.floors.r2=0.3 instead"),
         ({"floors": {"accuracy": "high"}}, "gate.floors.accuracy=high: expected a number"),
         ({"metric": "rocauc"}, "gate.metric=rocauc: there is no such metric: did you mean 'roc_auc'"),
         ({"margin": -0.1}, "gate.margin=-0.1"),
