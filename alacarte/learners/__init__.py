@@ -183,9 +183,7 @@ class Learner(ABC):
         with threads_for(X):
             epochs = self.fit_further(data, max(1, int(share * self.epochs)))
         if np.array_equal(before, self._all_answers(X)):
-            raise UserError(
-                "retraining changed nothing: raise retrain.epoch_fraction or model.lr, or use retrain.init=scratch"
-            )
+            raise UserError("retraining changed nothing: raise retrain.epoch_fraction, or use retrain.init=scratch")
         return Update("warm" if note else init, epochs, epochs * len(X), note)
 
     def _all_answers(self, X: pd.DataFrame) -> np.ndarray:
