@@ -184,7 +184,7 @@ def test_a_retraining_that_changes_nothing_is_an_error(tmp_path: Path) -> None:
     made = learner("sklearn_sgd")
     made.fit(X, y, X, y, task="classification", seed=0)
     made.model[-1].eta0 = 1e-300
-    with pytest.raises(UserError, match="changed nothing: raise retrain.epoch_fraction, or use retrain.init=scratch"):
+    with pytest.raises(UserError, match=r"changed nothing: raise retrain.epoch_fraction, or use retrain.init=scratch"):
         made.update(X, y, X, y, init="warm", **HOW)
 
 
