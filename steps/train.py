@@ -43,10 +43,7 @@ def main(cfg: DictConfig) -> None:
     # The model says what it learned from, so that evaluate needs nothing but the model.
     if "path" in data:
         data["path"] = absolute(str(data["path"]))  # for whoever evaluates from another folder
-    metadata = {
-        "data": data, "dataset_digest": dataset.digest, "task": dataset.task, "target": dataset.target,
-        "run_id": tracking.active_run().info.run_id,
-    }  # fmt: skip
+    metadata = {"data": data, **dataset.metadata, "run_id": tracking.active_run().info.run_id}
     info = learner.log("model", example=X.head(5), metadata=metadata)
     if folder:
         learner.save(folder, example=X.head(5), metadata=metadata)

@@ -28,6 +28,18 @@ if TYPE_CHECKING:
     from mlflow.data.pandas_dataset import PandasDataset
 
 
+REPLACED = "they no longer contain the rows that it was trained on, or contain them with other values"
+SAMPLE = 100  # rows of the train and val parts whose hashes a model records
+
+
+class ChangedData(UserError):
+    """The data of a model are no longer the data that it was trained on."""
+
+
+class ReplacedData(ChangedData):
+    """The rows that a model was trained on are no longer in its data, or with other values."""
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A typed and split table of n rows."""
@@ -57,6 +69,37 @@ class Dataset:
     def is_trained_on(self) -> np.ndarray:
         """(n,) bool: the rows of the train and val parts."""
         return np.isin(self.split, ("train", "val"))
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What a model records of the data that it was trained on.
+
+        `trained_rows` are the lowest hashes of train and val rows: a random sample. It leaves out inputs that a test row has.
+        """
+        rows = hash_rows(self.X)
+        sample = np.setdiff1d(rows[self.is_trained_on], rows[~self.is_trained_on])[:SAMPLE]
+        about = {"dataset_digest": self.digest, "task": self.task, "target": self.target}
+        return about | {"trained_rows": " ".join(f"{row:x}" for row in sample.tolist())}
+
+    def why_unknown(self, metadata: Mapping[str, Any]) -> str:
+        """Why rows that a model was trained on may be test rows here. Empty where they are train and val rows.
+
+        `metadata` is the record of a model that was trained on an earlier state of these data.
+        """
+        known = set(metadata.get("column_types") or {}) - {self.target}
+        if changed := sorted(known ^ set(self.X)) if known else []:
+            return f"they have other columns, such as {changed[0]}"
+        if "trained_rows" not in metadata:  # a model of an older version of this library
+            by = (metadata["data"].get("split") or {}).get("by", "hash")
+            return "" if known and by == "hash" else f"data.split.by={by} may have put rows into other parts"
+        sample = np.array([int(row, 16) for row in metadata["trained_rows"].split()], np.uint64)
+        rows = hash_rows(self.X)
+        n_kept, n_moved = (
+            int(np.isin(sample, rows[part]).sum()) for part in (self.is_trained_on, self.split == "test")
+        )
+        if n_moved:
+            return f"{n_moved} of {len(sample)} rows of its train and val parts are now test rows"
+        return "" if n_kept and n_kept >= 0.2 * len(sample) else REPLACED
 
 
 def load_data(
@@ -131,23 +174,42 @@ class DataReader:
     def recorded(self, metadata: Mapping[str, Any], model: str, *, check_digest: bool = True) -> Dataset:
         """The data that a model records in its `metadata`. `model` names it in messages.
 
-        UserError where it records no data, where they cannot be read, and, with `check_digest`, where they have changed.
+        UserError where it records no data and where they cannot be read. ChangedData where they have changed, which without
+        `check_digest` is accepted if the rows that the model was trained on are still in the train and val parts.
         """
-        data, digest = metadata.get("data"), metadata.get("dataset_digest")
+        data, digest, reason = metadata.get("data"), metadata.get("dataset_digest"), ""
         if not data:
             raise UserError(f"{model} does not record its data: add -P data=... with the data that it was trained on")
         try:
-            dataset = self(recorded(data), None if check_digest else metadata.get("column_types"))
+            dataset = self._restore(recorded(data), metadata)
+            reason = "" if check_digest or dataset.digest == digest else dataset.why_unknown(metadata)
         except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             hint = "" if "-P data=" in str(error) else ": add -P data=... with data that can be read"
             raise UserError(f"the data of {model} cannot be read: {kind}{error}{hint}") from None
+        if reason:
+            raise (ReplacedData if reason == REPLACED else ChangedData)(
+                f"the data of {model} have changed: {reason}, so test rows may be rows that it was trained on: restore the "
+                "data, or add -P data=... with other data that contain rows which it was not trained on"
+            )
         if check_digest and dataset.digest != digest:
-            raise UserError(
+            raise ChangedData(
                 f"the data of {model} have changed: their digest was {digest} and is {dataset.digest}: "
                 "add -P data=... to take them as they are now"
             )
         return dataset
+
+    def _restore(self, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> Dataset:
+        """The data as a model was trained on them, as far as possible: with its column types or without, and without columns
+        that were added later, because a new column changes the hash of each row and so its part."""
+        known = metadata.get("column_types") or None
+        for types in (known, None):
+            with contextlib.suppress(UserError):
+                if (dataset := self(data, types)).digest == metadata.get("dataset_digest"):
+                    return dataset
+        dataset = self(data, known)
+        later = [name for name in dataset.X if known and name not in known]
+        return self({**data, "drop": [*names_of(data.get("drop")), *later]}, known) if later else dataset
 
 
 def recorded(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from alacarte.errors import UserError
 from alacarte.evaluation import audit
 from alacarte.evaluation.comparison import Comparison, compare, worse_slices
 from alacarte.evaluation.metrics import Answers, Metrics, answer, measure
-from alacarte.evaluation.rows import JudgingRows, check_record, choose_rows, own_rows
+from alacarte.evaluation.rows import JudgingRows, check_record, choose_rows, own_rows, too_few
 from alacarte.feedback.queries import Labelled
 from alacarte.learners import Learner
 from alacarte.registry import Located
@@ -81,7 +81,7 @@ def compare_with(
         check_record(metadata, [data, rival.located.metadata.get("data") if rival else None])
     rows = own_rows(metadata, read, data, gate["slices"])
     if rival is None:
-        return rows, None, ""
+        return rows, None, too_few(rows.report, gate["min_test_rows"])
     if rival.located.is_same(model.located):
         return rows, None, "this model is the champion"
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from alacarte.data.dataset import DataReader, Dataset
+from alacarte.data.dataset import ChangedData, DataReader, Dataset, ReplacedData
 from alacarte.data.splits import hash_present, occurs_in, shared_columns
 from alacarte.data.tables import absolute, align_columns
 from alacarte.errors import UserError, nearest
@@ -21,7 +21,7 @@ from alacarte.feedback.queries import Labelled
 LEFT_OUT = "left out"  # the part of test rows that do not judge
 SETTINGS = {  # keys of a data group that open nothing
     *("_target_", "name", "target", "task", "key", "drop", "split"),
-    *("separator", "missing", "weight", "rare_classes"),
+    *("separator", "missing", "weight", "rare_classes", "decimal", "text", "numbers"),
 }
 
 
@@ -65,20 +65,20 @@ def _source(data: Mapping[str, Any], key: str) -> Any:
 def own_rows(
     challenger: Mapping[str, Any], read: DataReader, data: Mapping[str, Any] | None, slices: Sequence[str]
 ) -> JudgingRows:
-    """The whole test part of the challenger's own data, or of `data`: all that there is without a champion.
+    """The test part of the challenger's own data, or of `data`, without rows that trained it: all there is without a champion.
 
-    Raises UserError where the model records no data, and where one of `slices` is no column.
+    Raises UserError where the model records no data, where its data have changed so that the rows that trained it are not
+    known, where no row remains, and where one of `slices` is no column.
     """
-    dataset = (
-        read(data, challenger.get("column_types"))
-        if data
-        else read.recorded(challenger, "this model", check_digest=False)
-    )
+    trained, unknown = _trained_on({"this model": challenger}, read, data, check_digest=False)
+    dataset = read(data, challenger.get("column_types")) if data else trained["this model"]
+    for column in set(slices) - set(dataset.X):
+        raise UserError(f"gate.slices={column} is no input column: {nearest(column, dataset.X.columns)}")
+    dataset, report = _leave_out(dataset, trained, unknown)
+    if not report["n"]:
+        raise UserError(f"{_sentence(report)}: add -P data=... with rows that it was not trained on")
     X, _ = dataset.part("test")
-    for column in set(slices) - set(X):
-        raise UserError(f"gate.slices={column} is no input column: {nearest(column, X.columns)}")
-    report = {"n": len(X), "of": len(X), "left_out": {}, "unknown": []}
-    return JudgingRows(dataset, X, X, [dataset], report)
+    return JudgingRows(dataset, X, X, _distinct(trained) or [dataset], report)
 
 
 def choose_rows(
@@ -99,16 +99,58 @@ def choose_rows(
     Raises UserError where the data of a model cannot be read or have changed, which with `data` is only noted, and where
     rows had to be left out and fewer than `min_rows` remain.
     """
-    trained: dict[str, Dataset] = {}
-    unknown: list[str] = []
-    for model, metadata in (("the champion", champion), ("the challenger", challenger)):
-        try:
-            trained[model] = read.recorded(metadata, model, check_digest=data is None)
-        except UserError as error:
-            if data is None:
-                raise
-            unknown.append(f"rows that {model} was trained on are not known: {error}")
+    models = {"the champion": champion, "the challenger": challenger}
+    trained, unknown = _trained_on(models, read, data, check_digest=data is None)
     dataset = read(data, champion.get("column_types")) if data else trained["the champion"]
+    dataset, report = _leave_out(dataset, trained, unknown, labelled)
+    if message := too_few(report, min_rows):
+        raise UserError(message)
+    X, _ = dataset.part("test")
+    return JudgingRows(
+        dataset,
+        _inputs_for(trained.get("the champion"), X, look_up=True),
+        _inputs_for(trained.get("the challenger"), X, look_up=False),
+        _distinct(trained) or [dataset],
+        report,
+    )
+
+
+def _trained_on(
+    models: Mapping[str, Mapping[str, Any]], read: DataReader, data: Mapping[str, Any] | None, *, check_digest: bool
+) -> tuple[dict[str, Dataset], list[str]]:
+    """The data that trained each of the `models`, and a sentence for each thing that is not known of them.
+
+    Data that are not known are an error without `data`, and also where `data` are the same data, which have changed. New rows
+    in the place of all rows of a champion are none: if it knew them, that would only be in its favour.
+    """
+    trained, notes = {}, []
+    for model, metadata in models.items():
+        try:
+            trained[model] = dataset = read.recorded(metadata, model, check_digest=check_digest)
+        except UserError as error:
+            is_changed = isinstance(error, ChangedData) and _is_one_source(data or {}, metadata["data"])
+            if data is None or (is_changed and not (isinstance(error, ReplacedData) and model == "the champion")):
+                raise
+            notes.append(f"rows that {model} was trained on are not known: {error}")
+            continue
+        if dataset.digest != metadata.get("dataset_digest"):
+            notes.append(
+                f"the data of {model} have changed: their digest was {metadata.get('dataset_digest')} and is "
+                f"{dataset.digest}; the rows that it was trained on are still in the train and val parts"
+            )
+    return trained, notes
+
+
+def _is_one_source(data: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two data groups read the same file or table."""
+    keys = {"_target_", *({*data, *other} - SETTINGS)}
+    return all(_source(data, key) == _source(other, key) for key in keys)
+
+
+def _leave_out(
+    dataset: Dataset, trained: Mapping[str, Dataset], unknown: list[str], labelled: Labelled | None = None
+) -> tuple[Dataset, dict[str, Any]]:
+    """The data whose test part is without rows that trained a model, and the report about them."""
     X, _ = dataset.part("test")
     judges, reasons = np.ones(len(X), bool), {}
     for model, other in trained.items():
@@ -122,22 +164,23 @@ def choose_rows(
     for rows in reasons.values():
         judges &= ~rows
     left_out = {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
-    report = {"n": int(judges.sum()), "of": len(X), "left_out": left_out, "unknown": unknown}
-    if left_out and judges.sum() < min_rows:
-        raise UserError(
-            f"{_sentence(report)}, and gate.min_test_rows={min_rows} must judge: train both models with the same data.drop, "
-            "data.key and data.split, or evaluate with -P data=... that names rows which neither model has seen"
-        )
     split = dataset.split.astype(object)
     split[np.flatnonzero(split == "test")[~judges]] = LEFT_OUT
-    dataset = replace(dataset, split=split)
-    X, _ = dataset.part("test")
-    return JudgingRows(
-        dataset,
-        _inputs_for(trained.get("the champion"), X, look_up=True),
-        _inputs_for(trained.get("the challenger"), X, look_up=False),
-        list({other.digest: other for other in trained.values()}.values()) or [dataset],
-        report,
+    report = {"n": int(judges.sum()), "of": len(X), "left_out": left_out, "unknown": unknown}
+    return replace(dataset, split=split), report
+
+
+def _distinct(trained: Mapping[str, Dataset]) -> list[Dataset]:
+    return list({other.digest: other for other in trained.values()}.values())
+
+
+def too_few(report: Mapping[str, Any], min_rows: int) -> str:
+    """Why the rows cannot judge. Empty where no row is left out, or `min_rows` remain."""
+    if not report["left_out"] or report["n"] >= min_rows:
+        return ""
+    return (
+        f"{_sentence(report)}, and gate.min_test_rows={min_rows} must judge: train both models with the same data.drop, "
+        "data.key and data.split, or evaluate with -P data=... that names rows which neither model has seen"
     )
 
 

@@ -22,8 +22,7 @@ class Champion:
 
     def lineage_metadata(self, run_id: str) -> dict[str, Any]:
         """The metadata of a model that the run `run_id` made from this one."""
-        about = {"data": self.data, "dataset_digest": self.dataset.digest, "task": self.dataset.task}
-        about |= {"target": self.dataset.target, "run_id": run_id}
+        about = {"data": self.data, **self.dataset.metadata, "run_id": run_id}
         return about | {"parent_version": self.number, "parent_run_id": self.model.run_id}
 
 

@@ -20,7 +20,15 @@ from mlflow.utils import validation
 from omegaconf import OmegaConf
 from people import SPLIT, people, refusal, table
 
-from alacarte.data.dataset import as_mlflow, columns_like_ids, load_data, recorded, source_digest, table_as_mlflow
+from alacarte.data.dataset import (
+    DataReader,
+    as_mlflow,
+    columns_like_ids,
+    load_data,
+    recorded,
+    source_digest,
+    table_as_mlflow,
+)
 from alacarte.errors import UserError
 
 
@@ -240,6 +248,16 @@ def test_a_model_cannot_name_what_is_called(target: str):
         recorded({"_target_": target})
     data = {"_target_": "project.data.load_digits", "start": 1}
     assert recorded(data) == data
+
+
+def test_data_that_were_read_with_the_types_of_a_model_have_not_changed(csv):
+    """As after `retrain data=...`: without the types, the codes 007 and 012 would be numbers."""
+    people().assign(code=["007", "012"] * 150).to_csv(csv, index=False)
+    data = {"_target_": "alacarte.data.tables.read_table", "path": str(csv), "target": "y", "split": SPLIT}
+    types = {"code": "string"} | dict.fromkeys(people(), "any")
+    dataset = DataReader()(data, types)
+    model = {"data": data, "column_types": types, **dataset.metadata}
+    assert DataReader().recorded(model, "the champion").X["code"].equals(dataset.X["code"])
 
 
 def test_a_text_in_each_row_of_its_own_is_named():

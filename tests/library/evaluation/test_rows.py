@@ -10,7 +10,7 @@ from people import SPLIT, people, refusal
 
 from alacarte.data import dataset as datasets
 from alacarte.data.dataset import DataReader, Dataset
-from alacarte.evaluation.rows import JudgingRows, check_record, choose_rows, describe
+from alacarte.evaluation.rows import JudgingRows, check_record, choose_rows, describe, own_rows
 from alacarte.feedback.queries import Labelled
 
 
@@ -23,7 +23,7 @@ def file(tmp_path: Path) -> Path:
 def recorded(read: DataReader, path: Path, **more: Any) -> dict[str, Any]:
     """What a model records that was trained on a file."""
     data = {"_target_": "alacarte.data.tables.read_table", "path": str(path), "target": "y", "split": SPLIT, **more}
-    return {"data": data, "dataset_digest": read(data).digest}
+    return {"data": data, **read(data).metadata}
 
 
 def rows_for(champion: dict, challenger: dict, read: DataReader, data: dict | None = None, **more: Any) -> JudgingRows:
@@ -124,7 +124,7 @@ def test_data_that_changed_or_are_gone_or_not_recorded_need_the_word_of_the_oper
     nothing: dict[str, Any] = {}
     foreign = {"data": {"_target_": "os.system", "command": "true", "target": "y"}, "dataset_digest": "0"}
     partial = {"data": {"_target_": "project.data.load_digits"}, "dataset_digest": "0"}
-    people(590).to_csv(file, index=False)
+    people(600)[:590].to_csv(file, index=False)
     for model, words in (
         (champion, "the data of the champion have changed"), (nothing, "the champion does not record its data"),
         (foreign, "no function of project/"), (partial, "the data of the champion cannot be read"),
@@ -133,14 +133,61 @@ def test_data_that_changed_or_are_gone_or_not_recorded_need_the_word_of_the_oper
         assert words in message and "-P data=..." in message
         rows = rows_for(model, challenger, DataReader(), challenger["data"])
         assert rows.dataset.digest == challenger["dataset_digest"]
-        assert bool(rows.report["unknown"]) == (model is not champion)
-    # The file as it is now still says which rows the champion was trained on: a row's part depends on the row alone.
-    assert not describe(rows_for(champion, challenger, DataReader(), challenger["data"]).report)
+        (note,) = rows.report["unknown"]
+        # The file as it is now still says which rows the champion was trained on: a row's part depends on the row alone.
+        assert words in note and ("are not known" in note) == (model is not champion)
     file.unlink()
     assert "no such file" in refusal(rows_for, champion, challenger, DataReader())
     assert "the data of the challenger have changed" in refusal(
         rows_for, challenger, challenger | {"dataset_digest": "0"}, DataReader()
     )
+
+
+def test_no_row_that_trained_a_model_judges_it_after_its_file_changed(file: Path) -> None:
+    table, read = people(600), DataReader()
+    model = recorded(read, file)
+    model["column_types"] = dict.fromkeys(read(model["data"]).X, "any")
+    before = trained_on(read(model["data"]))
+    table.assign(noise=np.arange(600)).to_csv(file, index=False)  # changes the hash of each row
+    rows = own_rows(model, DataReader(), None, [])
+    assert not keys(rows.dataset.part("test")[0]) & before and describe(rows.report) == []
+    successor = recorded(DataReader(), file)
+    for rows in (
+        own_rows(model, DataReader(), successor["data"], []),
+        rows_for(model, successor, DataReader(), successor["data"], min_rows=1),  # as `main` names the file for both
+    ):
+        assert not keys(rows.dataset.part("test")[0]) & before and rows.report["n"] > 0
+    pd.concat([table, people(200, seed=1)]).to_csv(file, index=False)
+    for older in (model, {key: value for key, value in model.items() if key != "trained_rows"}):
+        rows = own_rows(older, DataReader(), None, [])
+        assert not keys(rows.dataset.part("test")[0]) & before and "have changed" in describe(rows.report)[0]
+    for other, words in (
+        (table.assign(income=table["income"] * 2), "with other values"), (table.drop(columns="city"), "such as city"),
+    ):  # fmt: skip
+        other.to_csv(file, index=False)
+        assert words in refusal(own_rows, model, DataReader(), None, [])
+        assert words in refusal(own_rows, model, DataReader(), model["data"], [])
+    assert "such as city" in refusal(rows_for, model, recorded(DataReader(), file), DataReader(), model["data"])
+
+
+def test_rows_that_a_time_or_a_column_moved_to_the_test_part_do_not_judge(file: Path) -> None:
+    draw = np.random.default_rng(0)
+    table = people(600).assign(part=draw.choice(["train", "val", "test"], 600))
+    newer = people(200, seed=1).assign(since=pd.date_range("2024-01-01", periods=200), part="train")
+    for by, column in (("time", "since"), ("column", "part")):
+        table.to_csv(file, index=False)
+        split = SPLIT | {"by": by, "column": column}
+        model = recorded(DataReader(), file, split=split)
+        before = trained_on(DataReader()(model["data"]))
+        pd.concat([table, newer]).to_csv(file, index=False)
+        rows = own_rows(model, DataReader(), None, [])
+        assert not keys(rows.dataset.part("test")[0]) & before
+        table.assign(**{column: draw.permutation(table[column])}).to_csv(file, index=False)
+        for data in (None, model["data"]):
+            assert "are now test rows" in refusal(own_rows, model, DataReader(), data, [])
+        assert "are now test rows" in refusal(rows_for, model, model, DataReader(), model["data"])
+        del model["trained_rows"]  # a model of an older version
+        assert f"data.split.by={by}" in refusal(own_rows, model, DataReader(), None, [])
 
 
 def test_only_named_data_are_opened(file: Path) -> None:
