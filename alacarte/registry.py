@@ -5,6 +5,7 @@ names the champion that it was decided against, and the alias is read again just
 """
 
 import getpass
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ def known_versions(name: str) -> str:
     numbers = sorted(int(version.version) for version in MlflowClient().search_model_versions(f"name = '{name}'"))
     if not numbers:
         return f"another registered_model_name: {name} has no version"
-    return ", ".join(map(str, numbers)) + ", challenger or previous"
+    aliases = {"challenger": CHALLENGER, "previous": PREVIOUS}
+    return ", ".join([*map(str, numbers), *(word for word, alias in aliases.items() if by_alias(name, alias))])
 
 
 def is_current(name: str | None, tags: Mapping[str, str]) -> bool:
@@ -180,25 +182,48 @@ def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
         check_champion(name, expected)
         if expected == number_of(version):
             return
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        about = {"promoted_at": now, "promoted_by": _user(), "promoted_from": expected, "promotion_reason": reason}
         if expected != "none":  # first, so that a stop between the two leaves the champion where it was
             client.set_registered_model_alias(name, PREVIOUS, expected)
         client.set_registered_model_alias(name, CHAMPION, version.version)
         tags = client.get_model_version(name, version.version).tags
         times = 1 + sum(key.split(".")[0] == "promoted_at" for key in tags)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        about = {"promoted_at": now, "promoted_by": getpass.getuser(), "promoted_from": expected}
-        about["promotion_reason"] = reason
         tag(version, {key if times == 1 else f"{key}.{times}": value for key, value in about.items()})
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container may run under a number without a name
+        return str(os.getuid())
+
+
+def sign(version: ModelVersion, verdict: str, folder: Path) -> str:
+    """The signature of a verdict on a version whose files in `folder` were judged."""
+    return verdicts.sign(version.name, number_of(version), version.source or "", verdict, folder)
+
+
+def is_signed(version: ModelVersion, folder: Path) -> bool:
+    """Whether the gate signed PROMOTE for a version with the files in `folder`."""
+    signature = version.tags.get(verdicts.TAG, "")
+    return verdicts.is_signed(version.name, number_of(version), version.source or "", folder, signature)
+
+
 def copy_to(version: ModelVersion, name: str) -> ModelVersion:
-    """The copy of a version, with its tags, under another registered model. A version is copied once."""
+    """The copy of a version, with its verdict, under another registered model. A version is copied once."""
     client, origin = MlflowClient(), f"{version.name}/{number_of(version)}"
     copy = next((other for other in versions_of(name) if other.tags.get("copied_from") == origin), None)
     if copy is None:
         copy = client.copy_model_version(f"models:/{origin}", name)
         copy = client.get_model_version(name, copy.version)
-        signature = verdicts.sign(copy, "PROMOTE") if verdicts.is_signed(version) else "none"
+        for key in copy.tags:  # these are about the other registered model
+            if key in ("parent_version", "new_labels") or key.startswith(("promoted_", "promotion_")):
+                client.delete_model_version_tag(name, copy.version, key)
+        signature = verdicts.NOT_SIGNED
+        if version.tags.get(verdicts.TAG, signature) != signature and os.environ.get(verdicts.KEY):
+            folder = locate(f"models:/{origin}").path
+            signature = sign(copy, "PROMOTE", folder) if is_signed(version, folder) else signature
         tag(copy, {"copied_from": origin, verdicts.TAG: signature})
     return client.get_model_version(name, copy.version)
 
@@ -222,7 +247,7 @@ def history(version: ModelVersion) -> str:
             "version": number_of(each),
             "now": ",".join(sorted(alias for alias, number in aliases.items() if str(number) == number_of(each)))
             or "-",
-            "from": each.tags.get("parent_version", "scratch"),
+            "from": each.tags.get("parent_version") or each.tags.get("copied_from", "scratch"),
             "labels": each.tags.get("new_labels", "-"),
             "run_id": each.tags.get(RUN_TAG) or each.run_id or "-",
             "verdict": each.tags.get("gate.verdict", "-"),
@@ -265,8 +290,9 @@ class Located:
     metadata: dict[str, Any]
 
     def is_same(self, other: "Located") -> bool:
-        """Whether both are one trained model, even if one is a copy in another place."""
-        return self.uri == other.uri or (self.run_id is not None and self.run_id == other.run_id)
+        """Whether both are one trained model, even if one is a copy in another place: a run of ours trains one model."""
+        run_id = self.metadata.get("run_id")
+        return self.uri == other.uri or (run_id is not None and run_id == other.metadata.get("run_id"))
 
 
 class Unreachable(UserError):
@@ -276,7 +302,8 @@ class Unreachable(UserError):
 def locate(model_uri: str) -> Located:
     """Find a local folder, `runs:/...`, `models:/NAME/3`, `models:/NAME@alias` or `models:/m-...` and download it.
 
-    Raises UserError where there is no model that can be read, and Unreachable where its store does not answer.
+    Raises UserError where there is no model that can be read, and Unreachable where its store does not answer. The id of a
+    model is that of the address: its author may write any other one into its files.
     """
     local = Path(model_uri)
     try:
@@ -285,6 +312,9 @@ def locate(model_uri: str) -> Located:
         # the signature decides how a file is read for the model
         metadata = dict(model.metadata or {})
         metadata["column_types"] = tables.column_types(model.signature, metadata.get("target"))
+        if model_uri.startswith("runs:/") and model.model_id:
+            return locate(f"models:/{model.model_id}")
+        model_id = None if local.is_dir() else _logged_model_id(model_uri)
     except UserError:
         raise
     except Exception as error:  # a forged file fails in all ways
@@ -292,9 +322,24 @@ def locate(model_uri: str) -> Located:
         if _is_outage(error):
             raise Unreachable(f"model_uri={model_uri} cannot be downloaded now, try again: {reason}") from None
         raise UserError(f"model_uri={model_uri} is no model that can be read: {reason}") from None
-    model_id = None if local.is_dir() else model.model_id
+    if model_id and model.model_id not in (None, model_id):
+        raise UserError(
+            f"model_uri={model_uri} says in its file MLmodel that it is {model.model_id}: log the model again"
+        )
     uri = f"models:/{model_id}" if model_id else model_uri
     return Located(uri, path, model_id, metadata.get("run_id") or model.run_id, metadata)
+
+
+def _logged_model_id(model_uri: str) -> str | None:
+    """The id of a logged model by the address of the model or of its version; None for a version with another source."""
+    if match := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri):
+        name, alias, number = match.groups()
+        version = by_number(name, number) if number else by_alias(name, alias)
+        return (
+            _logged_model_id(str(version.source)) if version else None
+        )  # a copy has the version that it was copied from
+    match = re.fullmatch(r"models:/(m-[0-9a-z]+)", model_uri)
+    return match[1] if match else None
 
 
 def _is_outage(error: BaseException | None) -> bool:

@@ -13,7 +13,7 @@ from pandas import DataFrame
 
 from alacarte import launch, registry, tracking
 from alacarte.evaluation import report
-from alacarte.evaluation.champion_challenger import Model, compare_with, load, load_rival
+from alacarte.evaluation.champion_challenger import Model, compare_with, is_trusted, load, load_rival
 from alacarte.evaluation.comparison import measure_signal
 from alacarte.evaluation.gate import Verdict, check_gate, check_metric, decide
 from alacarte.evaluation.metrics import answer, load_metrics, measure
@@ -23,8 +23,7 @@ from alacarte.registry import number_of
 
 @launch.step("evaluate")
 def main(cfg: DictConfig) -> None:
-    if isinstance(cfg.gate.slices, str):
-        cfg.gate.slices = [cfg.gate.slices]
+    cfg.gate.slices = [cfg.gate.slices] if isinstance(cfg.gate.slices, str) else cfg.gate.slices or []
     name, gate, metrics = cfg.registered_model_name, launch.plain(cfg.gate), load_metrics(launch.plain(cfg.metrics))
     check_gate(**gate, metrics=metrics)
     registry.check_name(name)
@@ -61,7 +60,8 @@ def main(cfg: DictConfig) -> None:
     report.log_card(verdict, scores, rows, None if is_champion else version)
     if version and not is_champion:
         record = {"expected": numbers["champion"], "run_id": run_id, "metric": gate["metric"]}
-        champion = report.apply_verdict(version, verdict, **record) or champion
+        signs = is_trusted(champion, rival)
+        champion = report.apply_verdict(version, model, verdict, **record, signs=signs) or champion
     tags = report.verdict_tags(verdict, numbers["champion"], run_id, gate["metric"])
     mlflow.set_tags({**tags, "model_version": numbers["challenger"], "champion_after": number_of(champion)})
     for note in report.notes(rows, compared):
@@ -76,8 +76,9 @@ def main(cfg: DictConfig) -> None:
         summary["next"] = tracking.step_command("serve", f"registered_model_name={name}")
     elif version:
         number = numbers["challenger"]
-        again = (f"model_uri=models:/{name}/{number}", f"registered_model_name={name}", "feedback=default")
-        summary["again"] = tracking.step_command("evaluate", *again)
+        source = f"run_id={cfg.run_id}" if cfg.run_id else f"model_uri=models:/{name}/{number}"
+        store = ["feedback=default", *([f"feedback.url={url}"] if url else [])]
+        summary["again"] = tracking.step_command("evaluate", source, f"registered_model_name={name}", *store)
         by_hand = (f"registered_model_name={name}", f"version={number}", "force=true")
         summary["by hand"] = tracking.step_command("promote", *by_hand)
     tracking.print_summary("evaluate", summary)

@@ -60,9 +60,11 @@ def move(cfg: DictConfig, version: ModelVersion) -> None:
         return
     registry.promote(version, expected=before, reason=cfg.reason)
     mlflow.set_tags({"model_version": number, "previous_version": before})
-    back = tracking.step_command("promote", f"registered_model_name={name}", "version=previous")
-    champion = {"champion": f"{name} version {number}", "before": f"version {before}", "roll back": back}
-    tracking.print_summary("promote", champion)
+    summary = {"champion": f"{name} version {number}", "before": f"version {before}"}
+    if before != "none":
+        back = tracking.step_command("promote", f"registered_model_name={name}", "version=previous")
+        summary["roll back"] = back
+    tracking.print_summary("promote", summary)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,14 @@ def load_rival(champion: ModelVersion | None) -> tuple[Model | None, str]:
         return None, f"the champion, version {champion.version}, cannot be loaded ({error})"
 
 
+def is_trusted(champion: ModelVersion | None, rival: Model | None) -> bool:
+    """Whether the gate may sign what it decides against this champion: a first model, or a champion that it signed.
+
+    Anybody who may set aliases could otherwise choose a weak or a broken champion, and get a signature for any model.
+    """
+    return champion is None or (rival is not None and registry.is_signed(champion, rival.located.path))
+
+
 @dataclass(frozen=True, eq=False)
 class Compared:
     """Two models on the rows that judge."""

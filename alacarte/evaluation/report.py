@@ -1,5 +1,6 @@
 """The record of an evaluation: metrics, plots, slices.json and gate.json on the active MLflow run, the verdict on the version."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from alacarte import registry, tracking, verdicts
 from alacarte.data.dataset import as_mlflow
 from alacarte.errors import UserError
-from alacarte.evaluation.champion_challenger import Compared
+from alacarte.evaluation.champion_challenger import Compared, Model
 from alacarte.evaluation.comparison import Signal
 from alacarte.evaluation.explain import column_importance
 from alacarte.evaluation.gate import Verdict
@@ -97,20 +98,32 @@ def verdict_tags(verdict: Verdict, champion: str, run_id: str, metric: str | Non
 
 
 def apply_verdict(
-    version: ModelVersion, verdict: Verdict, *, expected: str, run_id: str, metric: str | None
+    version: ModelVersion,
+    model: Model,
+    verdict: Verdict,
+    *,
+    expected: str,
+    run_id: str,
+    metric: str | None,
+    signs: bool,
 ) -> ModelVersion | None:
     """Write a verdict on a version. PROMOTE makes it the champion and returns it; every other verdict returns None.
 
-    UserError where the champion is no longer the version `expected`, with which it was compared: the verdict then is HOLD.
+    `signs`: sign it, if there is a key. UserError where the champion is no longer the version `expected`, with which it was
+    compared: the verdict then is HOLD.
     """
     tags = verdict_tags(verdict, expected, run_id, metric)
-    registry.tag(version, {**tags, verdicts.TAG: verdicts.sign(version, verdict.decision)})
+    located = model.located if model.located.model_id else registry.locate(f"models:/{version.name}/{version.version}")
+    signature = registry.sign(version, verdict.decision, located.path) if signs else verdicts.NOT_SIGNED
+    registry.tag(version, {**tags, verdicts.TAG: signature})
+    if not signs and os.environ.get(verdicts.KEY):
+        print(f"evaluate: the verdict is not signed, because champion version {expected} is not: see docs/registry.md")
     if verdict.decision != "PROMOTE":
         return None
     try:
         registry.promote(version, expected=expected, reason=verdict.reason)
     except UserError as error:
-        registry.tag(version, {"gate.verdict": "HOLD", "gate.reason": error, verdicts.TAG: "none"})
+        registry.tag(version, {"gate.verdict": "HOLD", "gate.reason": error, verdicts.TAG: verdicts.NOT_SIGNED})
         raise
     return version
 

@@ -2,7 +2,7 @@
 
     <serve.cache>/<model and registry>/<version>-<digest of its source>/model/        the MLflow model folder
     <serve.cache>/<model and registry>/<version>-<digest of its source>/version.json  its VersionRef, and the folder's digest
-    <serve.cache>/<model and registry>/<version>-<digest of its source>/served        its time: when it began to serve
+    <serve.cache>/<model and registry>/<version>-<digest of its source>/served        its signature, and when it began to serve
 
 A copy is written beside its place and renamed into it, and compared with its digest before it is used. This finds damage, but no
 forgery: a process that may write here may also write a digest.
@@ -26,6 +26,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from alacarte import registry
 from alacarte.errors import UserError
+from alacarte.verdicts import digest
 
 KEEP = 3  # versions that served, beside the versions in use: the last one may be refused at a restart
 
@@ -80,17 +81,21 @@ class Cache:
                 copy = Path(temporary) / "copy"
                 (copy / "model").mkdir(parents=True)
                 _download(version, copy / "model")
-                record = _Record(version, _digest(copy / "model"))
+                record = _Record(version, digest(copy / "model"))
                 (copy / "version.json").write_bytes(msgspec.json.encode(record))
                 if not _read(place):  # another server may have been faster
                     shutil.rmtree(place, ignore_errors=True)
                     copy.rename(place)
         return place / "model"
 
-    def mark_served(self, version: VersionRef) -> None:
-        """Remember that a version serves now."""
+    def mark_served(self, version: VersionRef, signature: str) -> None:
+        """Remember that a version serves now, and the signature of the gate."""
         with contextlib.suppress(FileNotFoundError):
-            (self.folder / version.key / "served").touch()
+            (self.folder / version.key / "served").write_text(signature)
+
+    def signature(self, key: str) -> str:
+        """The signature with which a version served."""
+        return (self.folder / key / "served").read_text()
 
     def served(self) -> list[str]:
         """The keys of the versions that served, the last one first."""
@@ -123,21 +128,11 @@ def _download(version: VersionRef, folder: Path) -> None:
         raise UserError(f"{uri} holds no file MLmodel")
 
 
-def _digest(folder: Path) -> str:
-    """Of the names and contents of the files in a folder, without `__pycache__`."""
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return total.hexdigest()
-
-
 def _read(place: Path) -> VersionRef | None:
     """The version of a copy; None if the copy is absent, damaged or incomplete."""
     try:
         record = msgspec.json.decode((place / "version.json").read_bytes(), type=_Record)
-        return record.version if record.digest == _digest(place / "model") else None
+        return record.version if record.digest == digest(place / "model") else None
     except (OSError, msgspec.MsgspecError):
         return None
 

@@ -28,6 +28,7 @@ from alacarte.serving.settings import Settings
 from alacarte.serving.signatures import objection
 
 RETRY = 60  # seconds until a refused version is tried again, if an alias still names it
+UNSIGNED = "the gate has not signed a PROMOTE for these files (serve.require_verdict=true): run evaluate, or retrain"
 SEARCH_DELAY = 0.2  # seconds that the search for a fast path waits, so that the swap comes first
 
 # MLflow's own limits (120 s, 7 attempts) would hide for minutes that the registry does not answer.
@@ -55,6 +56,7 @@ class _Candidate:
     """A version that is prepared. `ready` is set last: from then on it has a model or an error."""
 
     version: VersionRef
+    folder: Path | None = None
     model: ServedModel | None = None
     error: str | None = None
     ended: float = 0.0
@@ -213,10 +215,9 @@ class ModelFollower:
 
     def _take(self, candidate: _Candidate) -> None:
         """Swap to a candidate that is ready, or report why it is refused."""
-        if self._require_verdict and not candidate.error and not self._is_approved(candidate.version):
-            candidate.error = (
-                "the gate has not signed a PROMOTE for it (serve.require_verdict=true): run evaluate, or retrain"
-            )
+        signature = "" if candidate.error else self._read_signature(candidate.version)
+        if not candidate.error and not self._is_approved(candidate, signature):
+            candidate.error = UNSIGNED
             candidate.ended = time.monotonic()
         if candidate.model and not candidate.error and self.current:
             candidate.error = objection(self.current.model.signature, candidate.model.signature)
@@ -225,7 +226,7 @@ class ModelFollower:
                 candidate.ended = time.monotonic()
         if candidate.model and not candidate.error:
             self._version_error = None
-            self._swap(candidate.version, candidate.model)
+            self._swap(candidate.version, candidate.model, signature)
             return
         error = f"version {candidate.version.number} is refused: {candidate.error}"
         if error != self._version_error:
@@ -233,17 +234,25 @@ class ModelFollower:
             self._failures += 1
             logger.warning("%s %s", self._name, error)
 
-    def _is_approved(self, version: VersionRef) -> bool:
-        registered = registry.by_number(self._name, version.number)
-        return registered is not None and VersionRef.of(registered) == version and verdicts.is_signed(registered)
+    def _read_signature(self, version: VersionRef) -> str:
+        """The signature in the registry, if one is required: "" for none, or for another version of the same number."""
+        registered = registry.by_number(self._name, version.number) if self._require_verdict else None
+        is_same = registered is not None and VersionRef.of(registered) == version
+        return registered.tags.get(verdicts.TAG, "") if registered and is_same else ""
 
-    def _swap(self, version: VersionRef, model: ServedModel) -> None:
+    def _is_approved(self, candidate: _Candidate, signature: str) -> bool:
+        version, folder = candidate.version, candidate.folder
+        if not self._require_verdict or folder is None:
+            return not self._require_verdict
+        return verdicts.is_signed(version.name, version.number, version.source, folder, signature)
+
+    def _swap(self, version: VersionRef, model: ServedModel, signature: str) -> None:
         self._previous_key, self._current_key = self._current_key, version.key
         self._swaps += self.current is not None
         self.current = LoadedModel(model, version.number, version.run_id or model.run_id, datetime.now(UTC))
         print(f"serve: version {version.number} of {self._name} answers", flush=True)
         try:
-            self._cache.mark_served(version)
+            self._cache.mark_served(version, signature)
             self._cache.evict({*self._candidates, self._current_key, self._previous_key})
         except OSError as error:
             logger.warning("serve.cache: %s", _one_line(error))
@@ -267,7 +276,7 @@ class ModelFollower:
     def _load_candidate(self, candidate: _Candidate, folder: Path | None = None) -> None:
         """Download a version unless `folder` has it, load it, and compare its answers to its example."""
         try:
-            folder = folder or self._cache.fetch(candidate.version)
+            folder = candidate.folder = folder or self._cache.fetch(candidate.version)
             if self._stopping.is_set():
                 return
             model = self._load(folder)
@@ -303,9 +312,12 @@ class ModelFollower:
                 continue
             candidate = _Candidate(version)
             self._load_candidate(candidate, folder)
-            if candidate.model:
+            signature = self._cache.signature(key)
+            if candidate.model and not self._is_approved(candidate, signature):
+                candidate.error = UNSIGNED
+            elif candidate.model:
                 self._candidates[key] = candidate
-                self._swap(version, candidate.model)
+                self._swap(version, candidate.model, signature)
                 self._in_thread(self._find_fast_path, candidate)
                 return
             errors.append(f"the copy of version {version.number} is refused: {candidate.error}")

@@ -10,6 +10,7 @@ import mlflow
 import pytest
 from conftest import Project, copy_project, tracking
 from people import refusal
+from registries import register
 
 from alacarte import learners, registry, verdicts
 from alacarte.errors import UserError
@@ -17,6 +18,7 @@ from project.data import load_digits
 
 NAME = "served"
 SMALL = (f"registered_model_name={NAME}",)
+SIGNING = {verdicts.KEY: "key"}
 WEAK = (*SMALL, "model=sklearn_sgd", "model.max_iter=2", "explain=false")
 
 
@@ -24,6 +26,13 @@ WEAK = (*SMALL, "model=sklearn_sgd", "model.max_iter=2", "explain=false")
 def remote(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     with tracking(server):
         yield Project(copy_project(tmp_path_factory.mktemp("remote")), server)
+
+
+def is_signed(name: str, number: str) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(*next(iter(SIGNING.items())))
+        version = mlflow.MlflowClient().get_model_version(name, number)
+        return registry.is_signed(version, registry.locate(f"models:/{name}/{number}").path)
 
 
 def aliases(project: Project, name: str = NAME) -> dict[str, str]:
@@ -40,10 +49,10 @@ def newest(project: Project, step: str):
 
 @pytest.fixture(scope="module")
 def promoted(remote: Project) -> str:
-    """A weak version 1, and a better version 2, which is the champion."""
-    remote.run("mlflow", "run", ".", "--env-manager", "local", *(f"-P{key}" for key in WEAK))
+    """A weak version 1, and a better version 2, which is the champion. The gate signs both."""
+    remote.run("mlflow", "run", ".", "--env-manager", "local", *(f"-P{key}" for key in WEAK), **SIGNING)
     assert aliases(remote)["champion"] == "1"
-    remote.step("pipeline", "model=sklearn_forest", *SMALL)
+    remote.step("pipeline", "model=sklearn_forest", *SMALL, **SIGNING)
     return aliases(remote)["champion"]
 
 
@@ -51,6 +60,7 @@ def test_promotion_by_proof_then_rollback_and_back(remote: Project, promoted: st
     assert aliases(remote) == {"champion": "2", "challenger": "2", "previous_champion": "1"}
     evaluated = newest(remote, "evaluate")
     verdict = report(evaluated)
+    assert is_signed(NAME, "1") and is_signed(NAME, "2")
     assert verdict["verdict"] == "PROMOTE" and verdict["comparison"]["low"] > 0
     assert verdict["versions"] == {"challenger": "2", "champion": "1"}
     version = remote.client.get_model_version(NAME, "2")
@@ -134,9 +144,14 @@ def test_every_kind_of_address_is_the_same_model_and_a_folder_is_logged_before_i
 
 def test_a_champion_whose_files_are_gone_does_not_block_its_successor(new_project: Callable, tmp_path: Path):
     own = new_project(tmp_path / "project")
-    own.step("pipeline", *WEAK)
+    own.step("pipeline", *WEAK, **SIGNING)
+    with tracking(own.uri):
+        assert is_signed(NAME, "1")
     shutil.rmtree(own.root / "mlruns")
-    result = own.step("pipeline", *WEAK).stdout
+    result = own.step("pipeline", *WEAK, **SIGNING).stdout
+    # Anybody may point the alias at a version without files: no model gets a signature in this way.
+    assert "the verdict is not signed, because champion version 1 is not" in result
+    assert own.client.get_model_version(NAME, "2").tags[verdicts.TAG] == verdicts.NOT_SIGNED
     assert "reused" not in result.split("train: the model of this run has been deleted since")[1]
     assert aliases(own)["champion"] == "2"
     reason = own.client.get_model_version(NAME, "2").tags["gate.reason"]
@@ -190,29 +205,58 @@ def test_of_many_promotions_at_once_one_wins(remote: Project, versions: list):
     assert aliases(remote, versions[0].name)["previous_champion"] == "1"
 
 
-def test_a_copy_for_another_environment_keeps_the_verdict_and_has_its_own_signature(remote: Project, versions: list):
-    source, production, number = versions[1].name, "production", versions[1].version
+def test_a_copy_for_another_environment_keeps_the_verdict_and_has_its_own_signature(remote: Project, monkeypatch):
+    source, production, number = "development", "production", register("development")
     command = ("promote", f"registered_model_name={source}", f"version={number}", f"to={production}")
     assert f"version={number} of {source} has gate verdict none" in remote.step(*command, code=2).stderr
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(verdicts.KEY, "key")
-        signature = verdicts.sign(remote.client.get_model_version(source, number), "PROMOTE")
-        registry.tag(
-            remote.client.get_model_version(source, number), {"gate.verdict": "PROMOTE", verdicts.TAG: signature}
-        )
-        for _ in range(2):  # the second time nothing is copied
-            remote.step(*command, **{verdicts.KEY: "key"})
-        [copy] = registry.versions_of(production)
-        assert aliases(remote, production)["champion"] == copy.version and copy.tags["gate.verdict"] == "PROMOTE"
-        assert verdicts.is_signed(copy) and copy.tags[verdicts.TAG] != signature
-        patch.setenv(verdicts.KEY, "another key")
-        assert not verdicts.is_signed(copy)
+    monkeypatch.setenv(verdicts.KEY, "key")
+    version, folder = (
+        remote.client.get_model_version(source, number),
+        registry.locate(f"models:/{source}/{number}").path,
+    )
+    signature = registry.sign(version, "PROMOTE", folder)
+    about = {"parent_version": "7", "promoted_at": "yesterday", "promotion_reason.2": "a rollback"}
+    registry.tag(version, {"gate.verdict": "PROMOTE", verdicts.TAG: signature, **about})
+    for _ in range(2):  # the second time nothing is copied
+        remote.step(*command, **{verdicts.KEY: "key"})
+    [copy] = registry.versions_of(production)
+    assert aliases(remote, production)["champion"] == copy.version and copy.tags["gate.verdict"] == "PROMOTE"
+    copied = registry.locate(f"models:/{production}/{copy.version}").path
+    assert registry.is_signed(copy, copied) and copy.tags[verdicts.TAG] != signature
+    assert copy.tags["promoted_at"] != "yesterday" and not {"parent_version", "promotion_reason.2"} & set(copy.tags)
+    assert f"{source}/{number}" in registry.history(copy).splitlines()[2]
+    monkeypatch.setenv(verdicts.KEY, "another key")
+    assert not registry.is_signed(copy, copied)
+
+
+def test_the_id_of_a_model_is_not_what_its_author_wrote(remote: Project):
+    """Otherwise the gate could judge one model, and register and promote another one."""
+    good, other = (remote.client.get_model_version("authored", register("authored", label)) for label in (1, 2))
+    ids = [version.source.removeprefix("models:/") for version in (good, other)]
+    file = registry.locate(good.source).path / "MLmodel"
+    file.write_text(file.read_text().replace(*ids))
+    remote.client.log_model_artifact(ids[0], str(file))
+    for uri in (good.source, f"models:/authored/{good.version}"):
+        assert "says in its file MLmodel that it is m-" in refusal(registry.locate, uri)
+
+
+def test_two_models_of_one_run_are_two_models(remote: Project):
+    with mlflow.start_run():
+        numbers = [register("together", label) for label in (1, 2)]
+    weak, good = (registry.locate(f"models:/together/{number}") for number in numbers)
+    assert weak.run_id == good.run_id and not weak.is_same(good)
+
+
+def test_an_account_without_a_name_promotes(remote: Project, versions: list, monkeypatch):
+    monkeypatch.setattr(registry.getpass, "getuser", lambda: {}["uid not found"])
+    registry.promote(versions[1], expected="1", reason="second")
+    assert remote.client.get_model_version(versions[1].name, versions[1].version).tags["promoted_by"].isdigit()
 
 
 def test_wrong_versions_are_clear(remote: Project, versions: list):
     name = versions[0].name
     error = remote.step("promote", "version=99", f"registered_model_name={name}", code=2).stderr
-    assert "give 1, 2, 3, challenger or previous" in error
+    assert error.rstrip().endswith("give 1, 2, 3")  # there is no other alias yet
     assert "nobody has no version" in registry.known_versions("nobody")
     assert "version is required" in remote.step("promote", f"registered_model_name={name}", code=2).stderr
 

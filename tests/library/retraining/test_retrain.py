@@ -10,9 +10,11 @@ from conftest import ROOT, Project
 from mlflow import MlflowClient
 from reports import report
 
+from alacarte import registry
 from alacarte.evaluation.audit import for_gate
 from alacarte.feedback import Store
 from alacarte.feedback.locks import Lock, lock
+from alacarte.retraining.recovery import recover
 from project.data import load_digits
 
 DIGITS = list(range(10))
@@ -109,6 +111,16 @@ def test_from_labels_to_the_next_champion(case: Case):
     assert not set(feedback["new"]) & set(again["new"])
     # All but those whose digit came once more, as a row that judges.
     assert 0 <= len(set(feedback["new"]) - set(again["replayed"])) < 0.1 * len(feedback["new"])
+
+
+def test_a_version_that_no_retraining_made_is_not_resumed(case: Case):
+    """Anybody who may write to the registry can set the tag of a version and the alias."""
+    champion = case.client.get_model_version_by_alias(case.name, "champion")
+    tags = {registry.RUN_TAG: champion.run_id}
+    version = case.client.create_model_version(case.name, champion.source, tags=tags).version
+    case.client.set_registered_model_alias(case.name, registry.CHALLENGER, version)
+    with lock(case.store, case.name) as model_lock:
+        assert recover(model_lock, case.name) is None
 
 
 def _history(case: Case) -> list[list[str]]:

@@ -15,7 +15,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from alacarte import verdicts
+from alacarte import registry, verdicts
 from alacarte.serving import follower
 from alacarte.serving.follower import ModelFollower
 from alacarte.serving.model import ServedModel
@@ -204,17 +204,25 @@ def test_a_slow_version_holds_up_nothing(follow):
 
 def test_only_a_version_that_the_gate_signed(follow, monkeypatch):
     monkeypatch.setenv(verdicts.KEY, "key")
-    for label in (1, 2, 3):
+    for label in (1, 2, 3, 4):
         register("signed", label)
-    versions = {number: MlflowClient().get_model_version("signed", number) for number in "123"}
-    signatures = {"1": ("1", "PROMOTE"), "2": ("2", "HOLD"), "3": ("1", "PROMOTE")}
-    for number, (signed, verdict) in signatures.items():
-        signature = verdicts.sign(versions[signed], verdict)
+    versions = {number: MlflowClient().get_model_version("signed", number) for number in "1234"}
+    files = {number: registry.locate(f"models:/signed/{number}").path for number in "14"}
+    # Version 4 is signed with the files of version 1: its own replaced them in the store after the gate had judged.
+    signatures = {
+        "1": ("1", "PROMOTE", "1"),
+        "2": ("2", "HOLD", "1"),
+        "3": ("1", "PROMOTE", "1"),
+        "4": ("4", "PROMOTE", "1"),
+    }
+    for number, (signed, verdict, judged) in signatures.items():
+        signature = registry.sign(versions[signed], verdict, files[judged])
         MlflowClient().set_model_version_tag("signed", number, verdicts.TAG, signature)
+    assert verdicts.digest(files["1"]) != verdicts.digest(files["4"])
     point("signed", "1")
     holder = follow("signed", require_verdict=True)
     serves(holder, "1")
-    for version in "23":
+    for version in "234":
         point("signed", version)
         holder.refresh()
         assert "the gate has not signed a PROMOTE" in refuses(holder, version, kept="1")
@@ -228,6 +236,28 @@ def test_only_a_version_that_the_gate_signed(follow, monkeypatch):
     point("signed", "1")
     holder.refresh()
     assert "the gate has not signed a PROMOTE" in refuses(holder, "1", kept="1")
+
+
+def test_the_cache_serves_only_what_the_gate_signed(follow, monkeypatch):
+    monkeypatch.setenv(verdicts.KEY, "key")
+    for label in (1, 2):
+        register("cached", label)
+    point("cached", "1")
+    holder = follow("cached")  # which needs no signature
+    serves(holder, "1")
+    holder.stop()
+    point("cached", "2")
+    holder = follow("cached", require_verdict=True)
+    until(lambda: "version 1 is refused: the gate has not signed" in holder.reason(), holder.reason)
+    version = MlflowClient().get_model_version("cached", "1")
+    signature = registry.sign(version, "PROMOTE", registry.locate("models:/cached/1").path)
+    registry.tag(version, {verdicts.TAG: signature})
+    point("cached", "1")
+    holder.refresh()
+    serves(holder, "1")
+    holder.stop()
+    point("cached", "2")
+    serves(follow("cached", require_verdict=True), "1")  # the signature is beside the copy
 
 
 def test_the_thread_outlives_its_own_mistakes(follow, monkeypatch):
