@@ -338,8 +338,7 @@ def _logged_model_id(model_uri: str) -> str | None:
         return (
             _logged_model_id(str(version.source)) if version else None
         )  # a copy has the version that it was copied from
-    match = re.fullmatch(r"models:/(m-[0-9a-z]+)", model_uri)
-    return match[1] if match else None
+    return model_uri.removeprefix("models:/") if re.fullmatch("models:/m-[0-9a-z]+", model_uri) else None
 
 
 def _is_outage(error: BaseException | None) -> bool:
