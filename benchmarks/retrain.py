@@ -34,6 +34,7 @@ from alacarte.evaluation import audit, gate
 from alacarte.evaluation.comparison import compare
 from alacarte.evaluation.metrics import answer, measure
 from alacarte.feedback.queries import Labelled
+from alacarte.learners.network import NetworkLearner
 from alacarte.retraining import selection
 from benchmarks.retrain_cases import TARGETS, Case, give_labels, join, make_case
 from benchmarks.retrain_gate import print_simulation
@@ -97,7 +98,7 @@ def update(model: Any, rows: selection.Rows, how: dict[str, Any], seed: int, **m
 def with_epochs(model: Any, epochs: int) -> Any:
     """A copy whose trainings from scratch have no more than so many epochs."""
     made = copy.deepcopy(model)
-    if hasattr(made, "knobs"):
+    if isinstance(made, NetworkLearner):
         made.settings["max_epochs"] = epochs
     else:
         made.model[-1].max_iter = epochs
@@ -114,10 +115,8 @@ def judge(champion: Any, challenger: Any, case: Case, labelled: Labelled, how: d
     compared = []
     for X, y in (case.dataset.part("test"), (judging.inputs, judging.labels)):
         before, after = (answer(model, X, y) for model in (champion, challenger))
-        compared.append(
-            compare(before, after, test=how["gate"]["test"], confidence_level=how["gate"]["confidence_level"])
-        )
-    rules = {key: how["gate"][key] for key in ("rule", "margin", "strict", "min_audit_rows")}
+        compared.append(compare(before, after, confidence_level=how["gate"]["confidence_level"]))
+    rules = {key: how["gate"][key] for key in ("margin", "strict", "min_audit_rows")}
     return gate.decide({}, task="classification", comparison=compared[0], audit=compared[1], **rules).decision
 
 
@@ -135,7 +134,7 @@ def once(champion: Any, case: Case, how: dict[str, Any], seed: int, wrong: float
         "equal budget": update(short, rows, how, seed, init="scratch"),
         "warm": update(champion, rows, how, seed),
     }
-    if control and hasattr(champion, "knobs"):
+    if control and isinstance(champion, NetworkLearner):
         arms["same recipe"] = update(champion, rows, how, seed, init="shrink_perturb", shrink=0)
         arms["shrink_perturb"] = update(champion, rows, how, seed, init="shrink_perturb")
     if control:
@@ -258,7 +257,7 @@ def main() -> None:
     for seed in seeds:
         for regime in TARGETS:
             case = make_case(regime, seed)
-            for family in [one for one in arguments.families if regime in FAMILIES[one]]:
+            for family in [name for name in arguments.families if regime in FAMILIES[name]]:
                 champion, at = first_model(family, case, seed), (family, regime)
                 clean[at].append(once(champion, case, how, seed))
                 noisy[at].append(once(champion, case, how, seed, wrong=0.1, control=False))

@@ -21,18 +21,18 @@ CASES = {  # shares of the rows that the challenger wins and loses: on the test 
 
 
 @cache
-def compared(n: int, wins: int, flips: int, test: str, confidence_level: float) -> Comparison:
+def compared(n: int, wins: int, flips: int, confidence_level: float) -> Comparison:
     champion, challenger = np.zeros(n), np.zeros(n)
     champion[:wins] = 1
     challenger[wins : wins + flips] = 1
-    return paired_test(champion, challenger, test=test, confidence_level=confidence_level)
+    return paired_test(champion, challenger, confidence_level=confidence_level)
 
 
 def print_simulation(settings: dict[str, Any], trials: int) -> None:
     print(f"\n{trials:,} trials each, {TEST_ROWS} test rows; shares in percent: PROMOTE, HOLD, REJECT.\n")
     sizes = (30, 50, 100, 200, 400)
     print(f"| challenger | {' | '.join(f'{n} audit rows' for n in sizes)} |\n|---|{'---|' * len(sizes)}")
-    rules = {key: settings[key] for key in ("rule", "margin", "strict", "min_audit_rows")}
+    rules = {key: settings[key] for key in ("margin", "strict", "min_audit_rows")}
     for name, rates in CASES.items():
         cells = []
         for n in sizes:
@@ -41,7 +41,7 @@ def print_simulation(settings: dict[str, Any], trials: int) -> None:
                 pair = []
                 for size, (won, lost) in zip((TEST_ROWS, n), rates, strict=True):
                     wins, flips, _ = draw.multinomial(size, [won, lost, 1 - won - lost])
-                    pair.append(compared(size, int(wins), int(flips), settings["test"], settings["confidence_level"]))
+                    pair.append(compared(size, int(wins), int(flips), settings["confidence_level"]))
                 verdict = gate.decide({}, task="classification", comparison=pair[0], audit=pair[1], **rules)
                 verdicts.append(verdict.decision)
             cells.append(
