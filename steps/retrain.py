@@ -54,7 +54,7 @@ def retrain(cfg: DictConfig, model_lock: Lock) -> tuple[str | None, list[str]]:
         return None, [f"nothing to do, {name} has no new label to learn from"]
     champion = load_champion(name, launch.plain(cfg.data) if cfg.get("data") else None)
     choice = choose_for(champion, labelled, settings)
-    notes = choice.notes(champion.dataset, settings["max_share_per_annotator"])
+    notes = choice.notes(champion.dataset, settings)
     if len(choice.new) < settings["min_labels"]:
         count = f"{len(choice.new)} new labels of retrain.min_labels={settings['min_labels']}"
         return None, [f"nothing to do, {count}; left out: {choice.why_left_out}", *notes]

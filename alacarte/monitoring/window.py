@@ -122,7 +122,7 @@ def count_new(champion: Champion, labelled: Labelled, settings: Mapping[str, Any
     """How many labels a retraining would take now."""
     left = selection.select(
         labelled, champion.dataset, classes=champion.learner.classes,
-        max_share_per_annotator=settings["max_share_per_annotator"], max_range_factor=settings["max_range_factor"],
+        max_labels_per_annotator=selection.most_labels(champion.dataset, settings), max_range_factor=settings["max_range_factor"],
         rejected=rejected,
     )  # fmt: skip
     return int(np.sum((left == selection.TAKEN).to_numpy() & (labelled.about["state"] == "accepted").to_numpy()))

@@ -8,7 +8,7 @@ from alacarte import learners, registry
 from alacarte.data.dataset import DataReader, Dataset
 from alacarte.feedback.queries import Labelled
 from alacarte.learners import Learner
-from alacarte.retraining.selection import Choice, choose
+from alacarte.retraining.selection import Choice, choose, most_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,5 +46,6 @@ def load_champion(name: str, data: Mapping[str, Any] | None = None) -> Champion:
 def choose_for(champion: Champion, labelled: Labelled, settings: Mapping[str, Any]) -> Choice:
     """Which labels a retraining of the champion takes under the `settings` of conf/retrain."""
     rejected = [] if settings["replay_rejected"] else registry.rejected_versions(champion.name)
-    limits = {key: settings[key] for key in ("init", "new_classes", "max_share_per_annotator", "max_range_factor")}
+    limits = {key: settings[key] for key in ("init", "new_classes", "max_range_factor")}
+    limits["max_labels_per_annotator"] = most_labels(champion.dataset, settings)
     return choose(labelled, champion.dataset, classes=champion.learner.classes, rejected=rejected, **limits)

@@ -5,7 +5,7 @@ are in `alacarte.evaluation.audit`; they never train.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ def select(
     dataset: Dataset,
     *,
     classes: Sequence | None,
-    max_share_per_annotator: float,
+    max_labels_per_annotator: int,
     max_range_factor: float,
     rejected: Collection[str] = (),
 ) -> pd.Series:
@@ -52,9 +52,9 @@ def select(
     "gate": it judges. "test": its inputs are the inputs of a row that judges. "rejected": the gate rejected one of the
     versions `rejected`, which used it. "range": a number lies outside the range of the training rows by more than
     `max_range_factor` times that range. "class": none of `classes`.
-    "share": the labels of one annotator are at most `max_share_per_annotator` times the rows of the train part. Labels
-    that earlier retrainings used count first, then the newest of the others; the rest wait. Where annotators are not told
-    apart (`are_told_apart`), there is no such limit.
+    "share": one annotator has at most `max_labels_per_annotator` labels. Labels that earlier retrainings used count first,
+    then the newest of the others; the rest wait. Where annotators are not told apart (`are_told_apart`), there is no such
+    limit.
     """
     about, judging = labelled.about, for_gate(labelled)
     left = np.full(len(about), TAKEN, dtype=object)
@@ -79,14 +79,16 @@ def select(
         order = pd.Series(np.concatenate([spent, new]))
         place = order.groupby(annotators(labelled).to_numpy()[order]).cumcount()
         above = np.zeros(len(about), bool)
-        above[order[place >= largest_number(dataset, max_share_per_annotator)]] = True
+        above[order[place >= max_labels_per_annotator]] = True
         left[above & (left == TAKEN)] = "share"
     return pd.Series(left, dtype=object)
 
 
-def largest_number(dataset: Dataset, max_share_per_annotator: float) -> int:
-    """How many labels of one annotator may train, over all retrainings together."""
-    return max(1, int(max_share_per_annotator * (dataset.split == "train").sum()))
+def most_labels(dataset: Dataset, settings: Mapping[str, Any]) -> int:
+    """How many labels of one annotator may train, over all retrainings together: each comes `label_weight` times."""
+    rows = int((dataset.split == "train").sum())
+    rows = min(rows, settings["max_replay_rows"] or rows)
+    return max(1, int(settings["max_share_per_annotator"] * rows / settings["label_weight"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,17 +113,17 @@ class Choice:
         counts = annotators(labelled).iloc[places].value_counts().to_dict()
         return report | {"left_out": self.left_out, "annotators": counts, "above_share": self.above_share}
 
-    def notes(self, dataset: Dataset, max_share_per_annotator: float) -> list[str]:
+    def notes(self, dataset: Dataset, settings: Mapping[str, Any]) -> list[str]:
         """One sentence for each thing that a user should know about annotators."""
         if not self.are_told_apart:
             return [ONE_PARTY]
         if not self.above_share:
             return []
-        most, n = largest_number(dataset, max_share_per_annotator), (dataset.split == "train").sum()
         counts = ", ".join(f"{annotator} {count:,}" for annotator, count in self.above_share.items())
         return [
-            f"labels left out, by annotator: {counts}; of one annotator {most:,} labels train, over all retrainings "
-            f"together (retrain.max_share_per_annotator={max_share_per_annotator:g} of {n:,} training rows)"
+            f"labels left out, by annotator: {counts}; of one annotator {most_labels(dataset, settings):,} labels train, over "
+            f"all retrainings together (retrain.max_share_per_annotator={settings['max_share_per_annotator']:g} of the "
+            f"training rows, in which a label comes retrain.label_weight={settings['label_weight']} times)"
         ]
 
 
@@ -132,13 +134,13 @@ def choose(
     classes: Sequence | None,
     init: str,
     new_classes: str,
-    max_share_per_annotator: float,
+    max_labels_per_annotator: int,
     max_range_factor: float,
     rejected: Collection[str],
 ) -> Choice:
     """Apply `select`, and decide about labels of a class that the model lacks: UserError, or training from scratch."""
     accepted = (labelled.about["state"] == "accepted").to_numpy()
-    limits: dict[str, Any] = {"max_share_per_annotator": max_share_per_annotator, "rejected": rejected}
+    limits: dict[str, Any] = {"max_labels_per_annotator": max_labels_per_annotator, "rejected": rejected}
     limits["max_range_factor"] = max_range_factor
     left = select(labelled, dataset, classes=classes, **limits).to_numpy()
     if (unknown := (left == "class") & accepted).any():

@@ -14,9 +14,10 @@ from alacarte.data.splits import occurs_in
 from alacarte.evaluation.audit import ONE_PARTY, for_gate, largest_count, select_audit_rows, subset
 from alacarte.feedback.queries import Labelled
 from alacarte.learners import INITS
-from alacarte.retraining.selection import check_settings, choose, make_rows, select
+from alacarte.retraining.selection import check_settings, choose, make_rows, most_labels, select
 
-LIMITS: dict[str, Any] = {"max_share_per_annotator": 1.0, "max_range_factor": 10}
+LIMITS: dict[str, Any] = {"max_labels_per_annotator": 10_000, "max_range_factor": 10}
+SHARE = {"max_share_per_annotator": 0.05, "label_weight": 1, "max_replay_rows": None}
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +64,17 @@ def test_a_row_that_judges_is_not_learned_from_by_another_label(dataset: Dataset
 
 
 def test_one_annotator_adds_so_much_over_all_retrainings_and_the_newest_first(dataset: Dataset) -> None:
-    most = int(0.05 * (dataset.split == "train").sum())
+    most = most_labels(dataset, SHARE)
     n = 3 * most
     flood = labelled(2 * n, annotator=["token:one"] * n + ["token:two"] * 5 + ["token:one"] * (n - 5))
-    limits = {**LIMITS, "max_share_per_annotator": 0.05}
+    limits = {**LIMITS, "max_labels_per_annotator": most}
     left = select(flood, dataset, classes=None, **limits).to_numpy()
     assert (left[:n] == "share").all() and (left[n : n + 5] == "").all()
     assert (left == "").sum() == most + 5 and (left[-most:] == "").all()
     how = {"classes": None, "init": "warm", "new_classes": "error", "rejected": [], **limits}
     choice = choose(flood, dataset, **how)
     assert choice.why_left_out == f"{2 * n - most - 5} (share)"
-    (note,) = choice.notes(dataset, 0.05)
+    (note,) = choice.notes(dataset, SHARE)
     assert f"token:one {2 * n - most - 5}" in note and "retrain.max_share_per_annotator=0.05" in note
 
     # Labels that an earlier retraining used count again: an annotator does not collect the share each time.
@@ -82,19 +83,31 @@ def test_one_annotator_adds_so_much_over_all_retrainings_and_the_newest_first(da
     again = choose(flood, dataset, **how)
     assert again.new.size == 0 and again.replayed.tolist() == taken.tolist()
     # A lower limit holds for these labels too.
-    lower = choose(flood, dataset, **{**how, "max_share_per_annotator": 0.02})
-    assert lower.new.size == 0 and lower.replayed.size == int(0.02 * (dataset.split == "train").sum()) + 5
+    lower = choose(flood, dataset, **{**how, "max_labels_per_annotator": most // 2})
+    assert lower.new.size == 0 and lower.replayed.size == most // 2 + 5
     # The version that used them was rejected: the champion has not learned from them.
     assert choose(flood, dataset, **{**how, "rejected": ["2"]}).new.size == most
+
+
+@pytest.mark.parametrize(("label_weight", "max_replay_rows"), [(1, None), (2, None), (10, None), (2, 60)])
+def test_the_share_of_one_annotator_counts_the_copies_of_a_label(
+    dataset: Dataset, label_weight, max_replay_rows
+) -> None:
+    amounts = {"label_weight": label_weight, "max_replay_rows": max_replay_rows}
+    most = most_labels(dataset, {"max_share_per_annotator": 0.1, **amounts})
+    flood = labelled(most, annotator=["token:one"] * most)
+    rows = make_rows(dataset, flood, SPLIT, **amounts)
+    copies = len(rows.train[0]) - rows.n_replayed
+    assert 0 < copies <= 0.1 * len(rows.train[0])
 
 
 @pytest.mark.parametrize("annotators", [["token:"], ["address:127.0.0.1", "address:127.0.0.2"], ["local:me", "token:"]])
 def test_without_a_named_token_everybody_is_one_party(dataset: Dataset, annotators: list[str]) -> None:
     sources = [f"person {i}" for i in range(200)]
     flood = labelled(200, annotator=[annotators[i % len(annotators)] for i in range(200)], source=sources)
-    limits = {"max_share_per_annotator": 0.01, "max_range_factor": 10}
+    limits = {"max_labels_per_annotator": 2, "max_range_factor": 10}
     choice = choose(flood, dataset, classes=None, init="warm", new_classes="error", rejected=[], **limits)
-    assert choice.new.size == 200 and choice.notes(dataset, 0.01) == [ONE_PARTY]
+    assert choice.new.size == 200 and choice.notes(dataset, SHARE) == [ONE_PARTY]
     # One named token, and each other value is a party of its own.
     flood.about.loc[0, "annotator"] = "token:alice"
     choice = choose(flood, dataset, classes=None, init="warm", new_classes="error", rejected=[], **limits)
