@@ -8,15 +8,14 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 
 from alacarte.errors import UserError
 
-SWITCHES = {"--multirun", "-m", "--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r"}
-OPTIONS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-           "--info", "-i", "--experimental-rerun", "--shell-completion", "-sc"}  # fmt: skip
+FLAGS = {name: action.nargs for action in get_args_parser()._actions for name in action.option_strings}  # 0: no value
 FREE_TEXT = {"description"}  # always taken as typed: nobody means a number or a list there
 # Texts by nature: digits are taken as typed (a run id may consist of digits alone), null stays null.
 TEXT = {"registered_model_name", "experiment_name", "reason", "save_to", "run_id", "model_uri", "input", "output",
@@ -43,11 +42,11 @@ def _split(tokens: list[str]) -> tuple[list[str], list[str]]:
     while tokens:
         token = tokens.pop(0).removeprefix("-P")
         name = token.partition("=")[0]
-        if token in SWITCHES and not (token == "--version" and tokens):  # with a value it is promote's key
+        if FLAGS.get(token) == 0 and not (token == "--version" and tokens):  # with a value it is promote's key
             flags.append(token)
             if tokens and tokens[0].lower() in ("", "true"):  # -P multirun=true
                 tokens.pop(0)
-        elif name in OPTIONS:
+        elif FLAGS.get(name, 0) != 0:
             flags.append(token)
             if token == name and tokens:
                 flags.append(tokens.pop(0))

@@ -100,11 +100,6 @@ def create_child(step: str, cfg: DictConfig, parent: Run) -> str:
     return MlflowClient().create_run(parent.info.experiment_id, run_name=step, tags=tags).info.run_id
 
 
-def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
-    """Log the metrics of one epoch; learners take this function as `on_epoch`."""
-    mlflow.log_metrics(dict(metrics), step=epoch)
-
-
 def log_model_input(model_id: str | None) -> None:
     """Record that the active run uses a logged model of this server."""
     if model_id:
@@ -133,8 +128,7 @@ def log_config(run: Run, cfg: DictConfig) -> None:
     client, run_id = MlflowClient(), run.info.run_id
     logged = client.get_run(run_id).data.params
     params = [Param(key, value) for key, value in flatten(cfg).items() if key not in logged]
-    for start in range(0, len(params), 100):  # the maximum of one request
-        client.log_batch(run_id, params=params[start : start + 100])
+    client.log_batch(run_id, params=params)
 
 
 def flatten(cfg: DictConfig) -> dict[str, str]:

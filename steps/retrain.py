@@ -82,14 +82,14 @@ def train(cfg: DictConfig, run_id: str, champion: Champion, choice: Choice, labe
     print(f"retrain: {from_version} and {len(new)} new labels")
     mlflow.log_input(as_mlflow(dataset, "train"), context="replay")
     how = {"init": choice.init, "share": settings["epoch_fraction"], "shrink": settings["shrink"], "seed": cfg.seed}
-    update = learner.update(*rows.train, *rows.val, **how, weight=rows.weight, on_epoch=tracking.log_epoch)
+    how["on_epoch"] = lambda epoch, metrics: mlflow.log_metrics(metrics, step=epoch)
+    update = learner.update(*rows.train, *rows.val, **how, weight=rows.weight)
     print(f"retrain: {update.init}, {update.epochs} epochs" + (f", {update.note}" if update.note else ""))
     mlflow.set_tags({"reason": cfg.reason, "parent_version": champion.number, "init": update.init})
     example = dataset.part("train")[0].head(5)
     info = learner.log("model", example=example, metadata=champion.lineage_metadata(run_id))
-    own_metrics = load_metrics(launch.plain(cfg.metrics))
     parts = {"train": (*rows.train, rows.weight), "val": (*rows.val, rows.val_weight)}
-    metrics = score_parts(learner, parts, own_metrics)
+    metrics = score_parts(learner, parts, load_metrics(launch.plain(cfg.metrics)))
     metrics |= {"samples_seen": update.samples_seen, "epochs": update.epochs, "new_labels": len(new)}
     mlflow.log_metrics(metrics, model_id=info.model_id)
     return info.model_uri

@@ -36,8 +36,8 @@ def main(cfg: DictConfig) -> None:
     features = make_features(cfg.features._target_, launch.instantiate(cfg.features, _convert_="all"))
     learner = launch.instantiate(cfg.model)
     learner.fit(
-        X, y, X_val, y_val, task=dataset.task, seed=cfg.seed, features=features, on_epoch=tracking.log_epoch,
-        weight=dataset.weight("train"),
+        X, y, X_val, y_val, task=dataset.task, seed=cfg.seed, features=features, weight=dataset.weight("train"),
+        on_epoch=lambda epoch, metrics: mlflow.log_metrics(metrics, step=epoch),
     )  # fmt: skip
 
     # The model says what it learned from, so that evaluate needs nothing but the model.

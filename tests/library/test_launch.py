@@ -58,6 +58,7 @@ def test_a_signal_in_a_callback_that_loses_exceptions_comes_back(tmp_path, lose,
 
 def test_version_is_a_key_where_it_has_a_value():
     assert arguments.to_overrides(["--version", "previous"]) == ["version=previous"]
+    assert arguments.to_overrides(["--version=3", "--cfg", "job"]) == ["--cfg", "job", "version=3"]
     assert arguments.to_overrides(["--version"]) == ["--version"]
 
 
