@@ -26,6 +26,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"there is {', '.join(list(folded.values())[:10]) or 'nothing like it'}{more}"
 
 
+def first_line(error: object) -> str:
+    """The first line of a library's message, or the name of its class if it has no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def as_argument(key: str, value: str | list[str]) -> str:
     """`key=value` as one argument for bash, from which Hydra reads exactly this text or this list of texts.
 

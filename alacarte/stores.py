@@ -24,7 +24,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.databricks_utils import is_in_databricks_notebook
 from mlflow.utils.rest_utils import http_request
 
-from alacarte.errors import StoreError, UserError
+from alacarte.errors import StoreError, UserError, first_line
 from alacarte.locks import lock
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -197,7 +197,3 @@ def explain_failure(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_SPACE_OR_PERMISSION:
         return f"{error.strerror}: {error.filename or 'a file of this run'}"
     return None
-
-
-def first_line(error: object) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

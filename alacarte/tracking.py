@@ -25,7 +25,7 @@ from mlflow.utils.mlflow_tags import (
 from omegaconf import DictConfig, OmegaConf
 
 from alacarte import stores
-from alacarte.errors import UserError
+from alacarte.errors import UserError, first_line
 from alacarte.source import git_tags, source_hash, source_of
 
 LONGEST_PARAM = 6000  # characters; MLflow cuts what is longer
@@ -196,9 +196,7 @@ def require_run(run_id: str, steps: tuple[str, ...]) -> Run:
     try:
         run = MlflowClient().get_run(run_id)
     except MlflowException as error:
-        raise UserError(
-            f"run_id={run_id} does not exist on {mlflow.get_tracking_uri()}: {stores.first_line(error)}"
-        ) from None
+        raise UserError(f"run_id={run_id} does not exist on {mlflow.get_tracking_uri()}: {first_line(error)}") from None
     kind = run.data.tags.get("step")
     if kind not in steps:
         raise UserError(f"run_id={run_id} is a run of {kind or 'something else'}: give the id of a {allowed} run")

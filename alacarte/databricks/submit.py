@@ -28,9 +28,8 @@ from mlflow.utils import mlflow_tags
 
 from alacarte import launch, registry
 from alacarte.databricks import stage
-from alacarte.errors import UserError
+from alacarte.errors import UserError, first_line
 from alacarte.source import git_tags
-from alacarte.stores import first_line
 
 JOB_TAG = mlflow_tags.MLFLOW_DATABRICKS_SHELL_JOB_RUN_ID
 END_STATES = ("TERMINATED", "SKIPPED", "INTERNAL_ERROR")
