@@ -111,7 +111,7 @@ def test_without_a_named_token_everybody_is_one_party(dataset: Dataset, annotato
     # One named token, and each other value is a party of its own.
     flood.about.loc[0, "annotator"] = "token:alice"
     choice = choose(flood, dataset, classes=None, init="warm", new_classes="error", rejected=[], **limits)
-    most = int(0.01 * (dataset.split == "train").sum())
+    most = limits["max_labels_per_annotator"]
     assert choice.new.size == 1 + len(annotators) * most and set(choice.above_share) == set(annotators)
 
 
@@ -145,7 +145,7 @@ def test_numbers_out_of_range_are_left_out_of_a_regression_too(dataset: Dataset)
     frame.loc[1, "age"] = -10_000
     labels = labelled(0, frame=frame)
     for factor, reasons in ((10, ["", "range", "range", ""]), (1e9, [""] * 4)):
-        left = select(labels, numbers, classes=None, max_share_per_annotator=1, max_range_factor=factor)
+        left = select(labels, numbers, classes=None, max_labels_per_annotator=10_000, max_range_factor=factor)
         assert left.tolist() == reasons
 
 
