@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from alacarte import launch, registry, tracking
 from alacarte.errors import UserError
-from alacarte.processes import Forks, start
+from alacarte.processes import Forks
+from examples.demo.child import start
 from examples.demo.people import MARKS, WINDOW, Traffic, accuracy_figure
 from project.data import load_digits
 

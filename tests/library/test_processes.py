@@ -25,7 +25,7 @@ with Forks() as forks:
 BESIDE = """
 from types import SimpleNamespace
 from omegaconf import OmegaConf
-from alacarte.processes import start
+from examples.demo.child import start
 run = SimpleNamespace(info=SimpleNamespace(experiment_id="0"))
 with start("slow", OmegaConf.create({}), run, print) as child:
     child.wait_for("ready")
