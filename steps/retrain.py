@@ -87,7 +87,7 @@ def train(cfg: DictConfig, run_id: str, champion: Champion, choice: Choice, labe
     print(f"retrain: {update.init}, {update.epochs} epochs" + (f", {update.note}" if update.note else ""))
     mlflow.set_tags({"reason": cfg.reason, "parent_version": champion.number, "init": update.init})
     example = dataset.part("train")[0].head(5)
-    info = learner.log("model", example=example, metadata=champion.lineage_metadata(run_id))
+    info = learner.log("model", example=example, metadata=champion.lineage_metadata(run_id, update.init))
     parts = {"train": (*rows.train, rows.weight), "val": (*rows.val, rows.val_weight)}
     metrics = score_parts(learner, parts, load_metrics(launch.plain(cfg.metrics)))
     metrics |= {"samples_seen": update.samples_seen, "epochs": update.epochs, "new_labels": len(new)}

@@ -92,14 +92,22 @@ class Dataset:
         if "trained_rows" not in metadata:  # a model of an older version of this library
             by = (metadata["data"].get("split") or {}).get("by", "hash")
             return "" if known and by == "hash" else f"data.split.by={by} may have put rows into other parts"
-        sample = np.array([int(row, 16) for row in metadata["trained_rows"].split()], np.uint64)
-        rows = hash_rows(self.X)
-        n_kept, n_moved = (
-            int(np.isin(sample, rows[part]).sum()) for part in (self.is_trained_on, self.split == "test")
-        )
+        n_kept, n_moved, n = self._count_recorded(metadata)
         if n_moved:
-            return f"{n_moved} of {len(sample)} rows of its train and val parts are now test rows"
-        return "" if n_kept and n_kept >= 0.2 * len(sample) else REPLACED
+            return f"{n_moved} of {n} rows of its train and val parts are now test rows"
+        return "" if n_kept and n_kept >= 0.2 * n else REPLACED
+
+    def contains(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether all recorded rows that a model was trained on are in the train and val parts here."""
+        n_kept, _, n = self._count_recorded(metadata)
+        return 0 < n_kept == n
+
+    def _count_recorded(self, metadata: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Of the sample of rows that a model records: those in the train and val parts, those in the test part, and all."""
+        sample = np.array([int(row, 16) for row in metadata.get("trained_rows", "").split()], np.uint64)
+        rows = hash_rows(self.X)
+        kept, moved = (np.isin(sample, rows[part]) for part in (self.is_trained_on, self.split == "test"))
+        return int(kept.sum()), int(moved.sum()), len(sample)
 
 
 def load_data(

@@ -15,7 +15,7 @@ from alacarte.errors import UserError
 from alacarte.evaluation import audit
 from alacarte.evaluation.comparison import Comparison, compare, worse_slices
 from alacarte.evaluation.metrics import Answers, Metrics, answer, measure
-from alacarte.evaluation.rows import JudgingRows, check_record, choose_rows, own_rows, too_few
+from alacarte.evaluation.rows import JudgingRows, check_record, choose_rows, own_rows, records, too_few
 from alacarte.feedback.queries import Labelled
 from alacarte.learners import Learner
 from alacarte.registry import Located
@@ -86,7 +86,8 @@ def compare_with(
     """
     read, metadata = DataReader(), model.located.metadata
     if not named_by_run:
-        check_record(metadata, [data, rival.located.metadata.get("data") if rival else None])
+        trusted = records("", rival.located.metadata).values() if rival else ()
+        check_record(metadata, [data, *(each.get("data") for each in trusted)])
     rows = own_rows(metadata, read, data, gate["slices"])
     if rival is None:
         return rows, None, too_few(rows.report, gate["min_test_rows"])

@@ -5,6 +5,7 @@ have the same test part. With another split, or after a column was dropped, whic
 of one model holds rows that the other was trained on.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,8 @@ from alacarte.data.splits import hash_present, occurs_in, shared_columns
 from alacarte.data.tables import absolute, align_columns
 from alacarte.errors import UserError, nearest
 from alacarte.feedback.queries import Labelled
+
+logger = logging.getLogger(__name__)
 
 LEFT_OUT = "left out"  # the part of test rows that do not judge
 SETTINGS = {  # keys of a data group that open nothing
@@ -47,8 +50,8 @@ def check_record(model: Mapping[str, Any], trusted: Iterable[Mapping[str, Any] |
     Anybody can write a model's metadata. Without this check, an evaluation would open any file or address on demand.
     """
     known = [data for data in trusted if data]
-    record = dict(model.get("data") or {})
-    for key, value in record.items():
+    groups = [each.get("data") or {} for each in records("", model).values()]
+    for record, key, value in ((group, key, value) for group in groups for key, value in group.items()):
         if key in SETTINGS or value is None or isinstance(value, bool | int | float):
             continue
         if _source(record, key) not in [_source(data, key) for data in known]:
@@ -56,6 +59,28 @@ def check_record(model: Mapping[str, Any], trusted: Iterable[Mapping[str, Any] |
                 f"the model records data.{key}={value}, which was not named here and is not opened: "
                 f"add -P data=table -P data.path=PATH -P data.target={record.get('target')} to name the data, or give run_id=ID"
             )
+
+
+def records(model: str, metadata: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The record of a model's data, and those of its ancestors' data, by the names of these models in messages."""
+    ancestors = metadata.get("ancestors_data")
+    known = [each for each in ancestors if isinstance(each, Mapping)] if isinstance(ancestors, list) else []
+    return {model: metadata} | {f"ancestor {i} of {model}": each for i, each in enumerate(known, 1)}
+
+
+def leave_out_trained(dataset: Dataset, metadata: Mapping[str, Any], read: DataReader) -> Dataset:
+    """The data whose test part is without rows that a champion or its ancestors were trained on.
+
+    A warning names the data that cannot be read or have changed, so that these rows are not known.
+    """
+    trained = {}
+    for model, record in records("the champion", metadata).items():
+        try:
+            if record.get("data"):
+                trained[model] = read.recorded(record, model, check_digest=False)
+        except UserError as error:
+            logger.warning("rows that %s was trained on are not known: %s", model, error)
+    return _leave_out(dataset, trained, [])[0]
 
 
 def _source(data: Mapping[str, Any], key: str) -> Any:
@@ -118,26 +143,31 @@ def choose_rows(
 def _trained_on(
     models: Mapping[str, Mapping[str, Any]], read: DataReader, data: Mapping[str, Any] | None, *, check_digest: bool
 ) -> tuple[dict[str, Dataset], list[str]]:
-    """The data that trained each of the `models`, and a sentence for each thing that is not known of them.
+    """The data that trained each of the `models` and its ancestors, and a sentence for each thing that is not known of them.
 
-    Data that are not known are an error without `data`, and also where `data` are the same data, which have changed. New rows
-    in the place of all rows of a champion are none: if it knew them, that would only be in its favour.
+    Data of a model that are not known are an error without `data`, and also where `data` are the same data, which have changed.
+    The first applies to no ancestor, and the second only where rows are known to have moved. New rows in the place of all rows
+    of a champion are no error either: if it knew them, that would only be in its favour.
     """
     trained, notes = {}, []
     for model, metadata in models.items():
-        try:
-            trained[model] = dataset = read.recorded(metadata, model, check_digest=check_digest)
-        except UserError as error:
-            is_changed = isinstance(error, ChangedData) and _is_one_source(data or {}, metadata["data"])
-            if data is None or (is_changed and not (isinstance(error, ReplacedData) and model == "the champion")):
-                raise
-            notes.append(f"rows that {model} was trained on are not known: {error}")
-            continue
-        if dataset.digest != metadata.get("dataset_digest"):
-            notes.append(
-                f"the data of {model} have changed: their digest was {metadata.get('dataset_digest')} and is "
-                f"{dataset.digest}; the rows that it was trained on are still in the train and val parts"
-            )
+        for name, record in records(model, metadata).items():
+            is_own = record is metadata
+            try:
+                trained[name] = dataset = read.recorded(record, name, check_digest=check_digest and is_own)
+            except UserError as error:
+                is_harmless = isinstance(error, ReplacedData) and (not is_own or model == "the champion")
+                is_changed = isinstance(error, ChangedData) and not is_harmless
+                is_one = data is None or (is_changed and _is_one_source(data, record["data"]))
+                if (is_own and data is None) or (is_changed and is_one):
+                    raise
+                notes.append(f"rows that {name} was trained on are not known: {error}")
+                continue
+            if is_own and dataset.digest != record.get("dataset_digest"):
+                notes.append(
+                    f"the data of {name} have changed: their digest was {record.get('dataset_digest')} and is "
+                    f"{dataset.digest}; the rows that it was trained on are still in the train and val parts"
+                )
     return trained, notes
 
 

@@ -5,6 +5,7 @@ a window share (Holm, 1979). One condition alone misleads: in a large window eve
 window every change looks large.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,18 +158,18 @@ def measure(about: pd.DataFrame, task: str) -> dict[str, float]:
 def decide(
     marked: pd.DataFrame, metrics: Mapping[str, float], expected: Mapping[str, float], *, margin: float, labels: int
 ) -> Decision:
-    """Retrain or not, and why. `expected` holds accuracy or rmse of the champion on its test part.
+    """Retrain or not, and why. `expected` holds accuracy or rmse of the champion on its test part, and is empty without a row.
 
     Yes for drift of columns, predictions or confidence; for audit labels that prove an accuracy more than `margin`
     below what is expected (or an rmse that much, in shares of it, above); for `labels` new labels.
     """
     reasons = []
-    if "audit_accuracy" in metrics and metrics["audit_accuracy_high"] < expected["accuracy"] - margin:
+    if "audit_accuracy" in metrics and metrics["audit_accuracy_high"] < expected.get("accuracy", 0) - margin:
         reasons.append(
             f"accuracy {metrics['audit_accuracy']:.3f} on {metrics['audit_labels']:.0f} audit labels is proved below "
             f"the {expected['accuracy']:.3f} of the test part"
         )
-    if "audit_rmse" in metrics and metrics["audit_rmse_low"] > expected["rmse"] * (1 + margin):
+    if "audit_rmse" in metrics and metrics["audit_rmse_low"] > expected.get("rmse", math.inf) * (1 + margin):
         reasons.append(f"rmse {metrics['audit_rmse']:.4g} on audit labels is proved above {expected['rmse']:.4g}")
     moved = marked[marked["drifted"]]
     if len(moved):

@@ -6,9 +6,13 @@ from typing import Any
 
 from alacarte import learners, registry
 from alacarte.data.dataset import DataReader, Dataset
+from alacarte.evaluation.rows import leave_out_trained, records
 from alacarte.feedback.queries import Labelled
 from alacarte.learners import Learner
 from alacarte.retraining.selection import Choice, choose, most_labels
+
+RECORD = ("data", "dataset_digest", "column_types", "trained_rows")  # what a model records of its parent's data
+MOST_ANCESTORS = 20  # with other data, the newest first
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,14 +24,25 @@ class Champion:
     data: dict[str, Any]  # what load_data takes
     dataset: Dataset
 
-    def lineage_metadata(self, run_id: str) -> dict[str, Any]:
-        """The metadata of a model that the run `run_id` made from this one."""
+    def lineage_metadata(self, run_id: str, init: str) -> dict[str, Any]:
+        """The metadata of a model that the run `run_id` made from this one.
+
+        `ancestors_data` are data that this model and its ancestors were trained on. From scratch, a model learns nothing of them.
+        """
         about = {"data": self.data, **self.dataset.metadata, "run_id": run_id}
+        about["ancestors_data"] = [
+            {key: record[key] for key in RECORD if key in record}
+            for record in records("", self.model.metadata).values()
+            if record.get("data") and record.get("dataset_digest") != self.dataset.digest
+            and init != "scratch" and not self.dataset.contains(record)
+        ][:MOST_ANCESTORS]  # fmt: skip
         return about | {"parent_version": self.number, "parent_run_id": self.model.run_id}
 
 
 def load_champion(name: str, data: Mapping[str, Any] | None = None) -> Champion:
     """The champion of a registered model and its data: those it records, whose digest is checked, or else `data`.
+
+    The test part is without rows that the champion or its ancestors were trained on.
 
     Raises UserError where there is no champion, where it records no data, and where these have changed since.
     """
@@ -36,10 +51,11 @@ def load_champion(name: str, data: Mapping[str, Any] | None = None) -> Champion:
     learner = learners.load(model.path)
     read = DataReader()
     if data:
-        dataset = read(data, model.metadata["column_types"])
+        dataset = leave_out_trained(read(data, model.metadata["column_types"]), model.metadata, read)
         absolute = {"path": dataset.source} if "path" in data else {}  # for a process that works in another folder
         return Champion(name, number, model, learner, {**data, **absolute}, dataset)
     dataset = read.recorded(model.metadata, f"version {number} of {name}")
+    dataset = leave_out_trained(dataset, model.metadata, read)
     return Champion(name, number, model, learner, model.metadata["data"], dataset)
 
 

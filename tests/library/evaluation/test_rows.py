@@ -10,7 +10,7 @@ from people import SPLIT, people, refusal
 
 from alacarte.data import dataset as datasets
 from alacarte.data.dataset import DataReader, Dataset
-from alacarte.evaluation.rows import JudgingRows, check_record, choose_rows, describe, own_rows
+from alacarte.evaluation.rows import JudgingRows, check_record, choose_rows, describe, leave_out_trained, own_rows
 from alacarte.feedback.queries import Labelled
 
 
@@ -188,6 +188,23 @@ def test_rows_that_a_time_or_a_column_moved_to_the_test_part_do_not_judge(file: 
         assert "are now test rows" in refusal(rows_for, model, model, DataReader(), model["data"])
         del model["trained_rows"]  # a model of an older version
         assert f"data.split.by={by}" in refusal(own_rows, model, DataReader(), None, [])
+
+
+def test_rows_that_trained_an_ancestor_do_not_judge(file: Path) -> None:
+    read = DataReader()
+    first = recorded(read, file)
+    second = recorded(read, file, split=SPLIT | {"seed": 1, "test": 0.4}) | {"ancestors_data": [first]}
+    before, whole = trained_on(read(first["data"])), read(second["data"])
+    assert keys(whole.part("test")[0]) & before
+    for rows in (own_rows(second, read, None, []), rows_for(second, second, read)):
+        assert not keys(rows.dataset.part("test")[0]) & before and rows.report["n"] >= 30
+        assert "that ancestor 1 of " in describe(rows.report)[0] and len(rows.trained_on) == 2
+    assert not keys(leave_out_trained(whole, second, read).part("test")[0]) & before
+    lost = first | {"data": first["data"] | {"path": f"{file}.csv"}}
+    assert "ancestor 1" in describe(own_rows(second | {"ancestors_data": [lost]}, read, None, []).report)[0]
+    for forged in (second | {"ancestors_data": [lost]}, {"ancestors_data": [lost, 3]}):
+        assert "is not opened" in refusal(check_record, forged, [second["data"]])
+    check_record({"ancestors_data": 3}, [])
 
 
 def test_only_named_data_are_opened(file: Path) -> None:

@@ -5,15 +5,20 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT, Project
 from mlflow import MlflowClient
+from people import SPLIT, people
 from reports import report
 
 from alacarte import registry
+from alacarte.data.dataset import DataReader, Dataset
 from alacarte.evaluation.audit import for_gate
 from alacarte.feedback import Store
 from alacarte.feedback.locks import Lock, lock
+from alacarte.registry import Located
+from alacarte.retraining.champion import Champion
 from alacarte.retraining.recovery import recover
 from project.data import load_digits
 
@@ -221,6 +226,24 @@ def test_labels_of_a_new_class(trained: Project, tmp_path: Path):
     report(store, "nine", X + 0.5, y, (y + 1) % 9, classes=DIGITS, audit=some)
     result = trained.step("retrain", *names, code=2)
     assert "have changed" in result.stderr and "data=" in result.stderr
+
+
+def test_a_model_records_the_data_of_its_ancestors(tmp_path: Path):
+    people(600).to_csv(tmp_path / "people.csv", index=False)
+    data = {"_target_": "alacarte.data.tables.read_table", "path": str(tmp_path / "people.csv"), "target": "y"}
+    oldest, old, new = (DataReader()({**data, "split": SPLIT | {"seed": seed}}) for seed in (2, 1, 0))
+    metadata = {"data": data, **old.metadata, "ancestors_data": [{"data": data, **oldest.metadata}]}
+
+    def ancestors(dataset: Dataset, init: str = "warm") -> list[str]:
+        champion = Champion("m", "1", Located("", tmp_path, None, None, metadata), None, data, dataset)  # type: ignore[arg-type]
+        return [record["dataset_digest"] for record in champion.lineage_metadata("run", init)["ancestors_data"]]
+
+    assert ancestors(new) == [old.digest, oldest.digest] and ancestors(old) == [oldest.digest]
+    assert ancestors(new, "scratch") == []
+    pd.concat([people(600), people(100, seed=1)]).to_csv(
+        data["path"], index=False
+    )  # the rows of `old` stay train and val rows
+    assert ancestors(DataReader()({**data, "split": SPLIT | {"seed": 1}})) == [oldest.digest]
 
 
 def test_models_of_other_trainings_need_data(case: Case):
