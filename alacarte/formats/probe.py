@@ -127,15 +127,15 @@ def _try(
     answer = None
     try:
         _isolate()
-        _limit(seconds, megabytes)
+        set_limits(seconds, megabytes)
         tried = _load_and_predict(Path(folder), trust_code)
         if rehearse:
             rehearse(Path(folder), *tried)
     except BaseException as error:  # SystemExit of a model's own code too
-        _limit(seconds, None)
+        set_limits(seconds, None)
         text = " ".join(str(error).split()).removeprefix(f"{folder}: ")
         answer = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-        if _is_memory_error(error):
+        if is_memory_error(error):
             answer = f"the process that tried it needed more than {megabytes} MB"
         answer = answer[:500]
     with contextlib.suppress(OSError):
@@ -169,7 +169,7 @@ def _isolate() -> None:
         sys.modules["lightgbm"].basic._LIB.LGBM_SetMaxThreads(1)
 
 
-def _limit(seconds: int, megabytes: int | None) -> None:
+def set_limits(seconds: int, megabytes: int | None) -> None:
     """Limit CPU time, memory (None lifts its limit) and core dumps. Memory is what RLIMIT_DATA counts: not mapped files."""
     if sys.platform != "linux":
         return
@@ -186,7 +186,22 @@ def _limit(seconds: int, megabytes: int | None) -> None:
     limit(resource.RLIMIT_DATA, sys.maxsize if megabytes is None else used + megabytes * 1_000_000)
 
 
-def _is_memory_error(error: BaseException | None) -> bool:
+def peak_memory(function: Callable[[], object]) -> int:
+    """Bytes of memory that a call needs while it runs. OSError where the system does not count them."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise the call can use memory that glibc keeps from earlier calls
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the largest size so far, starts again
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def is_memory_error(error: BaseException | None) -> bool:
     while error:
         if isinstance(error, MemoryError):
             return True
@@ -218,7 +233,7 @@ def _predict(model: PyFuncModel, rows: Any) -> None:
     try:
         model.predict(rows)
     except Exception as error:
-        if _is_memory_error(error):
+        if is_memory_error(error):
             raise
 
 

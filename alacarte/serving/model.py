@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,9 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from sklearn.base import is_classifier, is_regressor
 from sklearn.pipeline import Pipeline
 
+from alacarte.errors import UserError
 from alacarte.formats import load as loading
+from alacarte.formats.probe import ROWS, is_memory_error, limits, peak_memory, set_limits
 from alacarte.serving import probe
 from alacarte.serving.requests import explain, parse_as_mlflow
 from alacarte.serving.rows import Answer, InputSchema, RequestError, Rows
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 # Seconds per call and per row of MLflow's own path, roughly.
 REFERENCE_COST = (0.005, 2e-5)
+
+MEASURED_ROWS = 512  # of the table that shows how much memory a row needs
 
 # From a table to labels (n,) and probabilities (n, n_classes).
 PredictBoth = Callable[[Any], tuple[Any, np.ndarray]]
@@ -63,9 +68,12 @@ class ServedModel:
         return cls(folder, *loading.load(folder, trust_code))
 
     @classmethod
-    def load_tried(cls, folder: Path, trust_code: bool) -> ServedModel:
-        """Like `load`, after a child process has tried the model. Raises UserError also for a model that ends its process."""
-        probe.check(folder, trust_code, rehearse_start)
+    def load_tried(cls, folder: Path, trust_code: bool, max_rows: int = 0) -> ServedModel:
+        """Like `load`, after a child process has tried the model. Raises UserError also for a model that ends its process.
+
+        The child also refuses a model that needs too much memory for a request of `max_rows` rows.
+        """
+        probe.check(folder, trust_code, partial(rehearse_start, max_rows=max_rows))
         model = cls.load(folder, trust_code)
         model._try_first = True
         return model
@@ -187,9 +195,43 @@ class ServedModel:
 # --- what a child process does first: a forged model may end the process at rows that the trial did not have ---
 
 
-def rehearse_start(folder: Path, kind: str, implementation: Any, pyfunc: PyFuncModel) -> None:
+def rehearse_start(folder: Path, kind: str, implementation: Any, pyfunc: PyFuncModel, max_rows: int = 0) -> None:
     """Do what the server does with a version before it serves."""
-    ServedModel(folder, kind, implementation, pyfunc).check_example()
+    model = ServedModel(folder, kind, implementation, pyfunc)
+    model.check_example()
+    _check_memory(model, max_rows)
+
+
+def _check_memory(model: ServedModel, max_rows: int) -> None:
+    """UserError if a request of `max_rows` rows needs more memory than a trial may. Judged from fewer rows if that is enough.
+
+    A model without an input example is not judged.
+    """
+    example, few, many = model.example, ROWS, min(MEASURED_ROWS, max_rows)
+    if example is None or many <= few:
+        return
+    seconds, megabytes = limits(model.folder)
+    set_limits(seconds, megabytes)  # above the memory of the loaded model
+
+    def measure(n: int) -> int:
+        rows = np.arange(n) % len(example)
+        table = example[rows] if isinstance(example, np.ndarray) else example.iloc[rows]
+        return peak_memory(lambda: model._pyfunc.predict(table))
+
+    per_row, fits = megabytes * 1e6 / few, True
+    try:
+        needed = measure(few)
+        per_row = needed / few
+        per_row = (measure(many) - needed) / (many - few)
+        if needed + per_row * (max_rows - few) > megabytes * 1e6:
+            measure(max_rows)  # some models work through their rows in parts
+    except Exception as error:  # the server answers such a request with an error
+        fits = not is_memory_error(error)
+    if not fits:
+        raise UserError(
+            f"a request of serve.max_rows={max_rows} rows needs more than {megabytes} MB, about {per_row / 1e6:.1f} MB a row;"
+            f" start the server with serve.max_rows={int(0.8e6 * megabytes / per_row)}"
+        )
 
 
 def rehearse_search(folder: Path, kind: str, implementation: Any, pyfunc: PyFuncModel) -> None:

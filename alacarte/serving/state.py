@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.requests import Request
@@ -26,7 +26,8 @@ class AppState:
         self.settings = settings
         self.store = Store(settings.feedback.url) if settings.feedback.url else None
         self.prediction_log = PredictionLog(self.store, settings) if self.store else None
-        self.follower = ModelFollower(settings, lambda folder: ServedModel.load_tried(folder, settings.trust_code))
+        load = partial(ServedModel.load_tried, trust_code=settings.trust_code, max_rows=settings.max_rows)
+        self.follower = ModelFollower(settings, load)
         self.batcher = Batcher(settings.timeout, settings.max_rows)
         self.access = Access(settings)
         self.bodies = Bodies(settings.max_body)

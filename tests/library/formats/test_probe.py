@@ -15,10 +15,12 @@ from forging import CODE, FORGERIES, LABELS, ROWS, change_arrays, code_of
 from mlflow.models import Model, infer_signature
 from mlflow.pyfunc import PyFuncModel
 from sklearn.compose import ColumnTransformer
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures
 from threadpoolctl import threadpool_limits
 
 from alacarte import registry
@@ -213,6 +215,23 @@ def test_the_search_for_a_fast_path_is_rehearsed_in_the_child(tmp_path: Path, mo
     with pytest.raises(UserError, match="did not answer within 2 s"):
         served.find_fast_path()
     assert served.path_in_use == "pyfunc" and served.predict_example() == [0, 1]
+
+
+@pytest.mark.parametrize("degree", [3, 4])
+def test_a_model_whose_rows_need_much_memory_is_refused(degree: int, tmp_path: Path, monkeypatch):
+    """A pipeline that makes 12,341 or 135,751 numbers of a row: 512 rows have room in the child, or they have not."""
+    monkeypatch.setattr(probe, "MEGABYTES", 300)
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 40))).add_prefix("x")
+    model = make_pipeline(PolynomialFeatures(degree), DummyClassifier()).fit(rows, [0, 1] * 10)
+    mlflow.sklearn.save_model(
+        model, str(tmp_path / "model"), signature=infer_signature(rows, [0]), input_example=rows[:3],
+        serialization_format="skops", pip_requirements=[],
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"serve\.max_rows=10000 rows needs more than 301 MB") as refused:
+        ServedModel.load_tried(tmp_path / "model", trust_code=False, max_rows=10_000)
+    fitting = int(str(refused.value).rpartition("=")[2])
+    assert 64 < fitting < 10_000 and "\n" not in str(refused.value)
+    ServedModel.load_tried(tmp_path / "model", trust_code=False, max_rows=fitting)
 
 
 # --- the process of a server that forks the trials ---
