@@ -19,7 +19,7 @@ from project.data import load_digits
 NAME = "served"
 SMALL = (f"registered_model_name={NAME}",)
 SIGNING = {verdicts.KEY: "key"}
-WEAK = (*SMALL, "model=sklearn_sgd", "model.max_iter=2", "explain=false")
+WEAK = (*SMALL, "model=sklearn_sgd", "model.max_iter=2", "explain=false", "gate.slices=null")
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,9 @@ def test_a_metric_of_the_team_decides_and_a_reject_moves_nothing(remote: Project
     number = evaluated.data.tags["model_version"]
     assert aliases(remote)["challenger"] == number
     assert f"python -m steps.promote registered_model_name={NAME} version={number} force=true" in result
+    again = next(line for line in result.splitlines() if line.startswith("evaluate: again"))
+    assert f"run_id={trained.info.run_id}" in again
+    assert f"model     {NAME} version {number}" in remote.run("bash", "-c", again.split(maxsplit=2)[2]).stdout
     refused = remote.step("promote", f"version={number}", SMALL[0], code=2)
     assert "gate verdict REJECT" in refused.stderr and "force=true" in refused.stderr
 
@@ -124,7 +127,7 @@ def test_what_moves_no_alias_and_registers_nothing(remote: Project, promoted: st
 
 
 def test_every_kind_of_address_is_the_same_model_and_a_folder_is_logged_before_it_is_registered(remote: Project):
-    last = remote.step("train", *WEAK[:-1], "seed=21", "save_to=saved").stdout.splitlines()[-1]
+    last = remote.step("train", *WEAK[:-2], "seed=21", "save_to=saved").stdout.splitlines()[-1]
     run = newest(remote, "train")
     assert last == f"run_id={run.info.run_id}"
     uris = [
