@@ -76,10 +76,9 @@ def first_model(family: str, case: Case, seed: int) -> Any:
 
 
 def labels_for_training(labelled: Labelled, case: Case, model: Any, how: dict[str, Any]) -> Labelled:
-    keys = ("init", "new_classes", "max_share_per_annotator", "max_range_factor")
-    chosen = selection.choose(
-        labelled, case.dataset, classes=model.classes, rejected=[], **{key: how["retrain"][key] for key in keys}
-    )
+    limits = {key: how["retrain"][key] for key in ("init", "new_classes", "max_range_factor")}
+    limits["max_labels_per_annotator"] = selection.most_labels(case.dataset, how["retrain"])
+    chosen = selection.choose(labelled, case.dataset, classes=model.classes, rejected=[], **limits)
     return audit.subset(labelled, np.concatenate([chosen.replayed, chosen.new]))
 
 

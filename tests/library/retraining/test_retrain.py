@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, Project
+from learning import learner
 from mlflow import MlflowClient
 from people import SPLIT, people
 from reports import report
@@ -20,6 +21,9 @@ from alacarte.feedback.locks import Lock, lock
 from alacarte.registry import Located
 from alacarte.retraining.champion import Champion
 from alacarte.retraining.recovery import recover
+from benchmarks import retrain
+from benchmarks.retrain_cases import make_case
+from benchmarks.retrain_gate import print_simulation
 from project.data import load_digits
 
 DIGITS = list(range(10))
@@ -282,3 +286,13 @@ def test_mistakes_of_the_user_are_one_line(case: Case):
         assert "nothing to do" in result.stdout and "retrains" in result.stdout and not case.runs("retrain")
     case.client.delete_registered_model_alias(case.name, "champion")
     assert "has no champion" in case.run(code=2).stderr
+
+
+def test_the_benchmark_of_retraining_runs(capsys):
+    case, how = make_case("table", 1), retrain.settings()
+    champion = retrain.first_model("sklearn_sgd", case, 1)
+    results = retrain.once(champion, case, how, 1)
+    assert results["feedback only"].verdict == "REJECT" and results["warm"].verdict in retrain.VERDICTS
+    assert retrain.with_epochs(learner("torch_mlp"), 2).settings["max_epochs"] == 2
+    print_simulation(how["gate"], 2)
+    assert "| equal | " in capsys.readouterr().out
