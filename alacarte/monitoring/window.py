@@ -82,7 +82,7 @@ def compare_window(
         "out_of_range_rate": float(compared["out_of_range"].mean()),
     }
     columns = columns.sort_values("psi", ascending=False, ignore_index=True)
-    expected = measure(answer(learner, X_test, y_test, dataset.weight("test"))) if len(y_test) else {}
+    expected = measure(answer(learner, X_test, y_test)) if len(y_test) else {}  # audit rows have no weights either
     decision = drift.decide(columns, metrics, expected, margin=settings["margin"], labels=settings["labels"])
     return WindowComparison(decision, metrics, columns, _count_by_annotator(labelled, about["prediction_id"]), answers)
 

@@ -1,17 +1,25 @@
 """Drift is found where it is, not where it is not, and says so of each kind of column."""
 
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 
+from alacarte.data.dataset import Dataset
 from alacarte.data.tables import align_columns
+from alacarte.feedback.queries import Labelled, Window
+from alacarte.learners.sklearn import SklearnLearner
 from alacarte.monitoring import drift
 from alacarte.monitoring.drift import compare_column, compare_columns, decide, holm, mark, measure, psi
 from alacarte.monitoring.report import answers_figure, drift_figure
+from alacarte.monitoring.window import compare_window
+from alacarte.registry import Located
+from alacarte.retraining.champion import Champion
 from project.data import load_digits
 
 
@@ -128,6 +136,34 @@ def test_regression_is_measured_by_its_errors():
     metrics = measure(about(50, 25), "regression")
     assert metrics["audit_rmse"] == pytest.approx(np.sqrt(0.5))
     assert metrics["audit_rmse_low"] < metrics["audit_rmse"] < metrics["audit_rmse_high"]
+
+
+def champion_of(X: pd.DataFrame, y: np.ndarray, weights: np.ndarray | None = None) -> Champion:
+    """A champion that was trained on these rows, half of them; the others are its val and test parts."""
+    split, labels = np.array(["train", "train", "val", "test"] * len(X))[: len(X)], pd.Series(y, name="y")
+    dataset = Dataset(X, labels, split, "classification", "rows", "y", "rows.csv", "0", weights)
+    (X_train, y_train), (X_val, y_val) = dataset.part("train"), dataset.part("val")
+    learner = SklearnLearner(LogisticRegression())
+    learner.fit(X_train, y_train, X_val, y_val, task="classification", seed=0)
+    return Champion("m", "1", Located("", Path(), None, None, {}), learner, {}, dataset)
+
+
+def test_weights_count_on_neither_side_of_the_accuracy():
+    """Half of the rows are a guess, and count for a tenth in training. A window like the test part raises no alarm."""
+    draw = np.random.default_rng(0)
+    X = pd.DataFrame({"a": draw.normal(size=1600), "hard": draw.integers(0, 2, 1600).astype(float)})
+    y = np.where(np.where(X["hard"] == 1, draw.normal(size=1600), X["a"]) > 0, "p", "q")
+    champion = champion_of(X, y, np.where(X["hard"] == 1, 0.1, 1.0))
+    rows, predicted = X[:400], champion.learner.predict(X[:400])
+    about = pd.DataFrame({
+        "prediction_id": rows.index.astype(str), "model_version": "1", "prediction": predicted, "label": y[:400],
+        "is_correction": predicted != y[:400], "audit": True, "confidence": 0.9, "latency_ms": 1.0, "input_schema": "1",
+    })  # fmt: skip
+    none = Labelled(rows[:0], pd.Series([], dtype=object), pd.DataFrame(columns=[*about, "used_version", "annotator"]))
+    settings = {"rows": 400, "min_rows": 1000, "reference_rows": 1000, "confidence_level": 0.95, "psi_threshold": 0.1,
+                "margin": 0.02, "labels": 200}  # fmt: skip
+    compared = compare_window(champion, Window(rows, about, {"1": list(X)}), none, 0, settings)
+    assert not compared.decision.retrain, compared.decision.reason
 
 
 HOSTILE = ["$$", "$\\frac{$", "_hidden", "a\nb", "<b>", "^_{}", "\\$", "🐟"]
