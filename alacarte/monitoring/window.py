@@ -121,7 +121,8 @@ def _count_by_annotator(labelled: Labelled, ids: pd.Series) -> pd.DataFrame:
 def count_new(champion: Champion, labelled: Labelled, settings: Mapping[str, Any], rejected: list[str]) -> int:
     """How many labels a retraining would take now."""
     left = selection.select(
-        labelled, champion.dataset, classes=champion.learner.classes,
+        labelled, champion.dataset,
+        classes=None if settings["new_classes"] == "scratch" else champion.learner.classes,
         max_labels_per_annotator=selection.most_labels(champion.dataset, settings), max_range_factor=settings["max_range_factor"],
         rejected=rejected,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from alacarte.learners.sklearn import SklearnLearner
 from alacarte.monitoring import drift
 from alacarte.monitoring.drift import compare_column, compare_columns, decide, holm, mark, measure, psi
 from alacarte.monitoring.report import answers_figure, drift_figure
-from alacarte.monitoring.window import compare_window
+from alacarte.monitoring.window import compare_window, count_new
 from alacarte.registry import Located
 from alacarte.retraining.champion import Champion
 from project.data import load_digits
@@ -164,6 +164,17 @@ def test_weights_count_on_neither_side_of_the_accuracy():
                 "margin": 0.02, "labels": 200}  # fmt: skip
     compared = compare_window(champion, Window(rows, about, {"1": list(X)}), none, 0, settings)
     assert not compared.decision.retrain, compared.decision.reason
+
+
+@pytest.mark.parametrize(("new_classes", "n"), [("scratch", 50), ("error", 0)])
+def test_labels_of_a_new_class_are_new_labels_where_a_retraining_takes_them(new_classes: str, n: int):
+    X = pd.DataFrame({"a": np.random.default_rng(0).normal(size=400)})
+    champion = champion_of(X, np.where(X["a"] > 0, "p", "q"))
+    about = pd.DataFrame({"state": ["accepted"] * 50, "audit": False, "used_version": None, "annotator": "local:me"})
+    labelled = Labelled(X[:50] + 0.001, pd.Series(["r"] * 50), about)
+    settings = {"new_classes": new_classes, "max_share_per_annotator": 1, "max_range_factor": 1, "max_replay_rows": None,
+                "label_weight": 1}  # fmt: skip
+    assert count_new(champion, labelled, settings, []) == n
 
 
 HOSTILE = ["$$", "$\\frac{$", "_hidden", "a\nb", "<b>", "^_{}", "\\$", "🐟"]
