@@ -58,7 +58,9 @@ def compare_column(before: pd.Series, after: pd.Series) -> dict[str, Any]:
     if is_number:
         outside = (values < known.min()) | (values > known.max()) if len(known) else values.notna()
     else:
-        known, values = known.astype(str), values.astype(str)
+        categories = before.dtype.categories if isinstance(before.dtype, pd.CategoricalDtype) else None
+        are_numbers = categories is not None and pd.api.types.is_numeric_dtype(categories)  # 1.0 in a window, 1 before
+        known, values = (column.astype("float64" if are_numbers else str) for column in (known, values))
         outside = ~values.isin(known.unique())
     if by_value:
         bins = known.value_counts().index[:MAX_VALUES].to_numpy()

@@ -191,6 +191,14 @@ def test_no_text_of_a_table_is_read_as_a_formula():
     assert ticks[::-1] == [name.replace("$", r"\$") for name in HOSTILE]
 
 
+def test_categories_of_numbers_are_compared_as_numbers():
+    codes = pd.Series(np.random.default_rng(0).integers(1, 6, 900))
+    before = pd.DataFrame({"code": codes.astype("category")})
+    after = align_columns(pd.DataFrame({"code": codes[:300].astype("float64")}), before)
+    assert not moved(before, after) and compare_columns(before, after)["out_of_range"].max() == 0
+    assert moved(before, after.replace(1.0, 9.0)) and not moved(before, before[:300])
+
+
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_dates_are_compared_whatever_unit_they_are_stored_in(unit: str):
     days = pd.Series(pd.date_range("2024-01-01", periods=300, unit="ns"))
