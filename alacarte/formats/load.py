@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
+import yaml
 from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel
 
@@ -27,6 +28,33 @@ PICKLES = {".pkl", ".pickle", ".cloudpickle", ".joblib", ".pth", ".pt", ".ckpt",
 # Bytes of a file in JSON or YAML that describes a model: larger ones would fill the memory before they can be checked.
 MAX_METADATA = 2**26
 MAX_VALUES = 10**6  # of the metadata and flavors in MLmodel
+MAX_WRITTEN = 10**5  # values that stand in MLmodel; reading them takes 3 s
+MAX_DIGITS = 20
+
+
+class _Loader(yaml.SafeLoader):
+    """MLflow's reader of YAML, without the means by which a short file takes hours to read: this happens outside the trial."""
+
+    n_values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.n_values += 1
+        if self.n_values > MAX_WRITTEN:
+            raise UserError(f"{self.name}: more than {MAX_WRITTEN} values; log the model again")
+        return super().compose_node(parent, index)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):  # each can repeat a list of others
+            raise UserError(f"{self.name}: merge keys of YAML (<<) are not read; log the model again")
+        super().flatten_mapping(node)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MAX_DIGITS:  # base 60 takes quadratic time, and so do keys with one hash
+            raise UserError(f"{self.name}: a whole number of more than {MAX_DIGITS} digits; log the model again")
+        return super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def load(folder: Path, trust_code: bool = False) -> tuple[str, Any, PyFuncModel]:
@@ -50,7 +78,8 @@ def read_description(folder: Path) -> Model:
     """The file MLmodel. UserError for one that is too large, or that no reader would get to the end of."""
     if (size := (folder / "MLmodel").stat().st_size) > MAX_METADATA:
         raise UserError(f"{folder}: MLmodel has {size} bytes, allowed are {MAX_METADATA}")
-    meta = Model.load(str(folder / "MLmodel"))
+    with (folder / "MLmodel").open() as file:
+        meta = Model.from_dict(yaml.load(file, _Loader))
     # In YAML a list can be named and used many times, also in itself: a short file can stand for endless values.
     branches, count = [meta.metadata, meta.flavors, meta.saved_input_example_info], 0
     while branches:

@@ -1,5 +1,6 @@
 """Models that would end or block the process that loads them are refused; servers and steps go on."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -193,6 +194,36 @@ def test_a_description_that_cannot_be_read_is_a_user_error(metadata: str, tmp_pa
         file.write(f"metadata: {metadata}\n")
     with pytest.raises(UserError, match=r"more than|no model that can be read"):
         registry.locate(str(folder))
+
+
+MERGED = "".join(f", &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 6))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        (f"[&a0 {{k: 1}}{MERGED}]", r"merge keys of YAML \(<<\) are not read"),
+        ("{!!merge a: {b: 1}}", r"merge keys of YAML \(<<\) are not read"),
+        ("1" + ":0" * 200_000, "a whole number of more than 20 digits"),
+        (
+            "{" + ", ".join(f"{i * (2**61 - 1)}: 1" for i in range(20_000)) + "}",
+            "a whole number of more than 20 digits",
+        ),
+        ("[" + "1, " * 100_000 + "]", "more than 100000 values"),
+    ],
+    ids=["merge", "tag", "base 60", "one hash", "values"],
+)
+def test_a_description_that_takes_hours_to_read_is_refused(metadata: str, reason: str, tmp_path: Path):
+    """In the process that asks, because it reads MLmodel before the trial."""
+    folder = save(tmp_path / "model", LogisticRegression().fit(ROWS, LABELS))
+    with (folder / "MLmodel").open("a") as file:
+        file.write(f"metadata: {metadata}\n")
+    started = time.monotonic()
+    for read in (registry.locate, ServedModel.load_tried):
+        with pytest.raises(UserError, match=reason) as refused:
+            read(*([str(folder)] if read is registry.locate else [folder, False]))
+        assert "\n" not in str(refused.value)
+    assert time.monotonic() - started < 60
 
 
 def test_a_short_description_of_endless_values_is_refused(tmp_path: Path):
