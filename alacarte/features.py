@@ -8,9 +8,9 @@ nor a missing value is an error.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from io import BytesIO
 from typing import Any, Protocol
@@ -67,12 +67,13 @@ class Tabular:
     """`features=tabular`: numbers are scaled, texts become one column per category, dates become numbers."""
 
     max_categories: int = 50
+    text: tuple[str, ...] = ()  # columns that are text, also where each value is a date
 
     def fit_transform(
         self, X: pd.DataFrame, y: pd.Series | None = None, seed: int = 0
     ) -> tuple[ColumnTransformer, Any]:
         """A transformer to a dense float64 array (n, n_features)."""
-        kinds = {name: _kind(X[name]) for name in X.columns}
+        kinds = {name: "text" if name in self.text else _kind(X[name]) for name in X.columns}
         steps = {"numeric": _numeric(), "text": _text(self.max_categories), "date": _date()}
         groups = [(kind, pipe, [name for name in X if kinds[name] == kind]) for kind, pipe in steps.items()]
         transformer = ColumnTransformer([group for group in groups if group[2]], sparse_threshold=0)
@@ -110,9 +111,11 @@ class OwnFeatures:
 TABULAR = Tabular()
 
 
-def make_features(target: str, made: Any) -> Features:
-    """The features of a configuration, whose function `target` has returned `made`."""
-    if isinstance(made, Tabular | NoFeatures):
+def make_features(target: str, made: Any, text: Sequence[str] = ()) -> Features:
+    """The features of a configuration, whose function `target` has returned `made`. `text` are the columns of data.text."""
+    if isinstance(made, Tabular):
+        return replace(made, text=tuple(text))
+    if isinstance(made, NoFeatures):
         return made
     if isinstance(made, type) or not (hasattr(made, "fit_transform") and hasattr(made, "transform")):
         raise UserError(
@@ -128,8 +131,8 @@ def unfitted(transformer: Any) -> Features:
         return NoFeatures()
     if not is_tabular(transformer):
         return OwnFeatures(describe(transformer), clone(transformer))
-    text = next((pipe for name, pipe, _ in transformer.transformers if name == "text"), None)
-    return Tabular(text[-1].max_categories) if text else TABULAR
+    text = next(((pipe, names) for name, pipe, names in transformer.transformers if name == "text"), None)
+    return Tabular(text[0][-1].max_categories, tuple(text[1])) if text else TABULAR
 
 
 def transform(transformer: Any, X: pd.DataFrame) -> Any:

@@ -11,6 +11,7 @@ import mlflow
 from omegaconf import DictConfig
 
 from alacarte import launch, tracking
+from alacarte.data.columns import names_of
 from alacarte.data.dataset import as_mlflow, columns_like_ids, load_data
 from alacarte.data.tables import absolute
 from alacarte.errors import as_argument
@@ -33,7 +34,8 @@ def main(cfg: DictConfig) -> None:
         print(f"train: {column} has another text in each row: if it is an id, leave it out with {drop}")
     mlflow.log_input(as_mlflow(dataset, "train"), context="train")
 
-    features = make_features(cfg.features._target_, launch.instantiate(cfg.features, _convert_="all"))
+    made = launch.instantiate(cfg.features, _convert_="all")
+    features = make_features(cfg.features._target_, made, names_of(data.get("text")))
     learner = launch.instantiate(cfg.model)
     learner.fit(
         X, y, X_val, y_val, task=dataset.task, seed=cfg.seed, features=features, weight=dataset.weight("train"),

@@ -125,6 +125,18 @@ def test_rows_that_look_otherwise_than_in_training(family: str, tmp_path: Path) 
         made.predict(X.assign(listed="yesterday"))
 
 
+def test_a_column_of_data_text_is_text_where_each_value_is_a_date() -> None:
+    X = pd.DataFrame({"joined": ["2020-01-01", "2020-01-02"] * 4, "seen": ["2020-01-01", "2020-01-02"] * 4})
+    made = features.make_features("alacarte.features.Tabular", TABULAR, ["joined"])
+    for _ in range(2):  # also in a retraining from scratch
+        preprocess, _ = made.fit_transform(X, X["seen"])
+        assert [(kind, names) for kind, _, names in preprocess.transformers] == [
+            ("text", ["joined"]),
+            ("date", ["seen"]),
+        ]
+        made = features.unfitted(preprocess)
+
+
 def test_columns_of_every_kind() -> None:
     days = pd.to_datetime(["2020-01-01", None, "9999-12-31", "1600-03-01"])
     X = pd.DataFrame(
