@@ -83,7 +83,7 @@ def train(cfg: DictConfig, run_id: str, champion: Champion, choice: Choice, labe
     mlflow.log_input(as_mlflow(dataset, "train"), context="replay")
     how = {"init": choice.init, "share": settings["epoch_fraction"], "shrink": settings["shrink"], "seed": cfg.seed}
     how["on_epoch"] = lambda epoch, metrics: mlflow.log_metrics(metrics, step=epoch)
-    update = learner.update(*rows.train, *rows.val, **how, weight=rows.weight)
+    update = learner.update(*rows.train, *rows.val, **how, weight=rows.weight, val_weight=rows.val_weight)
     print(f"retrain: {update.init}, {update.epochs} epochs" + (f", {update.note}" if update.note else ""))
     mlflow.set_tags({"reason": cfg.reason, "parent_version": champion.number, "init": update.init})
     example = dataset.part("train")[0].head(5)

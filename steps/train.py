@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     learner = launch.instantiate(cfg.model)
     learner.fit(
         X, y, X_val, y_val, task=dataset.task, seed=cfg.seed, features=features, weight=dataset.weight("train"),
-        on_epoch=lambda epoch, metrics: mlflow.log_metrics(metrics, step=epoch),
+        val_weight=dataset.weight("val"), on_epoch=lambda epoch, metrics: mlflow.log_metrics(metrics, step=epoch),
     )  # fmt: skip
 
     # The model says what it learned from, so that evaluate needs nothing but the model.

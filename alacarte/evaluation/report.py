@@ -45,7 +45,7 @@ def log_scores(
 def log_importance(learner: Learner, rows: JudgingRows, metric: str | None, metrics: Metrics) -> None:
     """Log the permutation importance of the input columns as importance.json and importance.png."""
     _, y = rows.dataset.part("test")
-    importance = column_importance(learner, rows.for_challenger, y, metric, metrics)
+    importance = column_importance(learner, rows.for_challenger, y, metric, metrics, rows.weight)
     if importance is None:
         print(f"evaluate: no permutation importance, {rows.for_challenger.shape[1]:,} columns would take too long")
         return

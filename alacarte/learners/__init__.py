@@ -61,6 +61,7 @@ class TrainingData:
     seed: int
     weight: np.ndarray | None
     on_epoch: OnEpoch | None
+    val_weight: np.ndarray | None
 
 
 class Learner(ABC):
@@ -135,9 +136,10 @@ class Learner(ABC):
         seed: int,
         features: Features = TABULAR,
         weight: np.ndarray | None = None,
+        val_weight: np.ndarray | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> None:
-        """Train on X, y. X_val, y_val are for early stopping. `weight` (n,) weights the rows of X.
+        """Train on X, y. X_val, y_val are for early stopping. `weight` (n,) weights the rows of X, `val_weight` those of X_val.
 
         on_epoch(epoch, metrics) follows a learner with epochs.
         Raises UserError for a column that is no number, bool, date or text, and for a model that cannot do `task`.
@@ -145,7 +147,7 @@ class Learner(ABC):
         if X.shape[1] == 0:
             raise UserError("data: no input column is left beside the target; allowed is one or more")
         with threads_for(X):
-            self.fit_from_scratch(TrainingData(X, y, X_val, y_val, seed, weight, on_epoch), task, features)
+            self.fit_from_scratch(TrainingData(X, y, X_val, y_val, seed, weight, on_epoch, val_weight), task, features)
 
     def update(
         self,
@@ -159,6 +161,7 @@ class Learner(ABC):
         shrink: float,
         seed: int,
         weight: np.ndarray | None = None,
+        val_weight: np.ndarray | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> Update:
         """Train further for `share` of the `epochs`, with the same features and classes.
@@ -169,7 +172,7 @@ class Learner(ABC):
 
         Raises UserError if no answer changed. The caller ensures that each label of y is one of `classes`.
         """
-        data = TrainingData(X, y, X_val, y_val, seed, weight, on_epoch)
+        data = TrainingData(X, y, X_val, y_val, seed, weight, on_epoch, val_weight)
         note = None if init == "scratch" else self.reason_for_scratch(y)
         if note or init == "scratch":
             self.start_over(seed)

@@ -77,7 +77,7 @@ class KerasLearner(MadeNetworkLearner, KerasNetwork):
             rows.inputs,
             _column(rows.targets, classes),
             sample_weight=rows.weight,
-            validation_data=(validation.inputs, _column(validation.targets, classes)),
+            validation_data=(validation.inputs, _column(validation.targets, classes), validation.weight),
             batch_size=settings["batch_size"],
             epochs=epochs,
             callbacks=[lower_rate if further else stop_early, keras.callbacks.LambdaCallback(on_epoch_end=report)],

@@ -101,7 +101,8 @@ class NetworkLearner(NetworkModel, Learner):
         }
         self.set_seed(data.seed)
         self.start()
-        rows, validation = Rows(to_numbers(inputs), self._targets(y), data.weight), self._rows(data.X_val, data.y_val)
+        rows = Rows(to_numbers(inputs), self._targets(y), data.weight)
+        validation = self._rows(data.X_val, data.y_val, data.val_weight)
         self.net["epochs"] = self.train(rows, validation, self.settings.get("max_epochs", 1), False, data.on_epoch)
 
     def fit_further(self, data: TrainingData, epochs: int) -> int:
@@ -111,7 +112,8 @@ class NetworkLearner(NetworkModel, Learner):
         """
         self.set_seed(data.seed)
         widen(self.preprocess, data.X)
-        rows, validation = self._rows(data.X, data.y, data.weight), self._rows(data.X_val, data.y_val)
+        rows = self._rows(data.X, data.y, data.weight)
+        validation = self._rows(data.X_val, data.y_val, data.val_weight)
         return self.train(rows, validation, epochs, True, data.on_epoch)
 
     def numbers(self, data: pd.DataFrame) -> np.ndarray:

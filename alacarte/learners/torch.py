@@ -133,13 +133,18 @@ class TorchLearner(MadeNetworkLearner, torch_network.TorchNetwork):
         return total.item() / float(weight.sum())
 
     def _score(self, rows: Rows) -> dict[str, float]:
-        outputs, targets = torch.from_numpy(self.outputs(rows.inputs)), torch.from_numpy(rows.targets)
+        outputs, targets = self.outputs(rows.inputs), rows.targets
         with torch.inference_mode():
-            loss = self._losses(outputs.to(self.device), targets.to(self.device)).mean().item()
+            losses = self._losses(torch.from_numpy(outputs).to(self.device), torch.from_numpy(targets).to(self.device))
+
+        def mean(values: np.ndarray) -> float:
+            return float(np.average(values, weights=rows.weight))
+
+        loss = mean(losses.cpu().numpy())
         if self.classes is not None:
-            return {"val_loss": loss, "val_accuracy": (outputs.argmax(dim=1) == targets).float().mean().item()}
-        errors = F.mse_loss(outputs[:, 0], targets).item()
-        return {"val_loss": loss, "val_r2": 1 - errors / (targets.var(correction=0).item() or 1.0)}
+            return {"val_loss": loss, "val_accuracy": mean(outputs.argmax(axis=1) == targets)}
+        errors, variance = mean((outputs[:, 0] - targets) ** 2), mean((targets - mean(targets)) ** 2)
+        return {"val_loss": loss, "val_r2": 1 - errors / (variance or 1.0)}
 
     def _losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """(n,) losses: those of the network itself where it has a method `loss`."""

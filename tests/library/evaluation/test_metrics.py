@@ -235,3 +235,14 @@ def test_the_columns_that_the_target_depends_on_are_the_important_ones(task):
     assert metric == ("r2" if task == "regression" else "log_loss") and set(rows["column"]) == set(X)
     assert set(rows["column"][:2]) == {"a", "b"} and rows["importance"][0] > 0.1
     assert (rows["importance"].diff().dropna() <= 0).all()
+
+
+def test_the_importance_of_a_column_counts_weights():
+    X, y = table("numeric", "classification")
+    twice, labels = pd.concat([X, X], ignore_index=True), pd.concat([y, y[::-1]], ignore_index=True)
+    made, weight = fitted("sklearn_sgd", "numeric", "classification"), np.repeat([1.0, 0.0], len(X))
+    blind, weighted, plain = (
+        column_importance(made, rows, truth, weight=weights)[0].set_index("column").loc["a", "importance"]
+        for rows, truth, weights in ((twice, labels, None), (twice, labels, weight), (X, y, None))
+    )
+    assert blind < 0.7 * plain and weighted == pytest.approx(plain, rel=0.3)

@@ -37,6 +37,32 @@ def test_weights_count_in_training_from_scratch_and_further(family: str, task: s
     assert error(made) < 0.3
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_weights_count_in_the_validation_that_stops_a_training(task: str) -> None:
+    """Half of the val rows are wrong and weigh nothing."""
+    X, y = table("numeric", task, rows=200)
+    both, targets = pd.concat([X, X]), pd.concat([y, y[::-1].set_axis(y.index)])
+    made = [], [], []
+    for epochs, (rows, labels, weight) in zip(
+        made, ((X, y, None), (both, targets, np.repeat([1.0, 0.0], 200)), (both, targets, None)), strict=True
+    ):
+        learner("torch_mlp", task).fit(
+            X,
+            y,
+            rows,
+            labels,
+            task=task,
+            seed=0,
+            val_weight=weight,
+            on_epoch=lambda _, metrics, seen=epochs: seen.append(metrics),
+        )
+    for name in made[0][0]:
+        plain, weighted, blind = ([epoch[name] for epoch in epochs] for epochs in made)
+        assert weighted == pytest.approx(plain, rel=1e-3) and (
+            name == "train_loss" or blind != pytest.approx(plain, rel=0.1)
+        )
+
+
 def test_an_estimator_without_weights_is_named() -> None:
     X, y = table("numeric", "classification")
     made = SklearnLearner(make_pipeline(StandardScaler(), KNeighborsClassifier()))
