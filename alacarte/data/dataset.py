@@ -155,7 +155,7 @@ def load_data(
     parts = rule.assign(groups, None if rule.column is None else tables.plain_column(frame[rule.column]))
     if task == "classification":
         parts = place_rare_classes(y, parts, groups, rule, rare_classes)
-    check_parts(y, parts, groups, task, rule)
+    check_parts(y, parts, groups, task, rule, weights)
     described = [f"{column}: {dtype}" for column, dtype in X.dtypes.items()]
     digest = hashlib.blake2b(json.dumps([described, str(target), str(y.dtype), task]).encode(), digest_size=8)
     for values in (rows, hash_rows(y.to_frame()), parts.astype("S5"), *([] if weights is None else [weights])):

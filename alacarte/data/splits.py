@@ -221,8 +221,10 @@ def _value_bits(value: Any) -> int:
     return struct.unpack("=Q", struct.pack("=d", np.nan if np.isnan(number) else number + 0.0))[0]
 
 
-def check_parts(y: pd.Series, split: np.ndarray, groups: np.ndarray, task: str, rule: SplitRule) -> None:
-    """UserError for a part without a row, and for regression with a single row.
+def check_parts(
+    y: pd.Series, split: np.ndarray, groups: np.ndarray, task: str, rule: SplitRule, weights: np.ndarray | None = None
+) -> None:
+    """UserError for a part without a row or with weights of 0 only, and for regression with a single row.
 
     `groups` are the (n,) hashes from which `split` comes.
     """
@@ -232,6 +234,10 @@ def check_parts(y: pd.Series, split: np.ndarray, groups: np.ndarray, task: str, 
             advice = "more rows are needed" if rule.by == "hash" else "change the column or data.split"
             need = f"{count} of {len(y)} rows into {part}, which needs {needed}{_together(groups)}"
             raise UserError(f"data.split.by={rule.by} puts {need}: {advice}")
+        if weights is not None and not weights[split == part].any():
+            raise UserError(
+                f"data.weight: all {count} rows of {part} have the weight 0: leave such rows out of the data"
+            )
 
 
 def place_rare_classes(

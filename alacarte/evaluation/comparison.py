@@ -200,7 +200,7 @@ def worse_slices(
     One level for all slices together (Bonferroni), so that looking at many raises no more false alarms than at one.
     """
     losses_before, losses_after, worse = losses(before), losses(after), []
-    all_slices = slices(groups)
+    all_slices = slices(groups, before.weight)
     for column, value, rows in all_slices:
         level = 1 - (1 - confidence_level) / len(all_slices)
         weight = None if before.weight is None else before.weight[rows]

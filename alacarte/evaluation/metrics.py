@@ -186,7 +186,7 @@ def _calculations(a: Answers) -> dict[str, Callable[[], float]]:
     """
     from sklearn import metrics as sk  # late: takes half a second, which a reused pipeline does not need
 
-    if not a.truth.size:
+    if not a.truth.size or (a.weight is not None and not a.weight.any()):
         return {}
     columns = {"y_true": a.truth, "y_pred": a.predicted, "sample_weight": a.weight}
     if a.task == "regression":
@@ -278,18 +278,19 @@ def by_slice(answers: Answers, groups: pd.DataFrame, metrics: Metrics | None = N
     """
     table = [
         {"column": column, "value": value, "n": len(rows), **measure(answers.at(rows), metrics, strict=False)}
-        for column, value, rows in slices(groups)
+        for column, value, rows in slices(groups, answers.weight)
     ]
     by, ascending = ("rmse", False) if answers.task == "regression" else ("accuracy", True)
     return pd.DataFrame(table).sort_values(by, ascending=ascending, ignore_index=True)
 
 
-def slices(groups: pd.DataFrame) -> list[tuple[Any, str, np.ndarray]]:
-    """Column, value and row numbers of each slice."""
+def slices(groups: pd.DataFrame, weight: np.ndarray | None = None) -> list[tuple[Any, str, np.ndarray]]:
+    """Column, value and row numbers of each slice, without slices in which each row has the weight 0."""
     table = []
     for column, values in groups.items():
         names = _slice_names(values.reset_index(drop=True))
-        table += [(column, value, rows) for value, rows in names.groupby(names).indices.items()]
+        indices = names.groupby(names).indices.items()
+        table += [(column, value, rows) for value, rows in indices if weight is None or weight[rows].any()]
     return table
 
 

@@ -258,3 +258,5 @@ def test_weights_come_from_a_column_that_is_no_input(tmp_path):
     for value in (-1, "much", None, np.inf):
         people().assign(w=[value, *[1] * 299]).to_csv(path, index=False)
         assert "data.weight=w" in refusal(table, path, weight="w")
+    people().assign(w=np.where(dataset.split == "val", 0, 1)).to_csv(path, index=False)
+    assert "rows of val have the weight 0" in refusal(table, path, weight="w")

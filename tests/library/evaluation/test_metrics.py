@@ -9,6 +9,7 @@ from learning import fitted, table
 from people import refusal
 
 from alacarte.errors import UserError
+from alacarte.evaluation.comparison import worse_slices
 from alacarte.evaluation.explain import column_importance
 from alacarte.evaluation.metrics import (
     BUILT_IN,
@@ -226,6 +227,18 @@ def test_slices_cover_every_row_of_every_column_once():
     pair = make_answers(numbers, np.where(numbers < 50, numbers, numbers + 5), None, None, "regression")
     worst_first = by_slice(pair, pd.DataFrame({"low": numbers < 50}))
     assert worst_first["value"].tolist() == ["False", "True"] and worst_first["rmse"].tolist() == [5, 0]
+
+
+@pytest.mark.parametrize("kind", ["str", "number"])
+def test_a_slice_without_weight_is_left_out(kind):
+    truth, answer, proba, classes = example("str", 200)
+    pair = (
+        (np.arange(200.0), np.arange(200.0)[::-1], None, None) if kind == "number" else (truth, answer, proba, classes)
+    )
+    groups = pd.DataFrame({"town": ["Bonn", "Lyon"] * 100})
+    answers = make_answers(*pair, "regression" if kind == "number" else "classification", np.tile([0.0, 1.0], 100))
+    assert by_slice(answers, groups)["value"].tolist() == ["Lyon"] and worse_slices(answers, answers, groups) == []
+    assert measure(answers.at(np.arange(0, 200, 2))) == {}
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
