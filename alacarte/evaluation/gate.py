@@ -1,6 +1,7 @@
 """May a challenger become the champion? A pure function of numbers. It returns the verdict and its reason in one sentence."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -109,8 +110,9 @@ def check_metric(metric: str | None, champion: Mapping[str, str]) -> None:
     """UserError if the champion, with these tags, was judged by a metric that somebody chose, and now none is chosen."""
     before = champion.get("gate.metric", "default")
     if metric is None and before != "default":
+        setting = shlex.quote(f"gate.metric={before}")
         raise UserError(
-            f"gate.metric=null: the champion was judged by {before}: add gate.metric={before}, and metrics=NAME if it is a "
+            f"gate.metric=null: the champion was judged by {before}: add {setting}, and metrics=NAME if it is a "
             "metric of your own; or choose another gate.metric"
         )
 

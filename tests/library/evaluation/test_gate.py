@@ -202,6 +202,8 @@ def test_a_champion_that_another_metric_chose_is_not_judged_by_the_default():
         check_metric(metric, tags)
     with pytest.raises(UserError, match=r"gate.metric=null: the champion was judged by cost: add gate.metric=cost"):
         check_metric(None, {"gate.metric": "cost"})
+    with pytest.raises(UserError, match=r"add 'gate.metric=my cost', and"):
+        check_metric(None, {"gate.metric": "my cost"})
 
 
 def test_a_loss_on_the_test_rows_also_shows_the_audit_rows():
