@@ -74,6 +74,7 @@ def test_each_file_opens_with_the_command_that_runs_it(path: Path):
     lines = path.read_text().splitlines()
     first = lines[lines[0].startswith("# @package ")]  # which Hydra reads in the first line alone
     assert first.startswith(("# mlflow run .", "# python -m steps.", "# What every entry point takes")), first
+    assert "-P +" not in path.read_text(), "MLflow allows no sign in the name of a parameter: -P overrides=+KEY=VALUE"
 
 
 def test_main_takes_what_train_and_evaluate_take():
