@@ -36,14 +36,16 @@ def main(cfg: DictConfig, forks: Forks) -> None:
     if not name or not cfg.feedback.url:
         raise UserError(f"registered_model_name={name} feedback.url={cfg.feedback.url}: monitor needs both")
     store = Store(cfg.feedback.url)
+    passing: tuple[type[Exception], ...] = (StoreError,)  # errors after which the loop continues
     while True:
         began = time.monotonic()
         try:
             decision, new_labels = judge_window(cfg, store)
-        except StoreError as error:
+            passing = StoreError, UserError  # the settings are right: the data or the champion have changed since
+        except passing as error:
             if not settings["every"]:
                 raise
-            print(f"monitor: the feedback store does not work: {error}", flush=True)
+            print("monitor:", *["the feedback store does not work:"] * isinstance(error, StoreError), error, flush=True)
             decision, new_labels = Decision(False, str(error)), 0
         code = act(cfg, forks, decision, new_labels) if decision.retrain and settings["act"] else YES * decision.retrain
         if not settings["every"]:
@@ -55,9 +57,8 @@ def judge_window(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
     """One window, one run: the decision, and the number of new labels that a retraining would use."""
     settings, name = launch.plain(cfg.monitor), cfg.registered_model_name
     champion = load_champion(name, launch.plain(cfg.data) if cfg.get("data") else None)
-    now = time.time()
+    now, model = time.time(), f"{name} version {champion.number}"
     window = store.window(name, now - settings["hours"] * 3600, now, settings["rows"])
-    model = f"{name} version {champion.number}"
     with tracking.start_run("monitor", cfg) as run:
         labelled, n = store.labelled(name, "accepted", "used"), len(window.about)
         new_labels = count_new(champion, labelled, launch.plain(cfg.retrain), registry.rejected_versions(name))
@@ -73,11 +74,10 @@ def judge_window(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
         answer = "yes" if decision.retrain else "no"
         mlflow.log_dict(asdict(decision), "decision.json")
         mlflow.set_tags({"retrain": answer, "reason": decision.reason, "model_version": champion.number})
-        rows = f"{n:,} predictions, {new_labels:,} new labels"
-        summary = {"model": model, "rows": rows, "retrain": f"{answer}, {decision.reason}"}
-        if decision.retrain:
-            url = cfg.feedback.url
-            store_key = [f"feedback.url={url}"] if url.startswith("sqlite") else []  # others may contain a password
+        summary = {"model": model, "rows": f"{n:,} predictions, {new_labels:,} new labels"}
+        summary["retrain"] = f"{answer}, {decision.reason}"
+        if decision.retrain:  # the address of another store may contain a password
+            store_key = [f"feedback.url={cfg.feedback.url}"] if cfg.feedback.url.startswith("sqlite") else []
             summary["next"] = tracking.step_command("retrain", f"registered_model_name={name}", *store_key)
         tracking.print_summary("monitor", summary)
         print(f"run_id={run.info.run_id}", flush=True)

@@ -6,15 +6,20 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import mlflow
 import numpy as np
 import pytest
-from conftest import Project, environment
+from conftest import ROOT, Project, environment
+from hydra import compose, initialize_config_dir
 from preloaded import programs
 from reports import report
 from test_retrain import DIGITS, Case
 
+import steps.monitor
+from alacarte.errors import StoreError, UserError
+from alacarte.monitoring.drift import Decision
 from project.data import load_digits
 
 
@@ -70,6 +75,22 @@ def test_drift_wants_labels_and_labels_want_nothing_else(case: Case):
         case, *dear, "monitor.labels=5", "retrain.max_share_per_annotator=10", "gate.dry_run=true", "explain=false"
     )
     assert "retrain: from version 1" in output and "not retrained" not in output and len(case.runs("retrain")) == 1
+
+
+def test_a_loop_continues_after_an_error_unless_it_is_of_the_first_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        url = f"feedback.url=sqlite:///{tmp_path}/feedback.db"
+        cfg = compose("monitor", ["registered_model_name=m", url, "monitor.every=0.01"])
+    no, wrong, locked = (Decision(False, ""), 0), UserError("the data have changed"), StoreError("locked")
+    for windows, end in (([no, wrong, locked, wrong], KeyboardInterrupt), ([locked, wrong], UserError)):
+        judge_window = Mock(side_effect=[*windows, KeyboardInterrupt])
+        monkeypatch.setattr(steps.monitor, "judge_window", judge_window)
+        with pytest.raises(end):
+            steps.monitor.main.__wrapped__(cfg, None)
+        assert capsys.readouterr().out.count("locked\n") == 1
+    assert judge_window.call_count == 2
 
 
 def test_two_loops_retrain_once(case: Case):
