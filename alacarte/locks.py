@@ -1,4 +1,4 @@
-"""Locks between the processes of one machine."""
+"""Locks between the processes of one machine, and the name of the account."""
 
 import getpass
 import hashlib
@@ -25,3 +25,11 @@ def lock(name: str) -> FileLock:
     except OSError:
         raise UserError(f"{folder} cannot be used for lock files: export TMPDIR=FOLDER of your own") from None
     return FileLock(folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock")
+
+
+def user_name() -> str:
+    """The name of the account, or its number: a container may run under a number without a name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return str(os.getuid())

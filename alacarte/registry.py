@@ -4,9 +4,9 @@ Aliases have no compare-and-set. A file lock therefore serializes the promotions
 names the champion that it was decided against, and the alias is read again just before it moves.
 """
 
-import getpass
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ from alacarte import verdicts
 from alacarte.data import tables
 from alacarte.errors import UserError, nearest
 from alacarte.formats.load import read_description
-from alacarte.locks import lock
+from alacarte.locks import lock, user_name
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 RUN_TAG = "retrain_run_id"  # of a version, from its first moment on: the retraining that it came from
@@ -90,7 +90,9 @@ def _or_none(get: Callable[[str, str], ModelVersion], name: str, version: str) -
 
 def nearest_models(name: str) -> str:
     """How to get a champion of a registered model, with the nearest names where there is no such model."""
-    first = f"make the first one with `mlflow run . --env-manager local -P registered_model_name={name}`"
+    first = (
+        f"make the first one with `mlflow run . --env-manager local -P {shlex.quote(f'registered_model_name={name}')}`"
+    )
     names = [model.name for model in MlflowClient().search_registered_models()]
     return first if name in names or not names else f"{nearest(name, names)} (or {first})"
 
@@ -183,20 +185,13 @@ def promote(version: ModelVersion, *, expected: str, reason: str) -> None:
         if expected == number_of(version):
             return
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        about = {"promoted_at": now, "promoted_by": _user(), "promoted_from": expected, "promotion_reason": reason}
+        about = {"promoted_at": now, "promoted_by": user_name(), "promoted_from": expected, "promotion_reason": reason}
         if expected != "none":  # first, so that a stop between the two leaves the champion where it was
             client.set_registered_model_alias(name, PREVIOUS, expected)
         client.set_registered_model_alias(name, CHAMPION, version.version)
         tags = client.get_model_version(name, version.version).tags
         times = 1 + sum(key.split(".")[0] == "promoted_at" for key in tags)
         tag(version, {key if times == 1 else f"{key}.{times}": value for key, value in about.items()})
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container may run under a number without a name
-        return str(os.getuid())
 
 
 def sign(version: ModelVersion, verdict: str, folder: Path) -> str:

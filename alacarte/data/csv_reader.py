@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from alacarte.errors import UserError, as_argument
+from alacarte.errors import UserError, as_argument, first_line
 
 # An empty cell is missing in every column. In columns of numbers and booleans, these words are missing, too.
 MISSING = ["#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"]
@@ -167,10 +167,6 @@ def reading(path: str) -> Iterator[None]:
     except Exception as error:
         hint = "is it CSV in UTF-8, or Parquet, as its name says?"
         raise UserError(f"data.path={path}: cannot be read: {first_line(error)}: {hint}") from error
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def read_numbers(

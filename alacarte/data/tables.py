@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from fsspec.implementations.local import LocalFileSystem
 
-from alacarte.data.csv_reader import CellRules, CsvFile, first_line, read_numbers, reading, require_numbers
-from alacarte.errors import UserError, as_argument, nearest
+from alacarte.data.csv_reader import CellRules, CsvFile, read_numbers, reading, require_numbers
+from alacarte.errors import UserError, as_argument, first_line, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa

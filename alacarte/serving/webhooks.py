@@ -21,7 +21,7 @@ import msgspec
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from alacarte.errors import UserError
+from alacarte.errors import UserError, first_line
 from alacarte.registry import CHALLENGER, CHAMPION
 from alacarte.serving.rows import RequestError
 from alacarte.serving.settings import Settings
@@ -84,7 +84,7 @@ def registered(settings: Settings, url: str) -> Iterator[None]:
         assert settings.webhook_secret
         webhook_id = create(settings.registered_model_name, settings.webhook_url or url, settings.webhook_secret)
     except MlflowException as error:
-        print(f"serve: no webhook, the poll follows the registry: {_first_line(error)}", file=sys.stderr)
+        print(f"serve: no webhook, the poll follows the registry: {first_line(error)}", file=sys.stderr)
     try:
         yield
     finally:
@@ -93,7 +93,7 @@ def registered(settings: Settings, url: str) -> Iterator[None]:
                 with _short_timeouts():
                     MlflowClient().delete_webhook(webhook_id)
         except MlflowException as error:
-            logger.warning("the webhook %s stays registered: %s", webhook_id, _first_line(error))
+            logger.warning("the webhook %s stays registered: %s", webhook_id, first_line(error))
 
 
 @contextmanager
@@ -134,13 +134,9 @@ def create(name: str, url: str, secret: str) -> str:
     except MlflowException as error:
         if error.error_code == "INVALID_PARAMETER_VALUE":
             raise UserError(
-                f"serve.webhook_url={url} is refused: {_first_line(error)} For a server on this machine start mlflow with "
+                f"serve.webhook_url={url} is refused: {first_line(error)} For a server on this machine start mlflow with "
                 "MLFLOW_WEBHOOK_ALLOWED_SCHEMES=http,https MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true"
             ) from None
         if error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"):
-            raise UserError(f"serve.webhook=true: this registry has no webhooks: {_first_line(error)}") from None
+            raise UserError(f"serve.webhook=true: this registry has no webhooks: {first_line(error)}") from None
         raise
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

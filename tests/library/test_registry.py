@@ -12,7 +12,7 @@ from conftest import Project, copy_project, tracking
 from people import refusal
 from registries import register
 
-from alacarte import learners, registry, verdicts
+from alacarte import learners, locks, registry, verdicts
 from alacarte.errors import UserError
 from project.data import load_digits
 
@@ -251,7 +251,7 @@ def test_two_models_of_one_run_are_two_models(remote: Project):
 
 
 def test_an_account_without_a_name_promotes(remote: Project, versions: list, monkeypatch):
-    monkeypatch.setattr(registry.getpass, "getuser", lambda: {}["uid not found"])
+    monkeypatch.setattr(locks.getpass, "getuser", lambda: {}["uid not found"])
     registry.promote(versions[1], expected="1", reason="second")
     assert remote.client.get_model_version(versions[1].name, versions[1].version).tags["promoted_by"].isdigit()
 
