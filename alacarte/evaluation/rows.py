@@ -121,8 +121,8 @@ def choose_rows(
     the operator's word and replaces them. Left out are rows that occur in the train or val part of one of the models, by
     the columns that both data have, and inputs of labels that a retraining used (`labelled`).
 
-    Raises UserError where the data of a model cannot be read or have changed, which with `data` is only noted, and where
-    rows had to be left out and fewer than `min_rows` remain.
+    Raises UserError where rows had to be left out and fewer than `min_rows` remain, and where the data of a model cannot be
+    read or have changed; with `data`, that is only noted as far as `_trained_on` says.
     """
     models = {"the champion": champion, "the challenger": challenger}
     trained, unknown = _trained_on(models, read, data, check_digest=data is None)
@@ -161,7 +161,8 @@ def _trained_on(
                 is_one = data is None or (is_changed and _is_one_source(data, record["data"]))
                 if (is_own and data is None) or (is_changed and is_one):
                     raise
-                notes.append(f"rows that {name} was trained on are not known: {error}")
+                reason = str(error).partition(": add -P data=")[0]  # there are `data`
+                notes.append(f"rows that {name} was trained on are not known: {reason}")
                 continue
             if is_own and dataset.digest != record.get("dataset_digest"):
                 notes.append(
