@@ -224,7 +224,7 @@ def copy_to(version: ModelVersion, name: str) -> ModelVersion:
 
 
 def ancestry(version: ModelVersion) -> list[ModelVersion]:
-    """A version and what it was retrained from, newest first; it ends at one trained from scratch, or deleted since."""
+    """A version and its ancestors, newest first. The list ends at a model from scratch, or before a deleted version."""
     line = [version]
     while (parent := line[-1].tags.get("parent_version")) and parent not in map(number_of, line):  # a tag can be edited
         before = by_number(version.name, parent)
@@ -337,7 +337,7 @@ def _logged_model_id(model_uri: str) -> str | None:
 
 
 def _is_outage(error: BaseException | None) -> bool:
-    """Whether a connection failed, or the server did, rather than that there is no such model."""
+    """Whether the connection or the server failed. False if the model does not exist."""
     if isinstance(error, requests.HTTPError):
         return error.response is not None and error.response.status_code >= 500
     if isinstance(error, (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)):

@@ -34,7 +34,7 @@ def is_signed(name: str, number: str, source: str, folder: Path, signature: str)
 
 
 def digest(folder: Path) -> str:
-    """Of the names and contents of the files in a model folder."""
+    """The SHA-256 of the names and contents of the files in a model folder."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)

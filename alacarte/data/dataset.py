@@ -37,7 +37,7 @@ class ChangedData(UserError):
 
 
 class ReplacedData(ChangedData):
-    """The rows that a model was trained on are no longer in its data, or with other values."""
+    """The data no longer contain the rows that a model was trained on, or contain them with other values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,8 @@ class Dataset:
     def metadata(self) -> dict[str, Any]:
         """What a model records of the data that it was trained on.
 
-        `trained_rows` are the lowest hashes of train and val rows: a random sample. It leaves out inputs that a test row has.
+        `trained_rows` are the lowest hashes of the train and val rows: a random sample without inputs that are also in a
+        test row.
         """
         rows = hash_rows(self.X)
         sample = np.setdiff1d(rows[self.is_trained_on], rows[~self.is_trained_on])[:SAMPLE]
@@ -82,7 +83,7 @@ class Dataset:
         return about | {"trained_rows": " ".join(f"{row:x}" for row in sample.tolist())}
 
     def why_unknown(self, metadata: Mapping[str, Any]) -> str:
-        """Why rows that a model was trained on may be test rows here. Empty where they are train and val rows.
+        """The reason why training rows of a model may be test rows here. Empty if they are still train or val rows.
 
         `metadata` is the record of a model that was trained on an earlier state of these data.
         """

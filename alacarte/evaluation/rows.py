@@ -1,8 +1,8 @@
 """The test rows on which a champion and a challenger are compared: rows that neither was trained on.
 
-Each model records its data and their split, which say which rows trained it. Two models with the same data and split
-have the same test part. With another split, or after a column was dropped, which changes the hash of a row, the test part
-of one model holds rows that the other was trained on.
+Each model records its data and split. They show which rows trained it. Two models with the same data and split have the
+same test part. Another split, or a dropped column, changes the part of a row. Then the test part of one model has rows
+that trained the other.
 """
 
 import logging
@@ -90,7 +90,8 @@ def _source(data: Mapping[str, Any], key: str) -> Any:
 def own_rows(
     challenger: Mapping[str, Any], read: DataReader, data: Mapping[str, Any] | None, slices: Sequence[str]
 ) -> JudgingRows:
-    """The test part of the challenger's own data, or of `data`, without rows that trained it: all there is without a champion.
+    """The test part of the challenger's own data, or of `data`, without rows that trained it. These rows judge if there
+    is no champion.
 
     Raises UserError where the model records no data, where its data have changed so that the rows that trained it are not
     known, where no row remains, and where one of `slices` is no column.
@@ -117,12 +118,12 @@ def choose_rows(
 ) -> JudgingRows:
     """The rows that judge. `champion` and `challenger` are what the two models record of themselves.
 
-    The rows and labels are the champion's test part: the labels of its own data are the challenger's own word. `data` is
-    the operator's word and replaces them. Left out are rows that occur in the train or val part of one of the models, by
-    the columns that both data have, and inputs of labels that a retraining used (`labelled`).
+    The rows and labels come from the champion's test part, because a challenger could forge labels of its own. `data`,
+    which the operator names, replaces them. Left out are rows that occur in the train or val part of one of the models,
+    by the columns that both data have, and inputs of labels that a retraining used (`labelled`).
 
-    Raises UserError where rows had to be left out and fewer than `min_rows` remain, and where the data of a model cannot be
-    read or have changed; with `data`, that is only noted as far as `_trained_on` says.
+    Raises UserError if rows had to be left out and fewer than `min_rows` remain, and if the data of a model cannot be
+    read or have changed. With `data`, some of these cases only add a note: see `_trained_on`.
     """
     models = {"the champion": champion, "the challenger": challenger}
     trained, unknown = _trained_on(models, read, data, check_digest=data is None)
@@ -143,11 +144,12 @@ def choose_rows(
 def _trained_on(
     models: Mapping[str, Mapping[str, Any]], read: DataReader, data: Mapping[str, Any] | None, *, check_digest: bool
 ) -> tuple[dict[str, Dataset], list[str]]:
-    """The data that trained each of the `models` and its ancestors, and a sentence for each thing that is not known of them.
+    """The data that trained each of the `models` and its ancestors, and a note for each model whose rows are not known
+    or whose data have changed.
 
-    Data of a model that are not known are an error without `data`, and also where `data` are the same data, which have changed.
-    The first applies to no ancestor, and the second only where rows are known to have moved. New rows in the place of all rows
-    of a champion are no error either: if it knew them, that would only be in its favour.
+    Without `data`, unknown data of a model are an error. Unknown data of an ancestor are a note. With `data`, changed
+    data are an error if `data` name the same source. Replaced data of a champion or of an ancestor are a note: a
+    champion that had seen the test rows could only gain from that.
     """
     trained, notes = {}, []
     for model, metadata in models.items():
@@ -228,8 +230,8 @@ def _sentence(report: Mapping[str, Any]) -> str:
 def _inputs_for(trained: Dataset | None, X: pd.DataFrame, look_up: bool) -> pd.DataFrame:
     """The rows X (n,) with the columns that a model was trained on.
 
-    With `look_up`, columns that X lacks are taken from equal rows of the model's own data. All other columns that X lacks
-    are missing values: what the challenger's data say of a champion's row could be its label.
+    With `look_up`, columns that X lacks are taken from equal rows of the model's own data. All other columns that X
+    lacks are filled with missing values. A column from the challenger's data could contain the label.
     """
     if trained is None or not set(trained.X) - set(X):
         return X

@@ -1,4 +1,4 @@
-"""Which model folders are loaded, by the server and by the steps: checked before anything in a folder is made or run."""
+"""Load model folders for the server and the steps. A folder is checked before an object is made or code is run from it."""
 
 import contextlib
 import json
@@ -188,8 +188,8 @@ def _check_example(folder: Path, meta: Model) -> None:
 def check_example(labels: list, metadata: Mapping[str, Any]) -> None:
     """UserError if these answers of a loaded model to its input example differ from the answers logged with it.
 
-    They do if its features or its packages have changed since. Numbers may differ a little, because another processor rounds
-    differently.
+    The answers differ if its features or its packages have changed since the training. Numbers may differ a little,
+    because another processor rounds differently.
     """
     logged = metadata.get("example_predictions")
     if logged is None or labels == logged:

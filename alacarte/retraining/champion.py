@@ -40,11 +40,12 @@ class Champion:
 
 
 def load_champion(name: str, data: Mapping[str, Any] | None = None) -> Champion:
-    """The champion of a registered model and its data: those it records, whose digest is checked, or else `data`.
+    """The champion of a registered model with `data`, or without `data` with its recorded data, whose digest is
+    checked.
 
     The test part is without rows that the champion or its ancestors were trained on.
 
-    Raises UserError where there is no champion, where it records no data, and where these have changed since.
+    Raises UserError if there is no champion, or, without `data`, if it records no data or its data have changed.
     """
     number = registry.number_of(registry.require_champion(name))
     model = registry.locate(f"models:/{name}/{number}")

@@ -274,7 +274,7 @@ class ModelFollower:
         self._find_fast_path(candidate)
 
     def _load_candidate(self, candidate: _Candidate, folder: Path | None = None) -> None:
-        """Download a version unless `folder` has it, load it, and compare its answers to its example."""
+        """Download a version unless `folder` has it, load it, and compare its answers with the answers logged with it."""
         try:
             folder = candidate.folder = folder or self._cache.fetch(candidate.version)
             if self._stopping.is_set():
@@ -299,7 +299,7 @@ class ModelFollower:
             logger.warning("version %s stays on MLflow's own path: %s", candidate.version.number, _one_line(error))
 
     def _load_from_cache(self) -> None:
-        """Serve the last version that served from here and is not refused."""
+        """Serve the newest version in the cache that served before and is not refused."""
         errors = []
         for key in self._cache.served():
             refused = self._candidates.get(key)
