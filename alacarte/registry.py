@@ -90,9 +90,8 @@ def _or_none(get: Callable[[str, str], ModelVersion], name: str, version: str) -
 
 def nearest_models(name: str) -> str:
     """How to get a champion of a registered model, with the nearest names where there is no such model."""
-    first = (
-        f"make the first one with `mlflow run . --env-manager local -P {shlex.quote(f'registered_model_name={name}')}`"
-    )
+    parameter = shlex.quote(f"registered_model_name={name}")
+    first = f"make the first one with `mlflow run . --env-manager local -P {parameter}`"
     names = [model.name for model in MlflowClient().search_registered_models()]
     return first if name in names or not names else f"{nearest(name, names)} (or {first})"
 
@@ -330,9 +329,8 @@ def _logged_model_id(model_uri: str) -> str | None:
     if match := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri):
         name, alias, number = match.groups()
         version = by_number(name, number) if number else by_alias(name, alias)
-        return (
-            _logged_model_id(str(version.source)) if version else None
-        )  # a copy has the version that it was copied from
+        # The source of a copy is the version that it was copied from.
+        return _logged_model_id(str(version.source)) if version else None
     return model_uri.removeprefix("models:/") if re.fullmatch("models:/m-[0-9a-z]+", model_uri) else None
 
 

@@ -113,11 +113,14 @@ def apply_verdict(
     compared: the verdict then is HOLD.
     """
     tags = verdict_tags(verdict, expected, run_id, metric)
-    located = model.located if model.located.model_id else registry.locate(f"models:/{version.name}/{version.version}")
-    signature = registry.sign(version, verdict.decision, located.path) if signs else verdicts.NOT_SIGNED
-    registry.tag(version, {**tags, verdicts.TAG: signature})
-    if not signs and os.environ.get(verdicts.KEY):
+    signature, has_key = verdicts.NOT_SIGNED, bool(os.environ.get(verdicts.KEY))
+    if signs and has_key:
+        is_logged = model.located.model_id  # otherwise the model was logged again when it was registered
+        located = model.located if is_logged else registry.locate(f"models:/{version.name}/{version.version}")
+        signature = registry.sign(version, verdict.decision, located.path)
+    elif has_key:
         print(f"evaluate: the verdict is not signed, because champion version {expected} is not: see docs/registry.md")
+    registry.tag(version, {**tags, verdicts.TAG: signature})
     if verdict.decision != "PROMOTE":
         return None
     try:

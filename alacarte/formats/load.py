@@ -33,7 +33,7 @@ MAX_DIGITS = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """MLflow's reader of YAML, without the means by which a short file takes hours to read: this happens outside the trial."""
+    """The loader of YAML without the features that let a short file take hours to read. It runs outside the trial."""
 
     n_values = 0
 
@@ -75,10 +75,10 @@ def load(folder: Path, trust_code: bool = False) -> tuple[str, Any, PyFuncModel]
 
 
 def read_description(folder: Path) -> Model:
-    """The file MLmodel. UserError for one that is too large, or that no reader would get to the end of."""
+    """The file MLmodel. UserError if it is too large, or stands for too many values."""
     if (size := (folder / "MLmodel").stat().st_size) > MAX_METADATA:
         raise UserError(f"{folder}: MLmodel has {size} bytes, allowed are {MAX_METADATA}")
-    with (folder / "MLmodel").open() as file:
+    with (folder / "MLmodel").open(encoding="utf-8") as file:
         meta = Model.from_dict(yaml.load(file, _Loader))
     # In YAML a list can be named and used many times, also in itself: a short file can stand for endless values.
     branches, count = [meta.metadata, meta.flavors, meta.saved_input_example_info], 0

@@ -22,12 +22,12 @@ def recover(model_lock: Lock, name: str) -> str | None:
     for run in _running(f"tags.step = 'retrain' and tags.registered_model_name = '{name}'"):
         tracking.fail(run)
     waiting = registry.by_alias(name, registry.CHALLENGER)
-    used = model_lock.store.labelled(name, "used").about
-    known = used.loc[used["used_version"] == registry.number_of(waiting), "used_run_id"]
-    # Anybody who may write to the registry can set the tag. The store says which run made the version.
-    if waiting is None or waiting.tags.get(RUN_TAG) not in set(known) or not _is_open(name, waiting):
+    if waiting is None or RUN_TAG not in waiting.tags or not _is_open(name, waiting):
         return None
-    run_id = waiting.tags[RUN_TAG]
+    run_id, used = waiting.tags[RUN_TAG], model_lock.store.labelled(name, "used").about
+    # Anybody who may write to the registry can set the tag. The store says which run made the version.
+    if run_id not in set(used.loc[used["used_version"] == registry.number_of(waiting), "used_run_id"]):
+        return None
     for run in _running(f"tags.step = 'evaluate' and tags.source_run_id = '{run_id}'"):
         tracking.fail(run)
     client = MlflowClient()

@@ -241,9 +241,10 @@ class ModelFollower:
         return registered.tags.get(verdicts.TAG, "") if registered and is_same else ""
 
     def _is_approved(self, candidate: _Candidate, signature: str) -> bool:
+        if not self._require_verdict:
+            return True
         version, folder = candidate.version, candidate.folder
-        if not self._require_verdict or folder is None:
-            return not self._require_verdict
+        assert folder, "a candidate without an error has its files"
         return verdicts.is_signed(version.name, version.number, version.source, folder, signature)
 
     def _swap(self, version: VersionRef, model: ServedModel, signature: str) -> None:

@@ -221,7 +221,7 @@ def _check_memory(model: ServedModel, max_rows: int) -> None:
     per_row, fits = megabytes * 1e6 / few, True
     try:
         needed = measure(few)
-        per_row = needed / few
+        per_row = max(needed, 1) / few
         per_row = (measure(many) - needed) / (many - few)
         if needed + per_row * (max_rows - few) > megabytes * 1e6:
             measure(max_rows)  # some models work through their rows in parts
