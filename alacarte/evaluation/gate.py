@@ -132,7 +132,8 @@ def _first(signal: Signal | None, no_champion: str) -> tuple[str, str]:
             f"{no_champion}, and all test rows have the same target: use more rows or another data.split.seed",
         )
     s = signal
-    value = f"{no_champion}, and {s.metric} {s.value:.4g} [{s.low:.4g}, {s.high:.4g}] on {s.n:,} rows"
+    name = "the gain in r2 over the mean" if s.metric == "r2" else s.metric  # it can be above 1
+    value = f"{no_champion}, and {name} {s.value:.4g} [{s.low:.4g}, {s.high:.4g}] on {s.n:,} rows"
     if s.low > s.chance:
         return "PROMOTE", f"{value} is better than chance ({s.chance:g})"
     advice = "train with more rows, other columns or another model="
