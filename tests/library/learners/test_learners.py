@@ -14,11 +14,11 @@ import pytest
 from conftest import ROOT, environment, tracking
 from learning import ALL, FAMILIES, fitted, learner, table
 from mlflow.pyfunc import scoring_server
-from servers import served_by_mlflow
 
 from alacarte import features, learners
 from alacarte.errors import UserError
 from alacarte.features import TABULAR
+from alacarte.serving.model import ServedModel
 
 TASKS = ("classification", "regression")
 MISSING = (None, np.nan, pd.NA, pd.NaT)
@@ -31,11 +31,28 @@ def equal(actual: object, expected: object) -> bool:
     return actual.tolist() == expected.tolist()
 
 
+def as_json(rows: pd.DataFrame) -> bytes:
+    """Rows as the body of a request."""
+    dates = {name: column.astype(str).replace("NaT", None) for name, column in rows.items() if column.dtype.kind == "M"}
+    cells = rows.assign(**dates).astype(object)
+    return json.dumps({"dataframe_split": cells.where(cells.notna(), None).to_dict("split", index=False)}).encode()
+
+
+def served(model: mlflow.pyfunc.PyFuncModel, body: bytes, kind: str = "application/json") -> list:
+    """The answer of the function behind `mlflow models serve`."""
+    answer = scoring_server.invocations(body, kind, model, model.metadata.get_input_schema())
+    return json.loads(answer.response)["predictions"]
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("family", ALL)
-def test_what_is_saved_answers_the_same_everywhere(family: str, task: str, tmp_path: Path) -> None:
+def test_what_is_saved_answers_the_same_everywhere(
+    family: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, (X, y) = fitted(family, "mixed", task), table("mixed", task)
     expected, is_network = made.predict(X), family in ("torch_mlp", "keras_mlp")
+    if is_network:  # to MLflow, skops is a pickle too
+        monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     if task == "classification":
         assert made.classes == ["high", "low", "mid"] and (expected == y).mean() > 0.5
         assert made.predict_proba(X).shape == (len(X), 3)
@@ -49,9 +66,9 @@ def test_what_is_saved_answers_the_same_everywhere(family: str, task: str, tmp_p
     assert (again.task, again.classes) == (made.task, made.classes) and equal(again.predict(X), expected)
     if task == "classification":
         assert np.allclose(again.predict_proba(X), made.predict_proba(X))
-    served = mlflow.pyfunc.load_model(str(folder))
-    assert equal(served.predict(X), expected) and equal(served.predict(X[2:3]), expected[2:3])
-    metadata = served.metadata.metadata
+    stock = mlflow.pyfunc.load_model(str(folder))
+    assert equal(stock.predict(X), expected) and equal(stock.predict(X[2:3]), expected[2:3])
+    metadata = stock.metadata.metadata
     assert (metadata["about"], metadata["learner"]) == ("this", type(made).__module__)
     assert metadata["example_predictions"] == made.predict(X.head(5)).tolist()
     pins = (folder / "requirements.txt").read_text().split()
@@ -59,7 +76,7 @@ def test_what_is_saved_answers_the_same_everywhere(family: str, task: str, tmp_p
     assert any(pin.startswith("torch==") for pin in pins) == is_network
     package = family.removesuffix("_mlp") if family in ALL.keys() - FAMILIES else "scikit-learn"
     assert any(pin.startswith(package) for pin in pins)
-    assert equal(served.predict(served.input_example), expected[:5])
+    assert equal(stock.predict(stock.input_example), expected[:5])
     if is_network:
         import torch
 
@@ -85,8 +102,7 @@ def test_labels_stay_what_they_are(family: str, labels: list, tmp_path: Path) ->
     assert made.classes == sorted(labels) and json.dumps(made.classes)
     names = {str: "string", int: "long", bool: "boolean"}
     assert [column.type.name for column in model.metadata.signature.outputs] == [names[type(labels[0])]]
-    answer = scoring_server.invocations(X.to_csv(index=False), "text/csv", model, model.metadata.get_input_schema())
-    assert json.loads(answer.response)["predictions"] == model.predict(X).tolist()
+    assert served(model, X.to_csv(index=False).encode(), "text/csv") == model.predict(X).tolist()
 
 
 @pytest.mark.parametrize("family", ["sklearn_hgb", "torch_mlp"])
@@ -226,14 +242,6 @@ def test_torch_reports_its_epochs_and_stops_early(capfd: pytest.CaptureFixture[s
     assert "training on cpu" in capfd.readouterr().err
 
 
-def test_mlflow_passes_the_torch_program_as_free_of_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    X, _ = table("mixed", "classification")
-    made = fitted("torch_mlp", "mixed", "classification")
-    made.save(tmp_path / "model", example=X.head(3), metadata={})
-    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    assert equal(mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(X), made.predict(X))
-
-
 def test_scikit_learn_alone_imports_no_torch(tmp_path: Path) -> None:
     code = """if True:
         import sys
@@ -249,41 +257,40 @@ def test_scikit_learn_alone_imports_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], env=env, check=True)
 
 
-def test_logged_models_are_served_by_mlflow(tmp_path: Path) -> None:
-    """A registry in one folder, `mlflow models serve` in another: an estimator and a network over the mixed table."""
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    (tmp_path / "elsewhere").mkdir()
+def test_logged_models_answer_as_mlflow_serves_them(tmp_path: Path) -> None:
+    """Over rows with values that are missing or were not in training."""
     X, _ = table("mixed", "classification")
-    rows = X.head(20).copy()
-    rows["floors"] = rows["floors"].astype(object)
+    rows = X.head(20).astype({"floors": object})
     rows.loc[1, "floors"] = None  # missing in an integer column that had none in training
     rows.loc[2, "town"] = "Oslo"
     rows.loc[3] = None
-    plain = rows.assign(sold=rows["sold"].astype(str).replace("NaT", None)).astype(object)
-    plain = plain.where(plain.notna(), None)
-    records = plain.to_dict(orient="records")
     for family in ("sklearn_hgb", "torch_mlp"):
         made = fitted(family, "mixed", "classification")
-        with tracking(store):
+        with tracking(f"sqlite:///{tmp_path}/mlflow.db"):
             experiment = mlflow.create_experiment(family, artifact_location=(tmp_path / "artifacts").as_uri())
             with mlflow.start_run(experiment_id=experiment) as run:
                 info = made.log("model", example=X.head(5), metadata={"about": "this"})
                 mlflow.log_metric("val_accuracy", 0.5, model_id=info.model_id)
-            assert info.model_uri.startswith("models:/m-")
             logged = mlflow.get_logged_model(info.model_id)
             assert logged.source_run_id == run.info.run_id and logged.metrics[0].key == "val_accuracy"
-            assert mlflow.models.get_model_info(info.model_uri).metadata["about"] == "this"
             version = mlflow.register_model(info.model_uri, family).version
             mlflow.MlflowClient().set_registered_model_alias(family, "champion", version)
-        with served_by_mlflow(f"models:/{family}@champion", tmp_path / "elsewhere", store) as server:
-            answers = made.predict(rows).tolist()
-            for body in ({"dataframe_split": plain.to_dict(orient="split")}, {"dataframe_records": records}):
-                assert server.ask("/invocations", body).body["predictions"] == answers
-            answer = server.ask("/invocations", {"dataframe_records": records[3:4]})
-            assert answer.body["predictions"] == answers[3:4]
-            # MLflow reads no CSV for a signature with AnyType or datetime in it; Parquet it does.
-            csv = rows.to_csv(index=False).encode()
-            assert server.ask("/invocations", csv, Content_Type="text/csv").status == 400
-            parquet = rows.astype({"floors": "Int64"}).to_parquet()
-            answer = server.ask("/invocations", parquet, Content_Type="application/vnd.apache.parquet")
-            assert answer.body["predictions"] == answers
+            model = mlflow.pyfunc.load_model(f"models:/{family}@champion")
+        assert model.metadata.metadata["about"] == "this"
+        for part in (rows, rows[3:4]):
+            assert served(model, as_json(part)) == made.predict(part).tolist()
+        parquet = rows.astype({"floors": "Int64"}).to_parquet()
+        assert served(model, parquet, "application/vnd.apache.parquet") == made.predict(rows).tolist()
+
+
+@pytest.mark.parametrize("family", ["lightgbm", "xgboost"])
+def test_our_server_answers_alike_on_each_path(family: str, tmp_path: Path) -> None:
+    X, _ = table("mixed", "classification")
+    made = fitted(family, "mixed", "classification")
+    made.save(tmp_path / "model", example=X.head(5), metadata={})
+    model = ServedModel.load(tmp_path / "model", trust_code=False)
+    for path in ("MLflow's own path", "the fast path"):
+        [answer] = model.predict([model.parse(as_json(X), "application/json", len(X))])
+        assert answer.labels == made.predict(X).tolist(), path
+        model.find_fast_path()
+    assert model.path_in_use != "pyfunc"
