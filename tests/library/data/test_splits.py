@@ -70,7 +70,7 @@ CELL = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_a_row_keeps_its_part_when_others_are_appended(tmp_path_factory, data):
     """Through CSV and back, with columns of any one kind, to which a row of any other kind is appended."""

@@ -8,15 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT, Project, tracking
+from hydra.errors import HydraException
 from mlflow import MlflowClient
 
+from alacarte import launch
 from alacarte.errors import UserError
 from alacarte.formats.frameworks import import_extra
-
-HIDE = """
-import sys
-sys.modules["lightgbm"] = None
-"""
 
 STOCK = """
 import json, sys, mlflow, pandas as pd
@@ -36,13 +33,14 @@ def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatc
         import_extra(module)
 
 
-def test_a_step_without_a_package_ends_in_one_line(project: Project):
-    (project.root / "hide").mkdir()
-    (project.root / "hide/sitecustomize.py").write_text(HIDE)
-    fresh = Project(project.root, project.uri, preloaded=False)
-    ended = fresh.step("train", "model=lightgbm", "data.stop=300", code=2, PYTHONPATH=f"{project.root}/hide")
-    line = ended.stderr.strip().splitlines()[-1]
-    assert line.startswith("train: model: lightgbm is not installed") and "Traceback" not in ended.stderr
+def test_a_model_whose_package_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    monkeypatch.delitem(sys.modules, "alacarte.learners.lightgbm", raising=False)
+    monkeypatch.delattr("alacarte.learners.lightgbm", raising=False)
+    cfg = launch.compose("train", ["model=lightgbm"])
+    with pytest.raises(HydraException) as caught:
+        launch.instantiate(cfg.model)
+    assert launch.explain(caught.value, "train").startswith("model: lightgbm is not installed")
 
 
 def test_the_framework_of_the_docs(project: Project, tmp_path: Path):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import Project, copy_project, environment, tracking
-from servers import served_by_mlflow, serving
+from servers import serving
 
 NAME = "orders"
 
@@ -176,46 +176,22 @@ def download(project: Project, to: Path) -> Path:
 
 def test_the_model_takes_the_original_columns_and_answers_alike_everywhere(own: Project, tmp_path: Path):
     folder = download(own, tmp_path / "model")
-    columns = json.loads(mlmodel_of(folder)["signature"]["inputs"])
+    columns = json.loads(yaml.safe_load((folder / "MLmodel").read_text())["signature"]["inputs"])
     assert {column["name"]: column.get("type", "any") for column in columns} == {
         "bought": "datetime", "price": "double", "city": "string",
     }  # fmt: skip
-    (tmp_path / "elsewhere").mkdir()
     own.step("score", f"registered_model_name={NAME}", "input=new.csv", "output=answers.csv")
     expected = pd.read_csv(own.root / "answers.csv")["prediction"].tolist()
     assert set(expected) == {"yes", "no"}
 
+    assert stock_answers(folder, own.root / "new.csv", tmp_path / "elsewhere") == expected
     new = pd.read_csv(own.root / "new.csv").astype(object)
-    body = {"dataframe_split": new.where(new.notna(), None).to_dict("split", index=False)}
-    each = {"dataframe_split": {**body["dataframe_split"], "data": body["dataframe_split"]["data"][:1]}}
+    new = new.where(new.notna(), None)
     with serving(own, f"registered_model_name={NAME}", f"serve.cache={tmp_path}/cache") as served:
         served.wait()
-        with served_by_mlflow(str(folder), tmp_path / "elsewhere") as stock:
-            for server in (served, stock):
-                assert server.ask("/invocations", body).body["predictions"] == expected
-                assert server.ask("/invocations", each).body["predictions"] == expected[:1]
-
-
-def test_monitor_and_retrain_use_them(own: Project, tmp_path: Path):
-    new = rows(300, 2)
-    truth = np.where(new.pop("back") == "yes", "no", "yes").tolist()  # the buyers have changed their minds
-    shared = (f"registered_model_name={NAME}", f"feedback.url=sqlite:///{tmp_path}/feedback.db")
-    with serving(own, *shared, f"serve.cache={tmp_path}/cache", "feedback.audit_share=1") as served:
-        served.wait()
-        cells = new.astype(object).where(new.notna(), None)
-        answer = served.ask("/invocations", {"dataframe_split": cells.to_dict("split", index=False)}).body
-        labels = zip(answer["prediction_ids"], truth, strict=True)
-        served.ask("/feedback", [{"prediction_id": each, "label": label} for each, label in labels])
-    output = own.step("monitor", *shared, "monitor.labels=50", "monitor.min_rows=50", code=3).stdout
-    assert "retrain   yes" in output and f"python -m steps.retrain registered_model_name={NAME}" in output
-    output = own.step("retrain", *shared, "retrain.max_share_per_annotator=1").stdout
-    assert "retrain: from version 1 on" in output and "evaluate: verdict" in output
-    assert own.client.get_model_version_by_alias(NAME, "challenger").tags["parent_version"] == "1"
-    own.client.set_registered_model_alias(NAME, "champion", "1")  # for the other tests
-
-
-def mlmodel_of(folder: Path) -> dict:
-    return yaml.safe_load((folder / "MLmodel").read_text())
+        for n in (len(new), 1):
+            body = {"dataframe_split": new.head(n).to_dict("split", index=False)}
+            assert served.ask("/invocations", body).body["predictions"] == expected[:n]
 
 
 def in_project(project: Project, code: str, *arguments: str) -> list:
@@ -227,6 +203,7 @@ def in_project(project: Project, code: str, *arguments: str) -> list:
 def test_features_are_fitted_on_the_training_rows_only_and_kept_by_a_retraining(own: Project, tmp_path: Path):
     code = """if True:
         import json, sys
+        from pathlib import Path
         from alacarte import learners
         from alacarte.data.dataset import load_data
         split = {"val": 0.15, "test": 0.2, "seed": 0}
@@ -240,9 +217,11 @@ def test_features_are_fitted_on_the_training_rows_only_and_kept_by_a_retraining(
             update = learner.update(X[:200], y[:200], X, y, init=init, **how)
             kept = learner.model[0][0].named_transformers_["cities"].rows_, learner.model[0][1].limits_.tolist()
             notes.append([update.init, kept == before, kept[0]])
+        learner.save(Path(sys.argv[2]), example=X.head(), metadata={})
+        assert (learners.load(sys.argv[2]).predict(X) == learner.predict(X)).all()
         print(json.dumps([len(X), before[0], notes]))
     """
-    n, fitted_rows, notes = in_project(own, code, str(download(own, tmp_path / "model")))
+    n, fitted_rows, notes = in_project(own, code, str(download(own, tmp_path / "model")), str(tmp_path / "next"))
     assert fitted_rows == n < 500
     assert notes == [["warm", True, n], ["scratch", False, 200]]
 
