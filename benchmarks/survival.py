@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet
 
 TESTS = Path(__file__).resolve().parent.parent / "tests" / "library"
 sys.path[:0] = [str(TESTS), str(TESTS.parent.parent)]
-SUITES = [str(TESTS / "serving" / name) for name in ("test_survival.py", "test_store_trouble.py", "test_fuzz.py")]
+SUITES = [str(TESTS / "serving" / name) for name in ("test_survival.py", "test_fuzz.py")]
 POLLS = {"webhooks": 600.0, "polling every 0.5 s": 0.5, "polling every 5 s": 5.0}
 
 

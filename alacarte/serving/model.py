@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class ServedModel:
         self._try_first = False  # whether a child process tries the search for a fast path before this process
         self.task, self.classes, self._predict_both = _inspect(kind, implementation, meta)
         if self._predict_both:  # MLflow checks the input once for labels and probabilities
-            self._pyfunc = PyFuncModel(meta, _Predictor(self._predict_both), model_id=meta.model_id)
+            self._pyfunc = PyFuncModel(meta, SimpleNamespace(predict=self._predict_both), model_id=meta.model_id)
 
     @classmethod
     def load(cls, folder: Path, trust_code: bool) -> ServedModel:
@@ -237,13 +238,6 @@ def _check_memory(model: ServedModel, max_rows: int) -> None:
 def rehearse_search(folder: Path, kind: str, implementation: Any, pyfunc: PyFuncModel) -> None:
     """Search for a fast path. The search predicts rows of its own, and parts of it are compiled code."""
     ServedModel(folder, kind, implementation, pyfunc).find_fast_path()
-
-
-class _Predictor:
-    """Gives a function the interface that PyFuncModel expects."""
-
-    def __init__(self, predict: PredictBoth) -> None:
-        self.predict = predict
 
 
 def _inspect(kind: str, model: Any, meta: Model) -> tuple[str | None, list | None, PredictBoth | None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import pytest
 from conftest import free_port, mlflow_server, tracking
 from cryptography.fernet import Fernet
 from hydra import compose, initialize_config_dir
@@ -67,6 +68,15 @@ def until(happened: Callable[[], object], say: Callable[[], object] = lambda: ""
     while not happened():
         assert time.monotonic() < end, f"it does not come: {say()}"
         time.sleep(0.005)
+
+
+@contextmanager
+def local_registry(folder: Path) -> Iterator[None]:
+    """A registry in SQLite as MLflow's address."""
+    with tracking(f"sqlite:///{folder}/mlflow.db"), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # MLflow puts the artifacts beside the database
+        mlflow.search_experiments()
+        yield
 
 
 @contextmanager

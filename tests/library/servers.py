@@ -17,10 +17,11 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import pytest
 from conftest import Project, environment, free_port, tracking, wait_for
-from mlflow import MlflowClient
 from mlflow.models import infer_signature
 from preloaded import programs
+from registries import point, register
 from sklearn.dummy import DummyClassifier
 
 
@@ -148,21 +149,28 @@ X = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0], "b": [1.0, 0.0, 1.0, 0.0]})
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1.0, 2.0], [3.0, 4.0]]}}
 
 
-def register_constant(project: Project, name: str, label: int, champion: bool = True, **frame: Any) -> str:
+def register_constant(project: Project, name: str, label: int, champion: bool = True, X: pd.DataFrame = X) -> str:
     """Register a model that always answers `label`, so that an answer tells which version gave it; its number."""
-    from alacarte import formats  # noqa: F401  # lets skops hold what features.py uses
-
-    rows = frame.get("X", X)
-    model = DummyClassifier(strategy="constant", constant=label).fit(rows, [0, 1, 2, 3])
     with tracking(project.uri):
-        info = mlflow.sklearn.log_model(
-            model, name="model", signature=infer_signature(rows, model.predict(rows)), input_example=rows,
-            serialization_format="skops", pip_requirements=["scikit-learn"], registered_model_name=name,
-        )  # fmt: skip
-    version = str(info.registered_model_version)
-    if champion:
-        MlflowClient(project.uri).set_registered_model_alias(name, "champion", version)
+        version = register(
+            name, rows=X, model=DummyClassifier(strategy="constant", constant=label).fit(X, [0, 1, 2, 3])
+        )
+        if champion:
+            point(name, version)
     return version
+
+
+def register_code(project: Project, name: str, code: str) -> str:
+    """Register a model of columns a and b that runs this code; its number. It is logged in the folder of the project."""
+    (project.root / f"{name}.py").write_text(code)
+    example = pd.DataFrame({"a": [0.0, 0.0], "b": [0.0, 0.0]})
+    with tracking(project.uri), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.root)
+        info = mlflow.pyfunc.log_model(
+            name="model", python_model=str(project.root / f"{name}.py"), signature=infer_signature(example, [0.0, 0.0]),
+            input_example=example, pip_requirements=[], registered_model_name=name,
+        )  # fmt: skip
+    return str(info.registered_model_version)
 
 
 # --- trials of survival: small in the tests; FULL_SIZE=1 or benchmarks/survival.py for the full size ---

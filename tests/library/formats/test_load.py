@@ -29,12 +29,12 @@ from alacarte.errors import UserError
 from alacarte.formats.load import load
 from alacarte.serving.model import ServedModel
 
-# The loaders of the steps and of the server.
+# The loaders of the steps and of the server: both call `load`.
 LOADERS: tuple[Callable[[Path], Any], ...] = (learners.load, lambda folder: ServedModel.load(folder, trust_code=False))
 
 
-def refused(folder: Path, output: str) -> None:
-    for loader in LOADERS:
+def refused(folder: Path, output: str, loaders: tuple[Callable[[Path], Any], ...] = (load,)) -> None:
+    for loader in loaders:
         with pytest.raises(UserError, match=output) as error:
             loader(folder)
         assert "\n" not in str(error.value)
@@ -104,7 +104,7 @@ def test_files_that_are_not_loaded(small: Path, tmp_path: Path) -> None:
     refused(small, "cannot be loaded")
     X, y = numeric_table()
     pickled = save_sklearn(tmp_path / "pickled", LogisticRegression().fit(X, y), X, serialization_format="cloudpickle")
-    refused(pickled, "pickles are not loaded")
+    refused(pickled, "pickles are not loaded", LOADERS)
     with pytest.raises(UserError, match="pickles are not loaded"):
         load(pickled, trust_code=True)
 
@@ -118,7 +118,7 @@ def test_a_symbolic_link_is_refused(name: str, small: Path, tmp_path: Path) -> N
     else:
         (tmp_path / "elsewhere").mkdir()
     (small / name).symlink_to(tmp_path / "elsewhere")
-    refused(small, f"{name} is a symbolic link")
+    refused(small, f"{name} is a symbolic link", LOADERS)
     with pytest.raises(UserError, match="symbolic link"):
         load(small, trust_code=True)
 
@@ -158,7 +158,7 @@ def test_code_needs_trust(tmp_path: Path) -> None:
     mlflow.pyfunc.save_model(
         tmp_path / "code", python_model=Doubles(), signature=signature, input_example=X, pip_requirements=["mlflow"]
     )
-    refused(tmp_path / "code", r"serve\.trust_code=true")
+    refused(tmp_path / "code", r"serve\.trust_code=true", LOADERS)
     model = ServedModel.load(tmp_path / "code", trust_code=True)
     model.find_fast_path()
     assert model.path_in_use == "pyfunc" and model.task is None and model.probabilities is not None
@@ -194,7 +194,7 @@ def pt2_model(folder: Path) -> Path:
 
 def test_pt2_models_of_others_need_trust(tmp_path: Path) -> None:
     folder = pt2_model(tmp_path / "pt2")
-    refused(folder, r"a torch program \(pt2\), which runs code when it is opened; .*serve\.trust_code=true")
+    refused(folder, r"a torch program \(pt2\), which runs code when it is opened; .*serve\.trust_code=true", LOADERS)
     model, pyfunc = ServedModel.load(folder, trust_code=True), mlflow.pyfunc.load_model(str(folder))
     body = json.dumps({"inputs": [[1.0, 2.0, 3.0], [0.5, 0.25, -1]]}).encode()
     expected = ask_mlflow(pyfunc, JSON, body)

@@ -32,9 +32,9 @@ from alacarte.serving import probe as server_probe
 from alacarte.serving.model import ServedModel, rehearse_start
 
 
-def save(folder: Path, model: Any, example: Any = ROWS[:5]) -> Path:
+def save(folder: Path, model: Any, rows: Any = ROWS, labels: Any = LABELS) -> Path:
     mlflow.sklearn.save_model(
-        model, str(folder), signature=infer_signature(ROWS, LABELS), input_example=example,
+        model, str(folder), signature=infer_signature(rows, labels), input_example=rows[:5],
         serialization_format="skops", pip_requirements=[],
         skops_trusted_types=skops.io.get_untrusted_types(data=skops.io.dumps(model)),
     )  # fmt: skip
@@ -163,10 +163,7 @@ def with_large_answers(folder: Path) -> Path:
 def with_wide_rows(folder: Path) -> Path:
     """A signature that says that a row has 2**40 numbers, of which the server would make names."""
     rows = ROWS.to_numpy()
-    mlflow.sklearn.save_model(
-        LogisticRegression().fit(rows, LABELS), str(folder), signature=infer_signature(rows, LABELS), input_example=rows,
-        serialization_format="skops", pip_requirements=[],
-    )  # fmt: skip
+    save(folder, LogisticRegression().fit(rows, LABELS), rows)
     text = (folder / "MLmodel").read_text()
     assert "[-1, 2]" in text
     (folder / "MLmodel").write_text(text.replace("[-1, 2]", f"[-1, {2**40}]"))
@@ -237,15 +234,11 @@ def test_the_search_for_a_fast_path_is_rehearsed_in_the_child(tmp_path: Path, mo
     words = CountVectorizer()
     model = make_pipeline(ColumnTransformer([("words", words, "text")]), LogisticRegression()).fit(rows, [0, 1] * 20)
     model[0].named_transformers_["words"].token_pattern = r"(?:x+x+)+y|\w+"
-    mlflow.sklearn.save_model(
-        model, str(tmp_path / "model"), signature=infer_signature(rows, [0]), input_example=rows[:2],
-        serialization_format="skops", pip_requirements=[],
-    )  # fmt: skip
-    served = ServedModel.load_tried(tmp_path / "model", trust_code=False)
+    served = ServedModel.load_tried(save(tmp_path / "model", model, rows, [0]), trust_code=False)
     monkeypatch.setattr(probe, "SECONDS", 1)
     with pytest.raises(UserError, match="did not answer within 2 s"):
         served.find_fast_path()
-    assert served.path_in_use == "pyfunc" and served.predict_example() == [0, 1]
+    assert served.path_in_use == "pyfunc" and served.predict_example() == [0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("degree", [3, 4])
@@ -254,15 +247,12 @@ def test_a_model_whose_rows_need_much_memory_is_refused(degree: int, tmp_path: P
     monkeypatch.setattr(probe, "MEGABYTES", 300)
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 40))).add_prefix("x")
     model = make_pipeline(PolynomialFeatures(degree), DummyClassifier()).fit(rows, [0, 1] * 10)
-    mlflow.sklearn.save_model(
-        model, str(tmp_path / "model"), signature=infer_signature(rows, [0]), input_example=rows[:3],
-        serialization_format="skops", pip_requirements=[],
-    )  # fmt: skip
+    folder = save(tmp_path / "model", model, rows, [0])
     with pytest.raises(UserError, match=r"serve\.max_rows=10000 rows needs more than 301 MB") as refused:
-        ServedModel.load_tried(tmp_path / "model", trust_code=False, max_rows=10_000)
+        ServedModel.load_tried(folder, trust_code=False, max_rows=10_000)
     fitting = int(str(refused.value).rpartition("=")[2])
     assert 64 < fitting < 10_000 and "\n" not in str(refused.value)
-    ServedModel.load_tried(tmp_path / "model", trust_code=False, max_rows=fitting)
+    ServedModel.load_tried(folder, trust_code=False, max_rows=fitting)
 
 
 # --- the process of a server that forks the trials ---

@@ -4,17 +4,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
-import mlflow
-import pandas as pd
 import psutil
 import pytest
-from conftest import Project, copy_project, tracking
+from conftest import Project, copy_project
 from forging import CODE, code_of
 from mlflow import MlflowClient
-from mlflow.models import infer_signature
 from registries import until
 from servers import ROWS as REQUEST
-from servers import Served, register_constant
+from servers import Served, register_code, register_constant
 from servers import serving_alone as serving
 
 NAME = "probed"
@@ -30,16 +27,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     assert file.read_text() != text
     made = Project(root, f"sqlite:///{root}/mlflow.db")
     register_constant(made, NAME, 1)
-    with tracking(made.uri), pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WHILE_LOGGED", "1")
-        for name, deed in CODE.items():
-            (root / f"{name}.py").write_text(code_of(deed))
-            example = pd.DataFrame({"a": [0.0, 1.0], "b": [1.0, 0.0]})
-            mlflow.pyfunc.log_model(
-                name="model", python_model=str(root / f"{name}.py"), signature=infer_signature(example, [0]),
-                input_example=example, pip_requirements=[], registered_model_name=NAME,
-            )  # fmt: skip
+        for deed in CODE.values():
+            register_code(made, NAME, code_of(deed))
     register_constant(made, NAME, 3, champion=False)
     return made
 

@@ -45,12 +45,13 @@ def bad(rows: pd.DataFrame) -> Iterator[tuple[str, str, bytes]]:
         "utf-16": whole.decode().encode("utf-16"), "bom": b"\xef\xbb\xbf" + whole, "more": whole + b" 1",
         "twice": whole[:-1] + b',"dataframe_split":{"columns":[],"data":[]}}', "spaces": b" \n" + whole + b"\n",
         "twice the same": b'{"dataframe_split":{"data":[]},' + whole[1:], "comma": whole[:-1] + b",}",
+        "twice, then a number": whole[:-1] + b',"dataframe_split":1}',
         "digits": whole.replace(b"[[", b"[[" + b"9" * 5000 + b",", 1), "control": whole.replace(b"]]", b',"a\nb"]]'),
     }.items():  # fmt: skip
         yield name, JSON, body
     for text in ("NaN", "Infinity", "-Infinity", "1e999", "-0", "1E3", "9" * 400, str(2**63), str(2**70), "0x1", "01",
                  "1.0000000000000000000000000000001", "1e308", "-1e17", "true", "null", f'"{SECRET}"', '"1.5"', '""', '"\\ud800"',
-                 '"\\u0000"', f'["{SECRET}"]', "{}", "[]", '"2020-01-01"', '"a\\u0000b"'):  # fmt: skip
+                 '"\\u0000"', f'["{SECRET}"]', "{}", "[]", "[1]", '"2020-01-01"', '"a\\u0000b"'):  # fmt: skip
         for i in (0, 1, 3, 4):
             cells = [json.dumps(value) for value in data[0]]
             cells[i] = text
@@ -74,6 +75,10 @@ def bad(rows: pd.DataFrame) -> Iterator[tuple[str, str, bytes]]:
         "column instead": {"dataframe_split": {"columns": [*columns[:-1], columns[0]], "data": data}},
         "names are numbers": {"dataframe_split": {"columns": list(range(d)), "data": data}},
         "ragged": {"dataframe_split": {"columns": columns, "data": [data[0], data[1][:-1]]}},
+        "ragged, as many cells": {"dataframe_split": {"columns": columns, "data": [data[0][:-1], [*data[1], data[0][-1]]]}},
+        "cells in a cell": {"dataframe_split": {"columns": columns, "data": [[*data[0][:-2], data[0][-2:]]]}},
+        "data is a row": {"dataframe_split": {"columns": columns, "data": data[0]}},
+        "data are records": {"dataframe_split": {"columns": columns, "data": records}},
         "long row": {"dataframe_split": {"columns": columns, "data": [[*data[0], 1]]}},
         "index too short": {"dataframe_split": {"columns": columns, "data": data, "index": [1]}},
         "index": {"dataframe_split": {"columns": columns, "data": data[:2], "index": [5, 5]}},

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import mlflow
@@ -19,6 +19,12 @@ from alacarte.serving.batching import Batcher
 from alacarte.serving.model import Answer, RequestError, Rows, ServedModel
 
 X = pd.DataFrame({"a": [0.0, 1.0, 2.0, 5.0]})
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 class Slow(mlflow.pyfunc.PythonModel):
@@ -75,8 +81,10 @@ def rows(model: ServedModel, *values: Any) -> Rows:
     return model.parse(json.dumps(body).encode(), "application/json", 10_000)
 
 
-def in_loop(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 60))
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not happened():
+            await asyncio.sleep(0.01)
 
 
 class Spy:
@@ -95,122 +103,90 @@ class Spy:
         return call
 
 
-def test_what_arrives_together_is_one_call(quick: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_arrives_together_is_one_call(quick: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(quick, monkeypatch)
-
-    async def test() -> None:
-        batcher = Batcher(timeout=10, max_rows=100)
-        answer = await batcher.predict(quick, rows(quick, 2.0))
-        assert answer.labels == pytest.approx([6.0]) and spy.calls == [("predict_fast", 1, "MainThread")]
-        spy.calls.clear()
-        waiting = [batcher.predict(quick, rows(quick, *[float(i)] * (1 + i % 3))) for i in range(20)]
-        for i, answer in enumerate(await asyncio.gather(*waiting)):
-            assert answer.labels == pytest.approx([3.0 * i] * (1 + i % 3))
-        assert spy.calls == [("predict_fast", 20, "MainThread")]
-        spy.calls.clear()
-        await asyncio.gather(*[batcher.predict(quick, rows(quick, *[1.0] * 40)) for _ in range(5)])
-        assert [count for _, count, _ in spy.calls] == [2, 2, 1]  # max_rows
-
-    in_loop(test)
+    batcher = Batcher(timeout=10, max_rows=100)
+    answer = await batcher.predict(quick, rows(quick, 2.0))
+    assert answer.labels == pytest.approx([6.0]) and spy.calls == [("predict_fast", 1, "MainThread")]
+    spy.calls.clear()
+    waiting = [batcher.predict(quick, rows(quick, *[float(i)] * (1 + i % 3))) for i in range(20)]
+    for i, answer in enumerate(await asyncio.gather(*waiting)):
+        assert answer.labels == pytest.approx([3.0 * i] * (1 + i % 3))
+    assert spy.calls == [("predict_fast", 20, "MainThread")]
+    spy.calls.clear()
+    await asyncio.gather(*[batcher.predict(quick, rows(quick, *[1.0] * 40)) for _ in range(5)])
+    assert [count for _, count, _ in spy.calls] == [2, 2, 1]  # max_rows
 
 
-def test_what_takes_long_leaves_the_loop_free(quick: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_takes_long_leaves_the_loop_free(quick: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick, "cost", lambda n: 1.0)
     spy = Spy(quick, monkeypatch)
-
-    async def test() -> None:
-        batcher = Batcher(timeout=10, max_rows=100)
-        answers = await asyncio.gather(*[batcher.predict(quick, rows(quick, float(i))) for i in range(10)])
-        assert [answer.labels[0] for answer in answers] == pytest.approx([3.0 * i for i in range(10)])
-        assert {thread for name, _, thread in spy.calls if name == "predict"} == {"predict"}
-
-    in_loop(test)
+    batcher = Batcher(timeout=10, max_rows=100)
+    answers = await asyncio.gather(*[batcher.predict(quick, rows(quick, float(i))) for i in range(10)])
+    assert [answer.labels[0] for answer in answers] == pytest.approx([3.0 * i for i in range(10)])
+    assert {thread for name, _, thread in spy.calls if name == "predict"} == {"predict"}
 
 
-def test_a_bad_request_among_good_ones(quick: ServedModel) -> None:
-    async def test() -> None:
-        batcher = Batcher(timeout=10, max_rows=100)
-        sent = [rows(quick, 1.0), rows(quick, None), rows(quick, 2.0), rows(quick, 1e300)]
-        answers = await asyncio.gather(*[batcher.predict(quick, each) for each in sent], return_exceptions=True)
-        assert isinstance(answers[0], Answer) and answers[0].labels == pytest.approx([3.0])
-        assert isinstance(answers[2], Answer) and answers[2].labels == pytest.approx([6.0])
-        assert isinstance(answers[1], RequestError) and answers[1].status == 400
-        assert isinstance(answers[3], Answer) and answers[3].labels == pytest.approx([3e300])
-
-    in_loop(test)
+async def test_a_bad_request_among_good_ones(quick: ServedModel) -> None:
+    batcher = Batcher(timeout=10, max_rows=100)
+    sent = [rows(quick, 1.0), rows(quick, None), rows(quick, 2.0), rows(quick, 1e300)]
+    answers = await asyncio.gather(*[batcher.predict(quick, each) for each in sent], return_exceptions=True)
+    assert isinstance(answers[0], Answer) and answers[0].labels == pytest.approx([3.0])
+    assert isinstance(answers[2], Answer) and answers[2].labels == pytest.approx([6.0])
+    assert isinstance(answers[1], RequestError) and answers[1].status == 400
+    assert isinstance(answers[3], Answer) and answers[3].labels == pytest.approx([3e300])
 
 
-def test_a_client_that_goes_lets_nobody_down(quick: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_goes_lets_nobody_down(quick: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(quick, monkeypatch)
-
-    async def test() -> None:
-        batcher = Batcher(timeout=10, max_rows=100)
-        tasks = [asyncio.create_task(batcher.predict(quick, rows(quick, float(i)))) for i in range(3)]
-        asyncio.get_running_loop().call_soon(tasks[0].cancel)  # just before it would start the call
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert isinstance(answers[0], asyncio.CancelledError)
-        assert [answer.labels[0] for answer in answers[1:]] == pytest.approx([3.0, 6.0])
-        assert spy.calls == [("predict_fast", 2, "MainThread")]
-
-    in_loop(test)
+    batcher = Batcher(timeout=10, max_rows=100)
+    tasks = [asyncio.create_task(batcher.predict(quick, rows(quick, float(i)))) for i in range(3)]
+    asyncio.get_running_loop().call_soon(tasks[0].cancel)  # just before it would start the call
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert [answer.labels[0] for answer in answers[1:]] == pytest.approx([3.0, 6.0])
+    assert spy.calls == [("predict_fast", 2, "MainThread")]
 
 
 @pytest.mark.parametrize("what", [1.0, 2.0, 3.0])
-def test_a_predict_that_does_not_end_is_stopped(what: float, slow: ServedModel) -> None:
-    async def test() -> None:
-        batcher = Batcher(timeout=0.3, max_rows=100)
-        with pytest.raises(TimeoutError):
-            await batcher.predict(slow, rows(slow, what))
-        thread = batcher._stopped[0].thread
-        assert (await batcher.predict(slow, rows(slow, 7.0))).labels == [7.0]  # by another thread
-        while thread.is_alive():
-            await asyncio.sleep(0.01)
-        assert not batcher.stuck and not batcher._stopped
-
-    in_loop(test)
+async def test_a_predict_that_does_not_end_is_stopped(what: float, slow: ServedModel) -> None:
+    batcher = Batcher(timeout=0.3, max_rows=100)
+    with pytest.raises(TimeoutError):
+        await batcher.predict(slow, rows(slow, what))
+    thread = batcher._stopped[0].thread
+    assert (await batcher.predict(slow, rows(slow, 7.0))).labels == [7.0]  # by another thread
+    await until(lambda: not thread.is_alive())
+    assert not batcher.stuck and not batcher._stopped
 
 
-def test_one_long_call_of_c_is_told_of(slow: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_long_call_of_c_is_told_of(slow: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "PATIENCE", 0.2)
-
-    async def test() -> None:
-        batcher = Batcher(timeout=0.2, max_rows=100)
-        with pytest.raises(TimeoutError):
-            await batcher.predict(slow, rows(slow, 4.0))
-        assert not batcher.stuck
-        while not batcher.stuck:
-            await asyncio.sleep(0.01)
-        assert (await batcher.predict(slow, rows(slow, 7.0))).labels == [7.0]
-        while batcher.stuck:  # it ended after all
-            await asyncio.sleep(0.01)
-
-    in_loop(test)
+    batcher = Batcher(timeout=0.2, max_rows=100)
+    with pytest.raises(TimeoutError):
+        await batcher.predict(slow, rows(slow, 4.0))
+    assert not batcher.stuck
+    await until(lambda: batcher.stuck)
+    assert (await batcher.predict(slow, rows(slow, 7.0))).labels == [7.0]
+    await until(lambda: not batcher.stuck)  # it ended after all
 
 
-def test_work_that_nobody_waits_for_is_not_started(slow: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_work_that_nobody_waits_for_is_not_started(slow: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(slow, monkeypatch)
-
-    async def test() -> None:
-        batcher = Batcher(timeout=0.4, max_rows=100)
-        stuck = asyncio.create_task(batcher.predict(slow, rows(slow, 2.0)))
-        await asyncio.sleep(0.05)
-        queued = [asyncio.create_task(batcher.predict(slow, rows(slow, 7.0))) for _ in range(5)]
-        await asyncio.sleep(0.05)
-        for task in queued[:4]:
-            task.cancel()
-        with pytest.raises(TimeoutError):
-            await stuck
-        assert (await queued[4]).labels == [7.0]  # it had time left when the thread was replaced
-        assert sum(name == "predict" for name, _, _ in spy.calls) == 2
-
-    in_loop(test)
+    batcher = Batcher(timeout=0.4, max_rows=100)
+    stuck = asyncio.create_task(batcher.predict(slow, rows(slow, 2.0)))
+    await asyncio.sleep(0.05)
+    queued = [asyncio.create_task(batcher.predict(slow, rows(slow, 7.0))) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    for task in queued[:4]:
+        task.cancel()
+    with pytest.raises(TimeoutError):
+        await stuck
+    assert (await queued[4]).labels == [7.0]  # it had time left when the thread was replaced
+    assert sum(name == "predict" for name, _, _ in spy.calls) == 2
 
 
-def test_a_model_that_leaves(slow: ServedModel) -> None:
-    async def test() -> None:
-        batcher = Batcher(timeout=10, max_rows=100)
-        with pytest.raises(RuntimeError, match="SystemExit"):
-            await batcher.predict(slow, rows(slow, 5.0))
-        assert (await batcher.predict(slow, rows(slow, 7.0))).labels == [7.0]
-
-    in_loop(test)
+async def test_a_model_that_leaves(slow: ServedModel) -> None:
+    batcher = Batcher(timeout=10, max_rows=100)
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        await batcher.predict(slow, rows(slow, 5.0))
+    assert (await batcher.predict(slow, rows(slow, 7.0))).labels == [7.0]

@@ -8,9 +8,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import tracking
 from mlflow import MlflowClient
-from registries import X, answers, following, load, point, refuses, register, serves, until
+from registries import X, answers, following, load, local_registry, point, refuses, register, serves, until
 from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -23,10 +22,7 @@ from alacarte.serving.model import ServedModel
 
 @pytest.fixture(scope="module", autouse=True)
 def _uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("registry")
-    with tracking(f"sqlite:///{folder}/mlflow.db"), pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)  # MLflow puts the artifacts beside the database
-        mlflow.search_experiments()
+    with local_registry(tmp_path_factory.mktemp("registry")):
         yield
 
 
@@ -44,7 +40,6 @@ def test_the_first_champion_a_change_of_it_and_its_absence(follow):
     assert holder.current is None and holder.status()["model_version"] is None
     for flip, version in enumerate("1212"):
         point("first", version)
-        holder.refresh()
         serves(holder, version)
         assert answers(holder) == int(version) and holder.status()["swaps"] == flip
     status = holder.status()

@@ -1,7 +1,6 @@
 """Requests that nobody should send: each is refused in one line that repeats nothing of it, and none breaks the server."""
 
 import json
-import random
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ import hypothesis
 import pandas as pd
 import pytest
 import schemathesis
+from bodies import SECRET, bad
 from conftest import ROOT, Project
 from hypothesis import HealthCheck, given
 from servers import Answered, KeptAlive, Served, figure, readable, register_constant, serving, size
@@ -29,8 +29,6 @@ COLUMNS = list(TABLE.columns)
 ROW = [1.5, 2, "a", True, "2026-01-01T00:00:00"]
 FRAME = {"columns": COLUMNS, "data": [ROW, ROW]}
 RECORDS = [dict(zip(COLUMNS, ROW, strict=True))] * 2
-CSV = f"{','.join(COLUMNS)}\n1.5,2,a,True,2026-01-01\n".encode()
-DEEP = 100_000
 
 
 @pytest.fixture(scope="module")
@@ -62,23 +60,14 @@ def refused(answer: Answered, sent: object = "", mark: str = MARK) -> bool:
 
 @pytest.mark.parametrize(
     ("path", "body", "status"),
-    [  # test_model.py has more bodies of /invocations
-        ("/invocations", b'{"a": 1, "a": 2}', 400),
-        ("/invocations", json.dumps({MARK: [1]}).encode(), 400),
-        ("/invocations", json.dumps({"dataframe_split": {"columns": COLUMNS, "data": [[MARK] * 5]}}).encode(), 400),
+    [
         ("/invocations", json.dumps({"dataframe_records": RECORDS, "params": {MARK: 1}}).encode(), None),
         ("/invocations", json.dumps({"dataframe_split": {"columns": COLUMNS, "data": [ROW] * 10_001}}).encode(), 413),
-        ("/invocations", b'{"instances": ' + b"[" * DEEP + b"]" * DEEP + b"}", 400),
-        ("/invocations", b'{"instances": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}", 400),
-        ("/invocations", b" " * 3_000_000, 413),
         ("/invocations?probabilities=zqxjkv&probabilities=true", b"{}", 400),
         ("/invocations?%80=%80", b"{}", 400),
         ("/feedback", b"[" + b"1," * 400_000 + b"1]", 422),
-        ("/feedback", b" " * 3_000_000, 413),
         ("/feedback", b"\xff", 422),
         ("/feedback", b'{"prediction_id": "' + b"x" * 101 + b'", "label": 1}', 422),
-        ("/feedback", b'{"prediction_id": "x", "label": 1, "zqxjkv": 1}', 422),
-        ("/feedback", b'{"prediction_id": "x", "label": {"zqxjkv": 1}}', 422),
         ("/feedback", b'{"prediction_id": "x", "label": NaN}', None),
         ("/feedback", b'{"prediction_id": "x", "label": 1' + b"0" * 400 + b"}", None),
         ("/feedback", b'{"prediction_id": "x", "label": "' + b"x" * 1001 + b'"}', 422),
@@ -88,8 +77,6 @@ def refused(answer: Answered, sent: object = "", mark: str = MARK) -> bool:
         ("/feedback/x/review", b'{"accept": "zqxjkv"}', 422),
         ("/feedback/..%2f..%2fetc%2fpasswd/review", b'{"accept": true}', 404),
         ("/events", b"\xff" * 1000, 401),
-        ("/events", b" " * 3_000_000, 413),
-        ("/zqxjkv", b"", 404),
     ],
 )  # fmt: skip
 def test_by_hand(server: Served, path: str, body: bytes, status: int | None):
@@ -159,61 +146,16 @@ def test_what_is_no_http(server: Served, sent: bytes):
     assert server.ask("/livez").status == 200
 
 
-def bodies(chance: random.Random, count: int) -> Iterator[tuple[str, bytes, dict[str, str]]]:
-    """Good requests with something wrong, or merely odd, in them: path, body, headers."""
-    odd: list[Any] = [
-        None, True, -1, 1e308, -(2**63), 10**400, 1e-320, "", MARK, MARK * 50, "1", "NaN", "2026-13-45", "\0", "é\u202e",
-        "\ud800", [], [MARK], [[]], {}, {MARK: MARK}, {"a": {"b": []}}, float("nan"), float("-inf"), [1] * 50,
-    ]  # fmt: skip
-    given_label = {"prediction_id": "0" * 24, "label": 1, "source": "me", "comment": "c"}
-    good: list[tuple[str, Any]] = [
-        ("/invocations", {"dataframe_split": {**FRAME, "index": [0, 1]}, "params": {"p": 1}}),
-        ("/invocations", {"dataframe_records": RECORDS}),
-        ("/invocations", {"instances": FRAME["data"]}),
-        ("/invocations", {"inputs": {name: [value] * 2 for name, value in zip(COLUMNS, ROW, strict=True)}}),
-        ("/feedback", given_label), ("/feedback", [given_label, given_label]),
-        (f"/feedback/{'0' * 24}/review", {"accept": True, "reason": "r"}), ("/events", {"entity": "x", "data": {}}),
-    ]  # fmt: skip
-
-    def change(value: Any) -> Any:
-        """The same with one thing in it replaced, removed, doubled or renamed."""
-        if chance.random() < 0.25 or not isinstance(value, list | dict) or not value:
-            return chance.choice(odd)
-        where = chance.choice(list(value) if isinstance(value, dict) else list(range(len(value))))
-        copy = value.copy()
-        how = chance.choice(["delete", "double", "rename", *["change"] * 5])
-        if how == "delete":
-            del copy[where]
-        elif how == "double" and isinstance(copy, list):
-            copy += [copy[where]] * 30
-        elif how == "rename" and isinstance(copy, dict):
-            copy[chance.choice([MARK, "", "columns", "data", "\ud800"])] = copy.pop(where)
-        else:
-            copy[where] = change(copy[where])
-        return copy
-
-    for _ in range(count):
-        path, value = chance.choice(good)
-        for _ in range(chance.choice([1, 1, 1, 2, 4])):
-            value = change(value)
-        body, headers = json.dumps(value).encode(), {}
-        if path == "/invocations" and chance.random() < 0.2:
-            body, headers = CSV, {"Content_Type": "text/csv"}
-        if chance.random() < 0.2:
-            spot, tail = chance.randrange(len(body) + 1), chance.randrange(len(body) + 1)
-            body = (
-                body[:spot] + chance.choice([b"", b"\0", b"\xff", b'"', b"]", b"\n", chance.randbytes(8)]) + body[tail:]
-            )
-        yield path, body, headers
-
-
-def test_good_requests_with_something_wrong_in_them(server: Served):
-    count, refusals = size(200, 20_000), 0
-    connection = KeptAlive(server.url)
-    for path, body, headers in bodies(random.Random(0), count):
-        refusals += refused(connection.ask(path, body, **headers), (path, body))
-    figure(f"{count} mutated requests: {refusals} refused with 4xx, the others answered, none with 5xx")
-    assert refusals > count / 2
+def test_bodies_that_nobody_should_send(server: Served):
+    """test_model.py compares the same bodies with MLflow's answers. Here they also reach the store."""
+    rows, connection = pd.DataFrame([ROW, ROW], columns=COLUMNS), KeptAlive(server.url)
+    answers = [
+        refused(connection.ask("/invocations", body, Content_Type=kind), name, SECRET) for name, kind, body in bad(rows)
+    ]
+    figure(
+        f"{len(answers)} malformed requests by hand: {sum(answers)} refused with 4xx, the others answered, none with 5xx"
+    )
+    assert sum(answers) > len(answers) / 2
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -221,7 +163,8 @@ def strings(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield from strings(key)
-            yield from strings(item)
+            if key != "prediction_id":  # which the results of /feedback name
+                yield from strings(item)
     elif isinstance(value, list):
         for item in value:
             yield from strings(item)

@@ -9,11 +9,13 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from bodies import JSON
 from mlflow.models import Model, infer_signature
-from mlflow.pyfunc import PyFuncModel, scoring_server
+from mlflow.pyfunc import PyFuncModel
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
+from test_model import ask_mlflow
 
 from alacarte.serving.fastpath import transformers
 from alacarte.serving.model import ServedModel
@@ -53,12 +55,6 @@ def body_of(X: pd.DataFrame) -> bytes:
     return json.dumps({"dataframe_split": {"columns": list(X), "data": rows.to_numpy().tolist()}}).encode()
 
 
-def ask_mlflow(folder: Path, body: bytes) -> list:
-    pyfunc = mlflow.pyfunc.load_model(str(folder))
-    answer = scoring_server.invocations(body, "application/json", pyfunc, pyfunc.metadata.get_input_schema())
-    return json.loads(answer.response)["predictions"]
-
-
 @pytest.mark.parametrize(
     ("function", "X", "joint"),
     [(with_squares, NUMBERS, True), (as_text, TEXT, True), (without_mean, NUMBERS, False)],
@@ -70,14 +66,15 @@ def test_own_features_go_through_a_frame(function: Callable, X: pd.DataFrame, jo
     slow, quick = served(tmp_path / "model", model, X), served(tmp_path / "again", model, X)
     quick.find_fast_path()
     assert (slow.path_in_use, quick.path_in_use) == ("pyfunc", "frame")
+    pyfunc = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     parts = [X[i : i + 1 + i % 3] for i in range(0, 40, 2)]
-    requests = [quick.parse(body_of(part), "application/json", 99) for part in parts]
+    requests = [quick.parse(body_of(part), JSON, 99) for part in parts]
     fast = [rows for rows in requests if rows.fast]
     assert len(fast) > 5 and all(quick.can_join(rows) == joint for rows in fast)
     for part, answer in zip(parts, quick.predict(requests), strict=True):
-        (expected,) = slow.predict([slow.parse(body_of(part), "application/json", 99)])
+        (expected,) = slow.predict([slow.parse(body_of(part), JSON, 99)])
         assert isinstance(answer, Answer) and isinstance(expected, Answer)
-        assert answer.labels == expected.labels == ask_mlflow(tmp_path / "model", body_of(part))
+        assert answer.labels == expected.labels == ask_mlflow(pyfunc, JSON, body_of(part))
         assert answer.confidence == pytest.approx(expected.confidence)
 
 
@@ -111,5 +108,5 @@ def test_a_path_that_disagrees_is_not_taken(estimator: Any, fault: str, path: st
     model = served(tmp_path / "model", make_pipeline(StandardScaler(), estimator).fit(NUMBERS, y), NUMBERS)
     model.find_fast_path()
     assert model.path_in_use == path
-    missing = model.parse(body_of(NUMBERS[:1].assign(a=np.nan)), "application/json", 9)
+    missing = model.parse(body_of(NUMBERS[:1].assign(a=np.nan)), JSON, 9)
     assert isinstance(model.predict([missing])[0], RequestError)  # as of MLflow

@@ -2,7 +2,9 @@
 
 import json
 import socket
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from conftest import Project
 from hydra import compose, initialize_config_dir
 from learning import CONF
 from omegaconf import OmegaConf
+from registries import until
 from servers import ROWS, Served, register_constant, serving
 
 from alacarte.errors import UserError
@@ -62,22 +65,16 @@ def test_every_route_answers(server: Served):
 
 
 def test_feedback_on_a_prediction_of_just_now(server: Served):
+    """feedback/test_labels.py has all cases."""
     first, second = server.ask("/invocations", ROWS).body["prediction_ids"]
     confirmed = server.ask("/feedback", {"prediction_id": first, "label": 1, "source": "me"}).body["results"][0]
     assert confirmed["state"] == "accepted" == server.ask(f"/feedback/{first}").body["state"]
-    several = [
-        {"prediction_id": second, "label": 3, "comment": "was a three"},
-        {"prediction_id": second, "label": 3},
-        {"prediction_id": second, "label": 2},
-        {"prediction_id": second, "label": 9},
-        {"prediction_id": "nobody", "label": 1},
-    ]
-    results = server.ask("/feedback", several).body["results"]
-    messages = [result["message"] for result in results]
-    assert messages[0] == messages[2] == "differs from another label of this row: an administrator decides"
-    assert len(set(messages)) == 4, "each case has its own answer"
-    assert results[0]["state"] == server.ask(f"/feedback/{second}").body["labels"][0]["state"] == "new"
-    assert [result["prediction_id"] for result in results][-1] == "nobody"
+    conflict = [{"prediction_id": second, "label": 3, "comment": "was a three"}, {"prediction_id": second, "label": 2}]
+    results = server.ask("/feedback", conflict).body["results"]
+    assert {result["message"] for result in results} == {
+        "differs from another label of this row: an administrator decides"
+    }
+    assert [label["state"] for label in server.ask(f"/feedback/{second}").body["labels"]] == ["new", "new"]
 
 
 def test_one_label_or_a_review_that_is_not_possible_is_answered_with_its_reason(server: Served):
@@ -95,6 +92,23 @@ def test_one_label_or_a_review_that_is_not_possible_is_answered_with_its_reason(
     assert server.ask("/feedback/nobody/review", {"accept": True}).status == 404
     (rejected,) = [item for item in server.ask("/feedback?state=rejected").body if item["prediction_id"] == identifier]
     assert rejected["annotator"] == "address:127.0.0.1"
+
+
+def test_while_the_database_is_locked_predictions_go_on_and_labels_are_refused(project: Project, server: Served):
+    """feedback/test_outages.py has a database that is locked, full, gone or replaced, and looks at what is stored."""
+    with closing(sqlite3.connect(project.root / "feedback.db", isolation_level=None, timeout=60)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        answer = server.ask("/invocations", ROWS).body
+        label = {"prediction_id": answer["prediction_ids"][0], "label": 1}
+        assert answer["predictions"] == [1, 1]
+        refused = server.ask("/feedback", label)
+        assert refused.status == 503 and refused.body["message"].startswith("nothing was stored: ")
+        refused = server.ask(f"/feedback/{label['prediction_id']}")
+        assert refused.status == 503 and refused.body["message"].startswith("the feedback store does not work: ")
+        server.wait("/status", store_healthy=False)
+        assert server.ask("/invocations", ROWS).status == 200
+    until(lambda: server.ask("/feedback", label).status == 200)
+    server.wait("/status", store_healthy=True, dropped=0)
 
 
 def test_one_tensor_for_all_columns_nested_or_flat(server: Served):

@@ -9,13 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mlflow
-import pandas as pd
 import pytest
-from conftest import Project, environment, tracking
-from mlflow.models import infer_signature
+from conftest import Project, environment
 from registries import until
-from servers import register_constant
+from servers import register_code, register_constant
 
 NAME = "stopped"
 BOUND = 45  # seconds in which a server that was told to stop must have ended, on a machine that does much else
@@ -44,16 +41,8 @@ mlflow.models.set_model(Slow())
 def prepared(project: Project) -> Project:
     """With a model, and a slow one."""
     register_constant(project, NAME, 1)
-    (project.root / "slow.py").write_text(SLOW)
     (project.root / "go").touch()
-    example = pd.DataFrame({"a": [0.0, 0.0], "b": [0.0, 0.0]})
-    with tracking(project.uri), pytest.MonkeyPatch.context() as patch:
-        patch.chdir(project.root)
-        mlflow.pyfunc.log_model(
-            name="model", python_model=str(project.root / "slow.py"), signature=infer_signature(example, [0.0, 0.0]),
-            input_example=example, pip_requirements=[], registered_model_name="slow",
-        )  # fmt: skip
-    project.client.set_registered_model_alias("slow", "champion", "1")
+    project.client.set_registered_model_alias("slow", "champion", register_code(project, "slow", SLOW))
     (project.root / "go").unlink()
     (project.root / "loading").unlink(missing_ok=True)
     return project

@@ -14,15 +14,12 @@ from http.client import HTTPResponse
 from pathlib import Path
 from uuid import uuid4
 
-import mlflow
-import pandas as pd
 import pytest
 from conftest import Project, copy_project
 from mlflow import MlflowClient
-from mlflow.models import infer_signature
 from mlflow.webhooks.delivery import _generate_hmac_signature
 from registries import Registry, until, webhook_registry
-from servers import ROWS, Answered, KeptAlive, Served, figure, load, register_constant, size
+from servers import ROWS, Answered, KeptAlive, Served, figure, load, register_code, register_constant, size
 from servers import serving_alone as serving
 
 NAME = "survivor"
@@ -31,7 +28,6 @@ NOWHERE = "serve.webhook_url=http://127.0.0.1:1/events"
 POLLING = (f"registered_model_name={NAME}", "serve.poll_seconds=0.5", "serve.cache=.polling", "serve.timeout=1",
            "serve.idle_seconds=4",
            "feedback.url=sqlite:///polling.db", "serve.webhook=true", NOWHERE)  # fmt: skip
-TABLE = pd.DataFrame({"a": [0.0, 1.0, 2.0], "b": [1.0, 0.0, 1.0]})
 
 
 @pytest.fixture(scope="module")
@@ -119,29 +115,24 @@ def test_flips_under_load_lose_and_mix_nothing(project: Project, notified: Serve
     figure(f"{flips} flips at 32 connections: {answers.total()} requests, none failed or mixed, {dict(answers)}")
 
 
-def event(
-    notified: Served, name: str = NAME, *, age: int = 0, delivery: str = "", secret: str = SECRET, **headers: str
-):
+def event(notified: Served, *, delivery: str = "", secret: str = SECRET) -> Answered:
     """The answer to an event as MLflow sends it, which says that version 1 is champion."""
-    data = {"name": name, "alias": "champion", "version": "1"}
+    data = {"name": NAME, "alias": "champion", "version": "1"}
     body = json.dumps({"entity": "model_version_alias", "action": "created", "timestamp": "2026-01-01", "data": data})
-    delivery, at = delivery or uuid4().hex, str(int(time.time()) - age)
+    delivery, at = delivery or uuid4().hex, str(int(time.time()))
     signed = {"X_MLflow_Delivery_Id": delivery, "X_MLflow_Timestamp": at,
               "X_MLflow_Signature": _generate_hmac_signature(secret, delivery, at, body)}  # fmt: skip
-    return notified.ask("/events", body.encode(), **{**signed, **headers})
+    return notified.ask("/events", body.encode(), **signed)
 
 
 def test_only_a_genuine_event_is_heard_and_the_registry_is_believed(project: Project, notified: Served, folder: Path):
+    """test_webhooks.py has every kind of event that is refused or ignored."""
     quietly = MlflowClient(f"sqlite:///{folder}/mlflow.db")  # past the server, which then sends nothing
     assert event(notified, delivery="once").body == {"status": "ok"}
     time.sleep(0.5)  # it has read the alias
     quietly.set_registered_model_alias(NAME, "champion", "2")
     assert event(notified, secret="another").status == 401
-    assert event(notified, X_MLflow_Signature="").status == 401
-    assert notified.ask("/events", {"entity": "model_version_alias"}).status == 401
-    assert event(notified, age=301).status == event(notified, age=-301).status == 400
     assert event(notified, delivery="once").body == {"status": "ignored"}
-    assert event(notified, "another").body == {"status": "ignored"}
     time.sleep(0.5)
     assert notified.ask("/status").body["model_version"] == "1"
     assert event(notified).body == {"status": "ok"}  # late: it tells of version 1
@@ -202,7 +193,7 @@ def test_what_was_acknowledged_survives_a_kill(project: Project, notified: Serve
         assert [webhook.url for webhook in project.client.list_webhooks()] == [f"{notified.url}/events"]
 
 
-# --- following by polls, which is what is left when every event is lost ---
+# --- following by polls alone ---
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +202,6 @@ def polling(project: Project) -> Iterator[Served]:
     with serving(project, *POLLING) as served:
         served.wait("/status", model_version="1")
         yield served
-
-
-def test_events_that_are_lost(project: Project, polling: Served):
-    for version in ("2", "1"):
-        point(project, version)
-        polling.wait("/status", model_version=version)
 
 
 def test_slow_clients_hold_up_nobody(polling: Served):
@@ -248,17 +233,11 @@ mlflow.models.set_model(Looping())
 
 def test_a_predict_that_hangs_holds_up_nothing_else(project: Project):
     """test_batching.py stops loops of every kind."""
-    (project.root / "looping.py").write_text(LOOPING)
-    example = pd.DataFrame({"a": [0.0, 0.0]})
-    mlflow.pyfunc.log_model(
-        name="model", python_model=str(project.root / "looping.py"), signature=infer_signature(example, [0.0, 0.0]),
-        input_example=example, pip_requirements=[], registered_model_name="looping",
-    )  # fmt: skip
-    project.client.set_registered_model_alias("looping", "champion", "1")
+    project.client.set_registered_model_alias("looping", "champion", register_code(project, "looping", LOOPING))
     arguments = ("registered_model_name=looping", "serve.trust_code=true", "serve.timeout=1", "serve.cache=.looping")
 
     def asked(seconds: float) -> Answered:
-        return served.ask("/invocations", {"dataframe_split": {"columns": ["a"], "data": [[seconds]]}})
+        return served.ask("/invocations", {"dataframe_split": {"columns": ["a", "b"], "data": [[seconds, 0.0]]}})
 
     with serving(project, *arguments) as served, ThreadPoolExecutor() as others:
         served.wait()
@@ -282,7 +261,7 @@ def test_the_registry_is_down(project: Project, polling: Served, registry: Regis
     assert status["model_version"] == "1" and polling.ask("/invocations", ROWS).body["predictions"] == [1, 1]
     idle = [socket.create_connection(("127.0.0.1", int(polling.url.rpartition(":")[2]))) for _ in range(50)]
     assert polling.stop() == 0 and idle
-    port = int(registry.uri.rpartition(":")[2])  # test_cache.py has the restart where nobody listens there
+    port = int(registry.uri.rpartition(":")[2])  # test_cache.py has damaged copies
     silent = socket.create_server(("127.0.0.1", port))  # takes connections, says nothing
     with silent, serving(project, *POLLING, MLFLOW_HTTP_REQUEST_TIMEOUT="1") as served:
         status = served.wait("/status", model_version="1")
