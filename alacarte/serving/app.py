@@ -93,7 +93,7 @@ class App:
         reply: dict[str, Any] = {"predictions": answer.labels, "model_version": current.version}
         if state.prediction_log:
             seconds = time.perf_counter() - started
-            ids, audit_ids = state.prediction_log.add(current.version, model.columns, rows, answer, seconds)
+            ids, audit_ids = state.prediction_log.add(current.version, rows, answer, seconds)
             reply["prediction_ids"] = ids
             if audit_ids:
                 reply["audit_ids"] = audit_ids

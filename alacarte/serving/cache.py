@@ -93,22 +93,18 @@ class Cache:
         with contextlib.suppress(FileNotFoundError):
             (self.folder / version.key / "served").write_text(signature)
 
-    def signature(self, key: str) -> str:
-        """The signature with which a version served."""
-        return (self.folder / key / "served").read_text()
-
     def served(self) -> list[str]:
         """The keys of the versions that served, the last one first."""
         marks = sorted(self.folder.glob("*/served"), key=lambda mark: mark.stat().st_mtime, reverse=True)
         return [mark.parent.name for mark in marks]
 
-    def read(self, key: str) -> tuple[VersionRef, Path]:
-        """A version and its model folder. Raises UserError if the copy is damaged."""
+    def read(self, key: str) -> tuple[VersionRef, Path, str]:
+        """A version that served, its model folder and its signature. Raises UserError if the copy is damaged."""
         place = self.folder / key
         version = _read(place)
         if version is None:
             raise UserError(f"the copy in {place} is damaged, so it is not loaded")
-        return version, place / "model"
+        return version, place / "model", (place / "served").read_text()
 
     def evict(self, in_use: Iterable[str]) -> None:
         """Remove the copies that are not in use (keys) and not among the last versions that served, and abandoned downloads."""

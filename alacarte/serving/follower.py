@@ -215,19 +215,14 @@ class ModelFollower:
 
     def _take(self, candidate: _Candidate) -> None:
         """Swap to a candidate that is ready, or report why it is refused."""
-        signature = "" if candidate.error else self._read_signature(candidate.version)
-        if not candidate.error and not self._is_approved(candidate, signature):
-            candidate.error = UNSIGNED
-            candidate.ended = time.monotonic()
-        if candidate.model and not candidate.error and self.current:
-            candidate.error = objection(self.current.model.signature, candidate.model.signature)
-            if candidate.error:
-                candidate.error += "; restart the server to take it all the same"
-                candidate.ended = time.monotonic()
         if candidate.model and not candidate.error:
-            self._version_error = None
-            self._swap(candidate.version, candidate.model, signature)
-            return
+            signature = self._read_signature(candidate.version)
+            candidate.error = self._find_fault(candidate, signature)
+            if not candidate.error:
+                self._version_error = None
+                self._swap(candidate.version, candidate.model, signature)
+                return
+            candidate.ended = time.monotonic()
         error = f"version {candidate.version.number} is refused: {candidate.error}"
         if error != self._version_error:
             self._version_error = error
@@ -240,12 +235,16 @@ class ModelFollower:
         is_same = registered is not None and VersionRef.of(registered) == version
         return registered.tags.get(verdicts.TAG, "") if registered and is_same else ""
 
-    def _is_approved(self, candidate: _Candidate, signature: str) -> bool:
-        if not self._require_verdict:
-            return True
+    def _find_fault(self, candidate: _Candidate, signature: str) -> str | None:
+        """Why a loaded version must not replace the current one."""
         version, folder = candidate.version, candidate.folder
-        assert folder, "a candidate without an error has its files"
-        return verdicts.is_signed(version.name, version.number, version.source, folder, signature)
+        assert candidate.model and folder
+        if self._require_verdict and not verdicts.is_signed(
+            version.name, version.number, version.source, folder, signature
+        ):
+            return UNSIGNED
+        reason = objection(self.current.model.signature, candidate.model.signature) if self.current else None
+        return f"{reason}; restart the server to take it all the same" if reason else None
 
     def _swap(self, version: VersionRef, model: ServedModel, signature: str) -> None:
         self._previous_key, self._current_key = self._current_key, version.key
@@ -274,17 +273,17 @@ class ModelFollower:
         self._wake.set()
         self._find_fast_path(candidate)
 
-    def _load_candidate(self, candidate: _Candidate, folder: Path | None = None) -> None:
-        """Download a version unless `folder` has it, load it, and compare its answers with the answers logged with it."""
+    def _load_candidate(self, candidate: _Candidate) -> None:
+        """Download a version if it has no folder, load it, and compare its answers with the answers logged with it."""
         try:
-            folder = candidate.folder = folder or self._cache.fetch(candidate.version)
+            folder = candidate.folder = candidate.folder or self._cache.fetch(candidate.version)
             if self._stopping.is_set():
                 return
             model = self._load(folder)
             model.check_example()
             candidate.model = model
         except BaseException as error:  # a model's own code may raise anything
-            candidate.error = _one_line(error, str(folder))
+            candidate.error = _one_line(error, str(candidate.folder))
         candidate.ended = time.monotonic()
         candidate.ready = True
 
@@ -307,16 +306,15 @@ class ModelFollower:
             if refused and refused.error:
                 continue
             try:
-                version, folder = self._cache.read(key)
+                version, folder, signature = self._cache.read(key)
             except UserError as error:
                 errors.append(str(error))
                 continue
-            candidate = _Candidate(version)
-            self._load_candidate(candidate, folder)
-            signature = self._cache.signature(key)
-            if candidate.model and not self._is_approved(candidate, signature):
-                candidate.error = UNSIGNED
-            elif candidate.model:
+            candidate = _Candidate(version, folder)
+            self._load_candidate(candidate)
+            if candidate.model:
+                candidate.error = self._find_fault(candidate, signature)
+            if candidate.model and not candidate.error:
                 self._candidates[key] = candidate
                 self._swap(version, candidate.model, signature)
                 self._in_thread(self._find_fast_path, candidate)

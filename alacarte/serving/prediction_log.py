@@ -34,7 +34,6 @@ class _Entry(NamedTuple):
     request: str
     nanoseconds: int
     version: str
-    columns: Sequence[str]
     rows: Rows
     answer: Answer
     audit_rows: list[int] | None
@@ -81,9 +80,7 @@ class PredictionLog:
         except StoreError as error:
             logger.warning("%d requests are lost: %s", len(self._waiting), error)
 
-    def add(
-        self, version: str, columns: Sequence[str], rows: Rows, answer: Answer, seconds: float
-    ) -> tuple[list[str] | list[None], list[str]]:
+    def add(self, version: str, rows: Rows, answer: Answer, seconds: float) -> tuple[list[str] | list[None], list[str]]:
         """The ids of the n rows of a request (None if it is not in the sample), and the ids drawn for the audit."""
         n, sample = rows.n, self._settings.sample
         if sample < 1 and self._random.random() >= sample:
@@ -92,8 +89,8 @@ class PredictionLog:
         request = request_id(now, int.from_bytes(os.urandom(5), "big"))  # nobody can guess it
         share = self._settings.audit_share
         audit_rows = [row for row in range(n) if self._random.random() < share] or None
-        size = REQUEST_BYTES + 8 * n * len(columns) + len(rows.body) + rows.size
-        self._waiting.append(_Entry(request, now, version, columns, rows, answer, audit_rows, seconds, size))
+        size = REQUEST_BYTES + 8 * n * len(rows.schema.names) + len(rows.body) + rows.size
+        self._waiting.append(_Entry(request, now, version, rows, answer, audit_rows, seconds, size))
         self._bytes_added += size
         if self._bytes_added - self._bytes_removed > BATCH_BYTES or len(self._waiting) >= BATCH_REQUESTS:
             self._wake.set()
@@ -178,10 +175,11 @@ class PredictionLog:
             del batch[:at_once]
 
     def _record(self, entry: _Entry) -> Prediction:
-        if self._columns is not entry.columns:
-            self._columns = entry.columns
-            self._stored_columns = tuple(name for name in entry.columns if name not in self._redact)
-            if unknown := self._redact - set(entry.columns):
+        columns = entry.rows.schema.names
+        if self._columns is not columns:
+            self._columns = columns
+            self._stored_columns = tuple(name for name in columns if name not in self._redact)
+            if unknown := self._redact - set(columns):
                 logger.warning("feedback.redact: the model has no column %s", ", ".join(sorted(unknown)))
         encoding, inputs = entry.rows.encode(self._redact)
         return Prediction(

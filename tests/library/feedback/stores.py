@@ -60,7 +60,7 @@ def settings(**feedback: object) -> Settings:
 
 def record(log: PredictionLog, n: int = 1, version: str = "1") -> tuple[list, list]:
     rows = Rows(n, NUMBERS, numbers=np.arange(2.0 * n).reshape(n, 2))
-    return log.add(version, NUMBERS.names, rows, Answer([1] * n, [0.5] * n), 0.001)
+    return log.add(version, rows, Answer([1] * n, [0.5] * n), 0.001)
 
 
 def size_of(store: Store, name: str = NAME) -> float:

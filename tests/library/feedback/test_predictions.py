@@ -21,7 +21,7 @@ def test_what_is_recorded_is_read(store: Store):
     log = PredictionLog(store, settings(audit_share=0.5))
     since = time.time()
     texts = [np.array(column, dtype=object) for column in ([1.5, None], ["\0é", None])]
-    mixed, _ = log.add("2", MIXED.names, Rows(2, MIXED, values=texts), Answer(["x", "y"], None), 0.25)
+    mixed, _ = log.add("2", Rows(2, MIXED, values=texts), Answer(["x", "y"], None), 0.25)
     numbers, audit = record(log, 3)
     log.flush()
     assert log.healthy and log.dropped == 0
@@ -49,7 +49,7 @@ def test_redacted_columns_are_nowhere(store: Store):
     record(log)
     secret = [np.array(["secret"], dtype=object), np.array(["secret"], dtype=object)]
     texts = InputSchema(["t", "u"], ["string"] * 2, False, True)
-    log.add("1", texts.names, Rows(1, texts, values=secret), Answer([1], None), 1)
+    log.add("1", Rows(1, texts, values=secret), Answer([1], None), 1)
     log.flush()
     window = store.window(NAME, 0, 2e9)
     inputs = window.inputs

@@ -110,7 +110,7 @@ def test_requests_that_wait_for_the_store_take_little_memory(model: ServedModel,
     for kind, body in bodies * 5 + bodies[1:] * 45:
         rows = model.parse(body, kind, MAX_ROWS)
         assert model.predict([rows])[0].labels == [1] * rows.n  # type: ignore[union-attr]
-        log.add("1", model.columns, rows, Answer([1] * rows.n, None), 0.001)
+        log.add("1", rows, Answer([1] * rows.n, None), 0.001)
     assert log.dropped >= 90, "the received bytes are counted"
     with pytest.raises(StoreError):
         log.flush()
