@@ -1,10 +1,11 @@
 """Models that pass as files and end, or block, the process that predicts with them."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 import pandas as pd
@@ -18,19 +19,41 @@ LABELS = (ROWS["a"] + ROWS["b"] > 0).astype(int)
 FAR = 10**8  # entries of an array, which is outside the memory of the process
 
 
+def rewrite(file: Path, edit: Callable[[str, bytes], bytes], compression: int = ZIP_STORED, **more: bytes) -> None:
+    """Write a skops or Keras file again with each entry changed by `edit(name, content)`, and with `more` entries."""
+    with ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()} | more
+    with ZipFile(file, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, edit(name, content))
+
+
+def in_json(entry: str, change: Callable[[dict], None]) -> Callable[[str, bytes], bytes]:
+    """An edit for `rewrite`: `change` edits the content of one JSON entry in place."""
+
+    def edit(name: str, content: bytes) -> bytes:
+        if name != entry:
+            return content
+        tree = json.loads(content)
+        change(tree)
+        return json.dumps(tree).encode()
+
+    return edit
+
+
 def change_arrays(file: Path, change: Callable[[np.ndarray], None]) -> None:
     """Let `change(array)` edit each array of a skops file in place; the file is written again."""
-    with ZipFile(file) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    with ZipFile(file, "w") as archive:
-        for name, content in entries.items():
-            if name.endswith(".npy"):
-                array = np.load(io.BytesIO(content), allow_pickle=False)
-                change(array)
-                out = io.BytesIO()
-                np.save(out, array, allow_pickle=False)
-                content = out.getvalue()
-            archive.writestr(name, content)
+
+    def edit(name: str, content: bytes) -> bytes:
+        if not name.endswith(".npy"):
+            return content
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+        change(array)
+        out = io.BytesIO()
+        np.save(out, array, allow_pickle=False)
+        return out.getvalue()
+
+    rewrite(file, edit)
 
 
 def children_of_the_roots(child: int) -> Callable[[np.ndarray], None]:

@@ -144,7 +144,8 @@ def test_unreadable_files(tmp_path, name, content, expected):
 
 # --- plain columns ---------------------------------------------------------------------------------------------------
 
-UTC_NOON = pd.Timestamp("2020-01-01 12:00")
+UTC_NOON, UTC_MIDNIGHT = pd.Timestamp("2020-01-01 12:00"), pd.Timestamp("2020-01-01")
+DAY, FAR_DAY = datetime.date(2020, 1, 1), datetime.date(9999, 12, 31)
 PLAIN = {
     "nullable int": (pd.Series([1, 2, 3], dtype="Int64"), "int64", [1, 2, 3]),
     "nullable int, missing": (pd.Series([1, None], dtype="Int64"), "float64", [1.0, None]),
@@ -164,16 +165,8 @@ PLAIN = {
     "number category": (pd.Series([1, 2, None], dtype="category"), "category", [1, 2, None]),
     "zone": (pd.Series([UTC_NOON]).dt.tz_localize("UTC").dt.tz_convert("Asia/Tokyo"), "datetime64[ns]", [UTC_NOON]),
     "seconds": (pd.Series([UTC_NOON, None]).astype("datetime64[s]"), "datetime64[ns]", [UTC_NOON, None]),
-    "date": (
-        pd.Series([datetime.date(2020, 1, 1), None], dtype=object),
-        "datetime64[ns]",
-        [UTC_NOON.normalize(), None],
-    ),
-    "far date": (
-        pd.Series([datetime.date(9999, 12, 31), UTC_NOON.date()]),
-        "datetime64[ns]",
-        [None, UTC_NOON.normalize()],
-    ),
+    "date": (pd.Series([DAY, None], dtype=object), "datetime64[ns]", [UTC_MIDNIGHT, None]),
+    "far date": (pd.Series([FAR_DAY, DAY]), "datetime64[ns]", [None, UTC_MIDNIGHT]),
     "duration": (pd.Series(pd.to_timedelta(["1min", None])), "float64", [60.0, None]),
     "decimal": (pd.Series([decimal.Decimal("1.5"), None], dtype=object), "float64", [1.5, None]),
     "large int": (pd.Series([10**30, 1], dtype=object), "float64", [1e30, 1.0]),

@@ -9,11 +9,12 @@ import mlflow
 import numpy as np
 import pandas as pd
 from conftest import Project, tracking
+from forging import rewrite
 from learning import fitted, table
 from mlflow import MlflowClient
 from reports import report
 from servers import served_by_mlflow, serving
-from test_boosters import change, change_schema
+from test_boosters import change_schema
 
 from alacarte import learners
 from alacarte.feedback import Store
@@ -59,7 +60,7 @@ def test_a_server_goes_on_when_a_booster_is_corrupt(project: Project, tmp_path: 
         folder = tmp_path / version
         fitted("lightgbm", "numeric", "classification").save(folder, example=X.head(5), metadata={})
         if version == "2":
-            change(folder / "model.skops", change_schema(r"left_child=\d+", "left_child=99999999"))
+            rewrite(folder / "model.skops", change_schema(r"left_child=\d+", "left_child=99999999"))
         client.create_model_version("corrupt", folder.as_uri())
     client.set_registered_model_alias("corrupt", "champion", "1")
     with serving(project, "registered_model_name=corrupt") as served:

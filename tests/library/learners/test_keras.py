@@ -1,52 +1,17 @@
 """Keras on torch: forged files are refused before Keras reads them. test_learners.py and test_update.py train and load it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+from zipfile import ZIP_DEFLATED
 
 import h5py
 import pytest
-from learning import fitted, learner, table
+from forging import in_json, rewrite
+from learning import fitted, table
 
 from alacarte.errors import UserError
 from alacarte.formats import probe
-
-
-def test_what_is_wrong_with_a_network_is_one_line():
-    X, y = table("numeric", "classification")
-
-    def fit(*overrides: str) -> None:
-        made = learner("keras_mlp", "classification", *overrides)
-        made.fit(X, y, X, y, task="classification", seed=0)
-
-    with pytest.raises(UserError, match=r"model\.network\._target_=project\.data\.load_digits: allowed are functions"):
-        fit("model.network._target_=project.data.load_digits", "~model.network.hidden", "~model.network.dropout")
-    with pytest.raises(UserError, match=r"model\.network\._target_=project\.networks\.MLP: allowed are functions"):
-        fit("model.network._target_=project.networks.MLP")
-    with pytest.raises(UserError, match=r"model\.patience=0: allowed are whole numbers from 1"):
-        fit("model.patience=0")
-    with pytest.raises(UserError, match=r"model\.network: project\.networks\.keras_mlp: "):
-        fit("model.network.hidden=abc")
-
-
-# --- forged files ---
-
-
-def rewrite(file: Path, edit: Callable[[dict], None], compression: int = ZIP_STORED, **more: bytes) -> None:
-    """Write a .keras file again with a config that `edit` changed."""
-    with ZipFile(file) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    config = json.loads(entries["config.json"])
-    edit(config)
-    with ZipFile(file, "w", compression) as archive:
-        for name, content in {**entries, "config.json": json.dumps(config).encode(), **more}.items():
-            archive.writestr(name, content)
-
-
-def nothing(config: dict) -> None:
-    pass
 
 
 def dense(config: dict) -> dict:
@@ -86,7 +51,7 @@ LAMBDA = {"class_name": "__lambda__", "config": {"code": "4wAAAA==", "defaults":
 def test_a_forged_config_is_refused(edit: Callable, reason: str, tmp_path: Path):
     X, _ = table("numeric", "classification")
     fitted("keras_mlp", "numeric", "classification").save(tmp_path / "model", example=X.head(5), metadata={})
-    rewrite(tmp_path / "model/data/network/model.keras", edit)
+    rewrite(tmp_path / "model/data/network/model.keras", in_json("config.json", edit))
     with pytest.raises(UserError, match=reason):
         probe.load_safely(tmp_path / "model")
 
@@ -97,22 +62,25 @@ def test_a_forged_file_is_refused(tmp_path: Path):
     fitted("keras_mlp", "numeric", "classification").save(tmp_path / "model", example=X.head(5), metadata={})
     original = file.read_bytes()
 
+    def unchanged(name: str, content: bytes) -> bytes:
+        return content
+
     def refused(reason: str) -> None:
         with pytest.raises(UserError, match=reason):
             probe.load_safely(tmp_path / "model")
         file.write_bytes(original)
 
-    rewrite(file, nothing)
+    rewrite(file, unchanged)
     probe.load_safely(tmp_path / "model")
-    rewrite(file, nothing, ZIP_DEFLATED)
+    rewrite(file, unchanged, ZIP_DEFLATED)
     refused("not compressed")
-    rewrite(file, nothing, **{"assets/layers/vocabulary.txt": b"a"})
+    rewrite(file, unchanged, **{"assets/layers/vocabulary.txt": b"a"})
     refused("it contains")
     file.write_bytes(b"\x80\x04")
     refused(r"not a \.keras file")
     with h5py.File(tmp_path / "weights.h5", "w") as weights:
         weights["layers"] = h5py.ExternalLink("/etc/passwd", "/")
-    rewrite(file, nothing, **{"model.weights.h5": (tmp_path / "weights.h5").read_bytes()})
+    rewrite(file, unchanged, **{"model.weights.h5": (tmp_path / "weights.h5").read_bytes()})
     refused("cannot be loaded")
     net = tmp_path / "model/data/network/net.json"
     net.write_text(net.read_text().replace('"n_inputs": 4', '"n_inputs": 5'))

@@ -188,28 +188,35 @@ def test_columns_of_every_kind() -> None:
             TABULAR.fit_transform(pd.DataFrame({"bad": bad}))
 
 
-def test_a_learner_says_what_it_cannot_do() -> None:
+@pytest.mark.parametrize(
+    ("family", "settings", "words"),
+    [
+        ("torch_mlp", ["device=cuda:99"], r"model\.device=cuda:99"),
+        ("torch_mlp", ["network._target_=collections.Counter"], r"model\.network\._target_=collections\.Counter"),
+        ("torch_mlp", ["lr=1e30"], r"model\.lr=1e\+30"),
+        ("torch_mlp", ["batch_size=0"], r"model\.batch_size=0: allowed are whole numbers from 1"),
+        ("torch_mlp", ["network.hidden=abc"], r"model\.network: project\.networks\.MLP: .*size"),
+        ("keras_mlp", ["network._target_=project.networks.MLP"], r"project\.networks\.MLP: allowed are functions"),
+        ("keras_mlp", ["patience=0"], r"model\.patience=0: allowed are whole numbers from 1"),
+        ("keras_mlp", ["network.hidden=abc"], r"model\.network: project\.networks\.keras_mlp: "),
+        ("sklearn_sgd", ["lr=-1"], r"model: SGDClassifier: .*eta0"),
+        ("lightgbm", ["num_leaves=1"], r"model: (?s:.*)num_leaves"),
+        ("xgboost", ["max_depth=-5"], r"model: (?s:.*)max_depth"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(family: str, settings: list[str], words: str) -> None:
     X, y = table("numeric", "classification")
+    with pytest.raises(UserError, match=words):
+        made = learner(family, "classification", *(f"model.{setting}" for setting in settings))
+        made.fit(X, y, X, y, task="classification", seed=0)
 
-    def fit(made: object, task: str = "classification") -> None:
-        made.fit(X[:120], y[:120], X[120:], y[120:], task=task, seed=0)
 
-    with pytest.raises(UserError, match=r"ExtraTreesRegressor.*data\.task=classification"):
-        fit(learner("sklearn", "regression"))
-    with pytest.raises(UserError, match=r"ExtraTreesClassifier.*data\.task=regression"):
-        fit(learner("sklearn"), "regression")
-    with pytest.raises(UserError, match=r"model\.device=cuda:99"):
-        fit(learner("torch_mlp", "classification", "model.device=cuda:99"))
-    with pytest.raises(UserError, match=r"model\.network\._target_=collections\.Counter"):
-        fit(learner("torch_mlp", "classification", "model.network._target_=collections.Counter"))
-    with pytest.raises(UserError, match=r"model\.lr=1e\+30"):
-        fit(learner("torch_mlp", "classification", "model.lr=1e30"))
-    with pytest.raises(UserError, match=r"model\.batch_size=0: allowed are whole numbers from 1"):
-        fit(learner("torch_mlp", "classification", "model.batch_size=0"))
-    with pytest.raises(UserError, match=r"model\.network: project\.networks\.MLP: .*size"):
-        fit(learner("torch_mlp", "classification", "model.network.hidden=abc"))
-    with pytest.raises(UserError, match=r"model: SGDClassifier: .*eta0"):
-        fit(learner("sklearn_sgd", "classification", "model.lr=-1"))
+@pytest.mark.parametrize(("does", "asked"), [("Regressor", "classification"), ("Classifier", "regression")])
+def test_an_estimator_of_another_task_is_named(does: str, asked: str) -> None:
+    X, y = table("numeric", asked)
+    made = learner("sklearn", "regression" if does == "Regressor" else "classification")
+    with pytest.raises(UserError, match=rf"ExtraTrees{does}.*data\.task={asked}"):
+        made.fit(X, y, X, y, task=asked, seed=0)
 
 
 def test_the_seed_decides_what_is_drawn_at_random() -> None:

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pandas as pd
 import pytest
-from learning import learner, table
+from learning import learner
 
 from alacarte import learners
 from alacarte.errors import UserError
@@ -75,15 +74,3 @@ def test_what_is_wrong_with_a_network_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(DigitsCNN, "forward", lambda self, x: x)
     with pytest.raises(UserError, match=r"DigitsCNN returns \(2, 64\) for 2 rows, wanted is \(2, 10\)"):
         fit(learner("torch_cnn"), X, y)
-
-
-@pytest.mark.parametrize("family", ["torch_mlp", "keras_mlp"])
-def test_rows_without_weight_are_not_learned(family: str):
-    X, y = table("numeric", "regression", rows=400)
-    weight = np.arange(400) % 2.0
-    wrong, errors = y.where(weight > 0, 4000 - 3 * y), []
-    for chosen in (weight, None):
-        made = learner(family, "regression", "model.max_epochs=30", "model.patience=30")
-        made.fit(X, wrong, X, y, task="regression", seed=0, weight=chosen)
-        errors.append((made.predict(X) - y).abs().mean())
-    assert errors[0] < 0.6 * errors[1]

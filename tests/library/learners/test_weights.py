@@ -1,5 +1,6 @@
 """A weight per row counts in training, and an estimator that takes none is named."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from alacarte.errors import UserError
 from alacarte.learners.sklearn import SklearnLearner
 
 TASKS = ("classification", "regression")
+FITS = [*product(["sklearn_sgd", "sklearn_hgb", "sklearn_forest", "sklearn_mlp"], TASKS)]
+FITS += [("torch_mlp", "classification"), ("keras_mlp", "regression")]
 
 
-@pytest.mark.parametrize("family", ["sklearn_sgd", "sklearn_hgb", "sklearn_forest", "sklearn_mlp"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("family", "task"), FITS)
 def test_weights_count_in_training_from_scratch_and_further(family: str, task: str) -> None:
     """Three of four rows are wrong and weigh nothing."""
     X, y = table("numeric", task, rows=200)
@@ -41,26 +43,19 @@ def test_weights_count_in_training_from_scratch_and_further(family: str, task: s
 def test_weights_count_in_the_validation_that_stops_a_training(task: str) -> None:
     """Half of the val rows are wrong and weigh nothing."""
     X, y = table("numeric", task, rows=200)
-    both, targets = pd.concat([X, X]), pd.concat([y, y[::-1].set_axis(y.index)])
-    made = [], [], []
-    for epochs, (rows, labels, weight) in zip(
-        made, ((X, y, None), (both, targets, np.repeat([1.0, 0.0], 200)), (both, targets, None)), strict=True
-    ):
-        learner("torch_mlp", task).fit(
-            X,
-            y,
-            rows,
-            labels,
-            task=task,
-            seed=0,
-            val_weight=weight,
-            on_epoch=lambda _, metrics, seen=epochs: seen.append(metrics),
-        )
-    for name in made[0][0]:
-        plain, weighted, blind = ([epoch[name] for epoch in epochs] for epochs in made)
-        assert weighted == pytest.approx(plain, rel=1e-3) and (
-            name == "train_loss" or blind != pytest.approx(plain, rel=0.1)
-        )
+
+    def fit(*validation: Any, weight: np.ndarray | None = None) -> pd.DataFrame:
+        """The metrics of each epoch."""
+        seen: list[dict[str, float]] = []
+        how: dict[str, Any] = {"task": task, "seed": 0, "on_epoch": lambda _, metrics: seen.append(metrics)}
+        learner("torch_mlp", task).fit(X, y, *validation, val_weight=weight, **how)
+        return pd.DataFrame(seen)
+
+    both = pd.concat([X, X]), pd.concat([y, y[::-1].set_axis(y.index)])
+    plain, weighted, blind = fit(X, y), fit(*both, weight=np.repeat([1.0, 0.0], 200)), fit(*both)
+    for name in plain:
+        assert weighted[name].tolist() == pytest.approx(plain[name].tolist(), rel=1e-3)
+        assert name == "train_loss" or blind[name].tolist() != pytest.approx(plain[name].tolist(), rel=0.1)
 
 
 def test_an_estimator_without_weights_is_named() -> None:
