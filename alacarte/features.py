@@ -209,7 +209,7 @@ def labels(y: pd.Series) -> np.ndarray:
 
 def requirements(*packages: str) -> list[str]:
     """Exact pins of what is installed. A local build such as 2.13.0+cpu is pinned as 2.13.0, which an index has."""
-    names = ["mlflow", "scikit-learn", "skops", "numpy", "pandas", *packages]
+    names = ["mlflow", "scikit-learn", "skops", "numpy", "pandas", "scipy", *packages]
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 

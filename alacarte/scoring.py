@@ -36,13 +36,13 @@ def check_output(source: str, output: str, spreadsheet_safe: bool = False) -> No
         raise UserError(f"output={output}: the name must end in {', '.join(SUFFIXES)}: rename it")
     if _is_same(str(source), output):
         raise UserError(f"output={output} is the input, which would be lost: name another file")
-    place = Path(_place(output)[1])
-    if not isinstance(_place(output)[0], LocalFileSystem):
+    files, place = _place(output)
+    if not isinstance(files, LocalFileSystem):
         return
-    if place.is_dir():
+    if Path(place).is_dir():
         raise UserError(f"output={output} is a folder: name a file in it")
-    if not os.access(place.parent, os.W_OK):
-        raise UserError(f"output={output}: {place.parent} is no folder that can be written: make it, or name another")
+    if not os.access(folder := Path(place).parent, os.W_OK):
+        raise UserError(f"output={output}: {folder} is no folder that can be written: make it, or name another")
 
 
 def _is_same(source: str, output: str) -> bool:

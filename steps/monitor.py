@@ -20,9 +20,9 @@ from alacarte.evaluation.metrics import load_metrics
 from alacarte.feedback import Store
 from alacarte.monitoring.drift import Decision
 from alacarte.monitoring.report import log_report
-from alacarte.monitoring.window import check_settings, compare_window, count_new
+from alacarte.monitoring.window import check_settings, compare_window
 from alacarte.processes import Forks
-from alacarte.retraining.champion import load_champion
+from alacarte.retraining.champion import count_new, load_champion
 
 YES = 3  # exit code
 
@@ -61,7 +61,7 @@ def judge_window(cfg: DictConfig, store: Store) -> tuple[Decision, int]:
     window = store.window(name, now - settings["hours"] * 3600, now, settings["rows"])
     with tracking.start_run("monitor", cfg) as run:
         labelled, n = store.labelled(name, "accepted", "used"), len(window.about)
-        new_labels = count_new(champion, labelled, launch.plain(cfg.retrain), registry.rejected_versions(name))
+        new_labels = count_new(champion, labelled, launch.plain(cfg.retrain))
         if n < settings["min_rows"]:
             reason = f"{n} predictions in {settings['hours']} hours, and monitor.min_rows={settings['min_rows']}"
             decision = Decision(False, reason)

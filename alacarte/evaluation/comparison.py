@@ -106,7 +106,6 @@ def compare(
     metric: str | None = None,
     metrics: Metrics | None = None,
     confidence_level: float = 0.95,
-    seed: int = 0,
 ) -> Comparison:
     """Compare the answers of the champion and of the challenger on the same rows, by accuracy or R2, or by another metric.
 
@@ -125,7 +124,7 @@ def compare(
     gain = gain_on(np.arange(n))
     if math.isnan(gain):
         raise UserError(f"gate.metric={metric} is not defined for both models on these {n} rows: choose another metric")
-    draws = bootstrap(gain_on, n, DRAWS, seed)
+    draws = bootstrap(gain_on, n, DRAWS, seed=0)
     low, high, p_value = interval(draws, confidence_level)
     spread = float(np.nanstd(draws) * math.sqrt(n))
     return Comparison(

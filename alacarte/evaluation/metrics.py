@@ -243,15 +243,14 @@ def roc_auc(truth: np.ndarray, scores: np.ndarray, weight: np.ndarray | None = N
     return float(np.mean(areas)) if areas else math.nan
 
 
-def score_parts(learner: Any, parts: Mapping[str, tuple[Any, ...]], metrics: Metrics | None = None) -> dict[str, float]:
-    """The metrics of a learner on each part, with the name of the part: {"train": (X, y)} gives train_accuracy and more.
-
-    A part is (X, y), or (X, y, weight).
-    """
+def score_parts(
+    learner: Any, parts: Mapping[str, tuple[pd.DataFrame, pd.Series, np.ndarray | None]], metrics: Metrics | None = None
+) -> dict[str, float]:
+    """The metrics of a learner on each part (X, y, weight), with the name of the part: train_accuracy and more."""
     return {
         f"{part}_{name}": value
-        for part, (X, y, *weight) in parts.items()
-        for name, value in measure(answer(learner, X, y, weight=weight[0] if weight else None), metrics).items()
+        for part, rows in parts.items()
+        for name, value in measure(answer(learner, *rows), metrics).items()
     }
 
 

@@ -160,8 +160,8 @@ def _trained_on(
             except UserError as error:
                 is_harmless = isinstance(error, ReplacedData) and (not is_own or model == "the champion")
                 is_changed = isinstance(error, ChangedData) and not is_harmless
-                is_one = data is None or (is_changed and _is_one_source(data, record["data"]))
-                if (is_own and data is None) or (is_changed and is_one):
+                is_fatal = is_changed and (data is None or _is_same_source(data, record["data"]))
+                if is_fatal or (is_own and data is None):
                     raise
                 reason = str(error).partition(": add -P data=")[0]  # there are `data`
                 notes.append(f"rows that {name} was trained on are not known: {reason}")
@@ -174,7 +174,7 @@ def _trained_on(
     return trained, notes
 
 
-def _is_one_source(data: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _is_same_source(data: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two data groups read the same file or table."""
     keys = {"_target_", *({*data, *other} - SETTINGS)}
     return all(_source(data, key) == _source(other, key) for key in keys)

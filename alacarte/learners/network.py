@@ -142,7 +142,7 @@ class NetworkLearner(NetworkModel, Learner):
                 data_path=str(data),
                 signature=signature(self.preprocess, example, self.classes),
                 input_example=example,
-                pip_requirements=requirements("scipy", *self.packages),
+                pip_requirements=requirements(*self.packages),
                 metadata=metadata | self.describe_answers(example),
             )
         formats.copy_project(path, [*types, type(self).__module__])

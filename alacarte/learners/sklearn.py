@@ -171,7 +171,7 @@ class SklearnLearner(Learner):
             loader_module="mlflow.sklearn",
             signature=signature(self.transformer(), example, self.classes),
             input_example=example,
-            pip_requirements=requirements("scipy", *self.packages),
+            pip_requirements=requirements(*self.packages),
             metadata=metadata | self.describe_answers(example),
         )
         types = formats.save_skops(self.model, path / "model.skops")

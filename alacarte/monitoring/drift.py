@@ -24,23 +24,18 @@ class Decision:
     reason: str  # one sentence with the numbers
 
 
-def compare_columns(
-    reference: pd.DataFrame, window: pd.DataFrame, is_stored: Mapping[str, np.ndarray] | None = None
-) -> pd.DataFrame:
-    """A row for each column of `reference` (m rows) against `window` (n rows), the largest PSI first.
+def compare_columns(reference: pd.DataFrame, window: Mapping[str, pd.Series] | pd.DataFrame) -> pd.DataFrame:
+    """A row for each column of `reference` (m rows) against this column of `window` (n values), the largest PSI first.
 
     `psi` is the population stability index over ten bins of equal content (or one for each value of a column with few, or
     of text) and one for missing values, less the (bins - 1) (1/n + 1/m) that chance alone gives (Yurdakul and Naranjo,
     Statistical properties of the population stability index, 2020); below 0 it is 0. `statistic` and `p_value` are of the
     two-sample Kolmogorov-Smirnov test for numbers and dates, of the chi-squared test for the rest, where missing values
     are a value. `missing` is the share of missing values, `out_of_range` the share of numbers outside the range of the
-    reference, and of values that the reference does not contain. `is_stored` (n,) tells for each column which rows of the
-    window can have a value; a column that was never stored is not compared: `kind` is "not stored".
+    reference, and of values that the reference does not contain. A column without a row in the window was never stored
+    and is not compared: `kind` is "not stored".
     """
-    rows = []
-    for name in reference:
-        after = window[name] if is_stored is None else window[name][is_stored[name]]
-        rows.append({"column": name, **compare_column(reference[name], after)})
+    rows = [{"column": name, **compare_column(reference[name], window[name])} for name in reference]
     return pd.DataFrame(rows, columns=COLUMNS).sort_values("psi", ascending=False, ignore_index=True)
 
 

@@ -14,7 +14,6 @@ from alacarte.evaluation.metrics import Metrics, answer, make_answers, measure, 
 from alacarte.feedback.queries import Labelled, Window
 from alacarte.monitoring import drift
 from alacarte.monitoring.drift import Decision
-from alacarte.retraining import selection
 from alacarte.retraining.champion import Champion
 
 
@@ -54,8 +53,8 @@ def compare_window(
     about, dataset, learner = window.about.tail(settings["rows"]), champion.dataset, champion.learner
     X, _ = dataset.part("train")
     inputs = align_columns(window.inputs.loc[about.index], X)
-    is_stored = {name: _is_stored(name, about, window.columns_of) for name in X}
-    columns = drift.compare_columns(_reference(champion, labelled, settings["reference_rows"]), inputs, is_stored)
+    stored = {name: inputs[name][_is_stored(name, about, window.columns_of)] for name in X}
+    columns = drift.compare_columns(_reference(champion, labelled, settings["reference_rows"]), stored)
 
     own = about[about["model_version"] == champion.number]
     metrics = {**(drift.measure(own, dataset.task) if len(own) else {}), "rows": len(about), "new_labels": new_labels}
@@ -116,14 +115,3 @@ def _count_by_annotator(labelled: Labelled, ids: pd.Series) -> pd.DataFrame:
     counts = corrects.groupby(annotators(labelled)[is_inside]).agg(["size", "mean"]).reset_index()
     counts = counts.set_axis(["annotator", "labels", "share that corrects"], axis=1)
     return counts.sort_values("labels", ascending=False)
-
-
-def count_new(champion: Champion, labelled: Labelled, settings: Mapping[str, Any], rejected: list[str]) -> int:
-    """How many labels a retraining would take now."""
-    left = selection.select(
-        labelled, champion.dataset,
-        classes=None if settings["new_classes"] == "scratch" else champion.learner.classes,
-        max_labels_per_annotator=selection.most_labels(champion.dataset, settings), max_range_factor=settings["max_range_factor"],
-        rejected=rejected,
-    )  # fmt: skip
-    return int(np.sum((left == selection.TAKEN).to_numpy() & (labelled.about["state"] == "accepted").to_numpy()))

@@ -9,7 +9,7 @@ from alacarte.data.dataset import DataReader, Dataset
 from alacarte.evaluation.rows import leave_out_trained, records
 from alacarte.feedback.queries import Labelled
 from alacarte.learners import Learner
-from alacarte.retraining.selection import Choice, choose, most_labels
+from alacarte.retraining.selection import TAKEN, Choice, choose, most_labels, select
 
 RECORD = ("data", "dataset_digest", "column_types", "trained_rows")  # what a model records of its parent's data
 MOST_ANCESTORS = 20  # with other data, the newest first
@@ -62,7 +62,21 @@ def load_champion(name: str, data: Mapping[str, Any] | None = None) -> Champion:
 
 def choose_for(champion: Champion, labelled: Labelled, settings: Mapping[str, Any]) -> Choice:
     """Which labels a retraining of the champion takes under the `settings` of conf/retrain."""
-    rejected = [] if settings["replay_rejected"] else registry.rejected_versions(champion.name)
-    limits = {key: settings[key] for key in ("init", "new_classes", "max_range_factor")}
-    limits["max_labels_per_annotator"] = most_labels(champion.dataset, settings)
-    return choose(labelled, champion.dataset, classes=champion.learner.classes, rejected=rejected, **limits)
+    how = {"init": settings["init"], "new_classes": settings["new_classes"], **limits_for(champion, settings)}
+    return choose(labelled, champion.dataset, classes=champion.learner.classes, **how)
+
+
+def count_new(champion: Champion, labelled: Labelled, settings: Mapping[str, Any]) -> int:
+    """How many labels that no training used yet a retraining would take now."""
+    classes = None if settings["new_classes"] == "scratch" else champion.learner.classes
+    left = select(labelled, champion.dataset, classes=classes, **limits_for(champion, settings))
+    return int(((left == TAKEN) & (labelled.about["state"] == "accepted").to_numpy()).sum())
+
+
+def limits_for(champion: Champion, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits of `select` for a retraining of the champion under the `settings` of conf/retrain."""
+    return {
+        "max_labels_per_annotator": most_labels(champion.dataset, settings),
+        "max_range_factor": settings["max_range_factor"],
+        "rejected": [] if settings["replay_rejected"] else registry.rejected_versions(champion.name),
+    }

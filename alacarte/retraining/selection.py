@@ -134,14 +134,11 @@ def choose(
     classes: Sequence | None,
     init: str,
     new_classes: str,
-    max_labels_per_annotator: int,
-    max_range_factor: float,
-    rejected: Collection[str],
+    **limits: Any,
 ) -> Choice:
-    """Apply `select`, and decide about labels of a class that the model lacks: UserError, or training from scratch."""
+    """Apply `select` with its `limits`, and decide about labels of a class that the model lacks: UserError, or training
+    from scratch."""
     accepted = (labelled.about["state"] == "accepted").to_numpy()
-    limits: dict[str, Any] = {"max_labels_per_annotator": max_labels_per_annotator, "rejected": rejected}
-    limits["max_range_factor"] = max_range_factor
     left = select(labelled, dataset, classes=classes, **limits).to_numpy()
     if (unknown := (left == "class") & accepted).any():
         if new_classes == "error":

@@ -155,7 +155,7 @@ def test_own_metrics_come_from_the_configuration_and_have_the_prefix_of_the_part
     X, y = table("numeric", "classification")
     learner = fitted("sklearn_sgd", "numeric", "classification")  # shared with other tests of this process
     weight = np.arange(len(X), dtype=float)
-    values = score_parts(learner, {"train": (X, y), "val": (X, y, weight)}, metrics)
+    values = score_parts(learner, {"train": (X, y, None), "val": (X, y, weight)}, metrics)
     assert values["train_cost"] == pytest.approx(1 - values["train_accuracy"])
     assert values["val_cost"] == pytest.approx(1 - values["val_accuracy"]) != values["train_cost"]
 

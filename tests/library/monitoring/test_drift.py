@@ -17,9 +17,9 @@ from alacarte.learners.sklearn import SklearnLearner
 from alacarte.monitoring import drift
 from alacarte.monitoring.drift import compare_column, compare_columns, decide, holm, mark, measure, psi
 from alacarte.monitoring.report import answers_figure, drift_figure
-from alacarte.monitoring.window import compare_window, count_new
+from alacarte.monitoring.window import compare_window
 from alacarte.registry import Located
-from alacarte.retraining.champion import Champion
+from alacarte.retraining.champion import Champion, count_new
 from project.data import load_digits
 
 
@@ -62,8 +62,8 @@ def test_each_kind_of_column():
         gone=before["gone"].mask(rng.random(n) < 0.4),
         hidden=np.nan,
     ).sample(frac=1, random_state=0, ignore_index=True)
-    is_stored = {name: np.full(n, name != "hidden") for name in before}
-    columns = mark(compare_columns(before, after, is_stored), 0.05, 0.1).set_index("column")
+    stored = {name: column[:0] if name == "hidden" else column for name, column in after.items()}
+    columns = mark(compare_columns(before, stored), 0.05, 0.1).set_index("column")
     assert columns["drifted"].to_dict() == {
         "number": True, "still": False, "text": True, "flag": True, "day": True, "count": True, "gone": True,
         "hidden": False,
@@ -167,14 +167,17 @@ def test_weights_count_on_neither_side_of_the_accuracy():
 
 
 @pytest.mark.parametrize(("new_classes", "n"), [("scratch", 50), ("error", 0)])
-def test_labels_of_a_new_class_are_new_labels_where_a_retraining_takes_them(new_classes: str, n: int):
+def test_labels_of_a_new_class_are_new_labels_where_a_retraining_takes_them(
+    new_classes: str, n: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("alacarte.registry.rejected_versions", None)  # replay_rejected needs none
     X = pd.DataFrame({"a": np.random.default_rng(0).normal(size=400)})
     champion = champion_of(X, np.where(X["a"] > 0, "p", "q"))
     about = pd.DataFrame({"state": ["accepted"] * 50, "audit": False, "used_version": None, "annotator": "local:me"})
     labelled = Labelled(X[:50] + 0.001, pd.Series(["r"] * 50), about)
     settings = {"new_classes": new_classes, "max_share_per_annotator": 1, "max_range_factor": 1, "max_replay_rows": None,
-                "label_weight": 1}  # fmt: skip
-    assert count_new(champion, labelled, settings, []) == n
+                "label_weight": 1, "replay_rejected": True}  # fmt: skip
+    assert count_new(champion, labelled, settings) == n
 
 
 HOSTILE = ["$$", "$\\frac{$", "_hidden", "a\nb", "<b>", "^_{}", "\\$", "🐟"]
