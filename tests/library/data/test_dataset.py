@@ -10,7 +10,6 @@ import subprocess
 import sys
 import warnings
 
-import fsspec
 import mlflow
 import numpy as np
 import pandas as pd
@@ -191,32 +190,24 @@ def test_the_digest_follows_content(csv, tmp_path):
         assert table(tmp_path / "t.csv").digest != dataset.digest
 
 
-def test_mlflow_records_the_digest_of_each_part(tmp_path, caplog, empty_store):
-    store = f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
-    fsspec.filesystem("memory").pipe("memory://shop/people.csv", people().to_csv(index=False).encode())
-    (tmp_path / "people.csv").write_text(people().to_csv(index=False))
-    sources = {"memory://shop/people.csv": "code", str(tmp_path / "people.csv"): "local"}
-    client = mlflow.MlflowClient(store)
-    for source, kind in sources.items():
-        # an experiment of its own: within one, MLflow keeps the first source of equal content under an equal name
-        experiment = client.create_experiment(kind, artifact_location=str(tmp_path / "artifacts"))
-        dataset = table(source)
-        caplog.clear()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            logged = {part: as_mlflow(dataset, part) for part in ("train", "val", "test")}
-            [part._to_mlflow_entity() for part in logged.values()]
-        assert not caplog.records
-        with tracking(store), mlflow.start_run(experiment_id=experiment) as run:
-            for part, value in logged.items():
-                mlflow.log_input(value, context=part)
-        inputs = client.get_run(run.info.run_id).inputs.dataset_inputs
-        recorded = {entry.tags[0].value: entry.dataset for entry in inputs}
-        assert recorded.keys() == logged.keys()
-        for part, entry in recorded.items():
-            assert entry.digest == dataset.digest and entry.name == f"people_{part}" and entry.source_type == kind
-            assert source in entry.source and json.loads(entry.profile)["num_rows"] == (dataset.split == part).sum()
-            assert "income" in entry.schema
+def test_mlflow_records_the_digest_of_each_part(csv, tmp_path, caplog, empty_store):
+    store, dataset = f"sqlite:///{shutil.copy(empty_store, tmp_path)}", table(csv)
+    caplog.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logged = {part: as_mlflow(dataset, part) for part in ("train", "val", "test")}
+        [part._to_mlflow_entity() for part in logged.values()]
+    assert not caplog.records
+    with tracking(store), mlflow.start_run() as run:
+        for part, value in logged.items():
+            mlflow.log_input(value, context=part)
+    inputs = mlflow.MlflowClient(store).get_run(run.info.run_id).inputs.dataset_inputs
+    recorded = {entry.tags[0].value: entry.dataset for entry in inputs}
+    assert recorded.keys() == logged.keys()
+    for part, entry in recorded.items():
+        assert entry.digest == dataset.digest and entry.name == f"people_{part}" and entry.source_type == "local"
+        assert str(csv) in entry.source and json.loads(entry.profile)["num_rows"] == (dataset.split == part).sum()
+        assert "income" in entry.schema
 
 
 def test_a_table_of_many_columns_is_recorded_without_its_schema(csv, monkeypatch):
@@ -228,10 +219,15 @@ def test_a_table_of_many_columns_is_recorded_without_its_schema(csv, monkeypatch
         assert entity.schema is None and json.loads(entity.profile)["num_rows"] > 0
 
 
-@pytest.mark.parametrize("source", ["s3://b/x.csv", "hf://datasets/a.csv", "zip://a.csv::x.zip", "https://h/x.csv"])
-def test_mlflow_takes_any_source(csv, source):
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [("s3://b/x.csv", "s3"), ("hf://datasets/a.csv", "code"), ("zip://a.csv::x.zip", "code"), ("memory://b/x.csv", "code"),
+     ("https://h/x.csv", "http")],
+)  # fmt: skip
+def test_mlflow_takes_any_source(csv, source, kind):
     logged = as_mlflow(dataclasses.replace(table(csv), source=source), "train")
     assert logged.digest == table(csv).digest and source in logged.to_json().replace("\\", "")
+    assert logged._to_mlflow_entity().source_type == kind
 
 
 def test_neither_mlflow_nor_torch_is_imported_to_load():

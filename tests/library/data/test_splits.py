@@ -26,6 +26,9 @@ from alacarte.data.tables import plain_column, read_table
         ({"val": 0.5, "test": 0.5}, "no train part"),
         ({"seed": 1.5}, "data.split.seed=1.5"),
         ({"seed": None}, "data.split.seed=None"),
+        ({"by": "date"}, "data.split.by=date: use hash, time or column"),
+        ({"by": "time"}, "data.split.by=time needs data.split.column=COLUMN"),
+        ({"column": "since"}, "data.split.by=hash needs no data.split.column"),
     ],
 )
 def test_bad_splits(changes, expected):
@@ -229,19 +232,16 @@ def test_a_column_names_the_parts(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"by": "date"}, "data.split.by=date: use hash, time or column"),
-        ({"by": "time"}, "data.split.by=time needs data.split.column=COLUMN"),
-        ({"column": "since"}, "data.split.by=hash needs no data.split.column"),
-        ({"by": "time", "column": "sinc"}, "data.split.column=sinc"),
-        ({"by": "time", "column": "y"}, "data.target=y is also in data.split.column"),
-        ({"by": "time", "column": "city"}, "is no time: write dates as 2024-05-31, or numbers"),
+        ({"column": "sinc"}, "data.split.column=sinc"),
+        ({"column": "y"}, "data.target=y is also in data.split.column"),
+        ({"column": "city"}, "is no time: write dates as 2024-05-31, or numbers"),
+        ({"column": "since", "key": "city"}, "data.key=city is for data.split.by=hash"),
     ],
 )
-def test_splits_that_cannot_be(tmp_path, settings, expected):
+def test_columns_that_cannot_split_by_time(tmp_path, settings, expected):
     people().to_csv(tmp_path / "t.csv", index=False)
-    assert expected in refusal(table, tmp_path / "t.csv", split={**SPLIT, **settings})
-    by_time = {**SPLIT, "by": "time", "column": "since"}
-    assert "data.key=city is for data.split.by=hash" in refusal(table, tmp_path / "t.csv", key="city", split=by_time)
+    split = {**SPLIT, "by": "time", "column": settings["column"]}
+    assert expected in refusal(table, tmp_path / "t.csv", split=split, key=settings.get("key"))
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
