@@ -1,9 +1,11 @@
 """Errors that a user can correct, and the parts of their messages that can be pasted."""
 
 import difflib
+import math
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -15,6 +17,13 @@ class UserError(ValueError):
 
 class StoreError(Exception):
     """The feedback store cannot be used now (locked, full or away). Nothing was changed."""
+
+
+def check_number(key: str, value: Any, is_valid: Callable[[float], bool], expected: str) -> None:
+    """UserError for the value of a key that is no finite number, or one that is not valid."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not (is_number and is_valid(value)):
+        raise UserError(f"{key}={value}: expected {expected}")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

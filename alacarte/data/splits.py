@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from alacarte.data.csv_reader import DATE, DECIMAL_COMMA, MISSING
-from alacarte.errors import UserError
+from alacarte.errors import UserError, check_number
 
 PARTS = ("train", "val", "test")
 LARGE_GROUP = 10, 0.005  # rows, and share of all rows, from which a group of equal rows is large
@@ -51,12 +51,10 @@ class SplitRule:
             needed = "needs no data.split.column" if by == "hash" else "needs data.split.column=COLUMN"
             raise UserError(f"data.split.by={by} data.split.column={column or 'null'}: data.split.by={by} {needed}")
         for name, fraction in (("val", val), ("test", test)):
-            if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
-                raise UserError(f"data.split.{name}={fraction}: give a fraction between 0 and 1, such as 0.2")
+            check_number(f"data.split.{name}", fraction, lambda x: 0 < x < 1, "a fraction between 0 and 1, such as 0.2")
         if val + test >= 1:
             raise UserError(f"data.split.val={val} and data.split.test={test} leave no train part: lower one of them")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise UserError(f"data.split.seed={seed}: give a whole number")
+        check_number("data.split.seed", seed, lambda n: isinstance(n, int), "a whole number")
         return cls(by, None if column is None else str(column), val, test, seed, bool(split.get("as_input")))
 
     @property

@@ -1,13 +1,12 @@
 """May a challenger become the champion? A pure function of numbers. It returns the verdict and its reason in one sentence."""
 
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from alacarte.errors import UserError, nearest
+from alacarte.errors import UserError, check_number, nearest
 from alacarte.evaluation.comparison import Comparison, Signal
 from alacarte.evaluation.metrics import BUILT_IN, PRIMARY, Metrics, is_lower_better
 
@@ -38,23 +37,21 @@ def check_gate(
     **_: Any,
 ) -> None:
     """Raise UserError for settings by which no model can be judged, before an hour of training. `metrics` are the own ones."""
-    for key, value, valid, expected in (
+    for key, value, is_valid, expected in (
         ("min_audit_rows", min_audit_rows, lambda n: n >= 1, "a number of rows, at least 1"),
         ("min_test_rows", min_test_rows, lambda n: n >= 1, "a number of rows, at least 1"),
         ("max_share_per_annotator", max_share_per_annotator, lambda x: 0 < x <= 1, "a number above 0, at most 1"),
         ("margin", margin, lambda x: x >= 0, "a number of at least 0, in units of gate.metric"),
         ("confidence_level", confidence_level, lambda x: 0.5 <= x < 1, "a number from 0.5 to below 1, such as 0.95"),
     ):
-        if not (_is_number(value) and valid(value)):
-            raise UserError(f"gate.{key}={value}: expected {expected}")
+        check_number(f"gate.{key}", value, is_valid, expected)
     known = {*BUILT_IN, *(metrics or {})}
     if metric is not None and metric not in known:
         raise UserError(f"gate.metric={metric}: there is no such metric: {nearest(metric, known)}")
     limits = {"floors": floors or {}, "ceilings": ceilings or {}}
     for key, other in (("floors", "ceilings"), ("ceilings", "floors")):
         for name, limit in _set(limits[key]):
-            if not _is_number(limit):
-                raise UserError(f"gate.{key}.{name}={limit}: expected a number, or null for no limit")
+            check_number(f"gate.{key}.{name}", limit, lambda _: True, "a number, or null for no limit")
             if name not in known:
                 raise UserError(f"gate.{key}.{name}={limit}: there is no such metric: {nearest(name, known)}")
             if is_lower_better(name, metrics) != (key == "ceilings"):
@@ -222,7 +219,3 @@ def rows_needed(comparison: Comparison, power: float = 0.8) -> int | None:
 
 def _set(limits: Limits | None) -> list[tuple[str, Any]]:
     return [(metric, limit) for metric, limit in (limits or {}).items() if limit is not None]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

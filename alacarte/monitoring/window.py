@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from alacarte.data.tables import align_columns
-from alacarte.errors import UserError
+from alacarte.errors import check_number
 from alacarte.evaluation.audit import annotators, subset
 from alacarte.evaluation.metrics import Metrics, answer, make_answers, measure, measure_own
 from alacarte.feedback.queries import Labelled, Window
@@ -28,13 +28,14 @@ class WindowComparison:
 
 def check_settings(**settings: Any) -> None:
     """UserError for settings by which no window could be judged."""
-    above = ("hours", "rows", "min_rows", "reference_rows", "labels", "labels_with_drift")
-    for key in (*above, "every", "psi_threshold", "margin"):
-        if not (settings[key] > 0 if key in above else settings[key] >= 0):
-            raise UserError(f"monitor.{key}={settings[key]}: expected a number {'above' if key in above else 'from'} 0")
+    for key in ("hours", "rows", "min_rows", "reference_rows", "labels", "labels_with_drift"):
+        check_number(f"monitor.{key}", settings[key], lambda x: x > 0, "a number above 0")
+    for key in ("every", "psi_threshold", "margin"):
+        check_number(f"monitor.{key}", settings[key], lambda x: x >= 0, "a number of at least 0")
     level = settings["confidence_level"]
-    if not 0.5 <= level < 1:
-        raise UserError(f"monitor.confidence_level={level}: expected a number from 0.5 to below 1, such as 0.95")
+    check_number(
+        "monitor.confidence_level", level, lambda x: 0.5 <= x < 1, "a number from 0.5 to below 1, such as 0.95"
+    )
 
 
 def compare_window(

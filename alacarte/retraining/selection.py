@@ -15,7 +15,7 @@ import pandas as pd
 from alacarte.data.dataset import Dataset
 from alacarte.data.splits import SplitRule, hash_present, hash_split, occurs_in
 from alacarte.data.tables import align_columns
-from alacarte.errors import UserError
+from alacarte.errors import UserError, check_number
 from alacarte.evaluation.audit import ONE_PARTY, annotators, are_told_apart, for_gate
 from alacarte.feedback.queries import Labelled
 
@@ -220,16 +220,17 @@ def check_settings(*, inits: Sequence[str], **settings: Any) -> None:
     for key, allowed in (("init", inits), ("new_classes", ("error", "scratch"))):
         if settings[key] not in allowed:
             raise UserError(f"retrain.{key}={settings[key]}: allowed are {', '.join(allowed)}")
-    whole, above, share = "whole numbers above 0", "numbers above 0", "numbers above 0 and up to 1"
-    numbers = {"epoch_fraction": share, "shrink": share, "max_share_per_annotator": above, "max_range_factor": above,
-               "max_replay_rows": whole, "min_labels": whole, "label_weight": whole}  # fmt: skip
-    for key, allowed_numbers in numbers.items():
-        value = settings[key]
-        if value is None and key == "max_replay_rows":
-            continue
-        is_number = isinstance(value, int if allowed_numbers == whole else int | float)
-        if not is_number or value <= 0 or (allowed_numbers == share and value > 1):
-            raise UserError(f"retrain.{key}={value}: allowed are {allowed_numbers}")
+    for key in ("epoch_fraction", "shrink"):
+        check_number(f"retrain.{key}", settings[key], lambda x: 0 < x <= 1, "a number above 0, at most 1")
+    for key in ("max_share_per_annotator", "max_range_factor"):
+        check_number(f"retrain.{key}", settings[key], lambda x: x > 0, "a number above 0")
+    for key in ("max_replay_rows", "min_labels", "label_weight"):
+        if settings[key] is not None or key != "max_replay_rows":
+            check_number(f"retrain.{key}", settings[key], _is_count, "a whole number above 0")
+
+
+def _is_count(value: float) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def _sample(y: pd.Series, limit: int, task: str, seed: int) -> np.ndarray:

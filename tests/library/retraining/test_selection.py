@@ -270,7 +270,7 @@ def test_settings_that_cannot_be_followed_are_named() -> None:
     for key, value in (
         ("init", "hot"), ("new_classes", "learn"), ("epoch_fraction", 0), ("epoch_fraction", 1.5), ("shrink", "half"),
         ("max_share_per_annotator", None), ("max_range_factor", -1), ("max_replay_rows", 1.5), ("min_labels", 0),
-        ("label_weight", 0),
-        ("label_weight", 1.5), ("label_weight", None),
+        ("label_weight", 0), ("label_weight", 1.5), ("label_weight", None), ("max_share_per_annotator", np.inf),
+        ("max_range_factor", np.nan),
     ):  # fmt: skip
-        assert f"retrain.{key}={value}: allowed are" in refusal(check_settings, **{**good, key: value}, inits=INITS)
+        assert f"retrain.{key}={value}: " in refusal(check_settings, **{**good, key: value}, inits=INITS)
