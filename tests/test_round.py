@@ -38,7 +38,11 @@ class Round:
         self.feedback = f"feedback.url=sqlite:///{folder}/feedback.db"
 
     def command(self, step: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", f"steps.{step}", *arguments]
+        try:
+            from preloaded import programs  # of tests/library: `python` without the imports
+        except ImportError:  # the library is a package
+            return [sys.executable, "-m", f"steps.{step}", *arguments]
+        return [f"{programs()}/python", "-m", f"steps.{step}", *arguments]
 
     def step(self, step: str, *arguments: str, code: int = 0) -> str:
         """Run a step and return its standard output; fail the test if it ends with another exit code."""

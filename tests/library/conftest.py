@@ -8,10 +8,12 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,30 +32,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # on a busy machine the threads o
 FOLDERS = ("alacarte", "conf", "databricks", "examples", "project", "steps")
 
 
-# The files whose tests take minutes, or need a browser or a workspace: `make test-all` runs them, `make test` does not.
-NIGHTLY = {
-    "test_alone",
-    "test_frameworks_served",
-    *(
-        "test_stack",
-        "test_workflows",
-        "test_template",
-        "test_docs",
-        "test_forms",
-        "test_notebook",
-        "test_package",
-        "test_demo",
-    ),
-    *("test_jobs", "test_submit", "test_fuzz", "test_survival", "test_stopping", "test_page"),
-    *("test_monitor", "test_poisoning", "test_retrain"),
-}
+# The files whose tests take minutes, or need a browser or a workspace: `make test-all` runs them, `make test` does not. The
+# longest come first, so that at the end no process waits for another one.
+NIGHTLY = (
+    "test_docs", "test_forms", "test_frameworks_served", "test_package", "test_stack", "test_retrain", "test_workflows",
+    "test_survival", "test_jobs", "test_demo", "test_submit", "test_template", "test_stopping", "test_page", "test_monitor",
+    "test_notebook", "test_poisoning", "test_fuzz",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in NIGHTLY:
             item.add_marker("nightly")
-    items.sort(key=lambda item: item.path.stem not in NIGHTLY)  # long files first: at the end no process waits
+    items.sort(key=lambda item: NIGHTLY.index(item.path.stem) if item.path.stem in NIGHTLY else len(NIGHTLY))
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +60,9 @@ def environment(**more: str) -> dict[str, str]:
     """This environment without what would tie a test to a run or a server of the caller's."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
-    return {**clean, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore", **more}
+    # Without job execution, a server starts eight processes less.
+    mlflow = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return {**clean, "PATH": path, "PYTHONWARNINGS": "ignore", **mlflow, **more}
 
 
 @dataclass
@@ -104,38 +98,51 @@ class Project:
         """All runs of the default experiment, newest first."""
         return self.client.search_runs(["0"], filter_string=text, order_by=["attributes.start_time DESC"])
 
+    def newest(self, step: str):
+        """The newest run of a step."""
+        return self.runs(f"tags.step = '{step}'")[0]
+
 
 def copy_project(to: Path) -> Path:
     to.mkdir(parents=True, exist_ok=True)
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, to / folder)
-    for file in ("MLproject", "python_env.yaml", "requirements.txt", ".gitignore"):
-        shutil.copy(ROOT / file, to / file)
+    for name in ("MLproject", "python_env.yaml", "requirements.txt", ".gitignore"):
+        shutil.copy(ROOT / name, to / name)
+    # The importance of the columns takes a third of the time of an evaluation.
+    for name in ("main", "evaluate", "retrain"):
+        file = to / "conf" / f"{name}.yaml"
+        file.write_text(file.read_text().replace("explain: true", "explain: false"))
     return to
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@cache
+def empty_database() -> Path:
     """A database with MLflow's tables. To make them takes seconds."""
     from mlflow import MlflowClient
 
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    file = Path(tempfile.mkdtemp(prefix="store")) / "mlflow.db"
     MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
 
 
 @pytest.fixture(scope="session")
-def new_project(empty_store: Path) -> Callable[[Path], Project]:
+def empty_store() -> Path:
+    return empty_database()
+
+
+def new_store(folder: Path, artifacts: str) -> str:
+    """An empty store in the file mlflow.db of a folder; its address."""
+    shutil.copy(empty_database(), folder / "mlflow.db")
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ?", [f"{artifacts}/0"])
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def new_project() -> Callable[[Path], Project]:
     """Makes a copy of the project in a folder, with an empty store in it."""
-
-    def make(root: Path) -> Project:
-        copy_project(root)
-        shutil.copy(empty_store, root / "mlflow.db")
-        with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as database, database:
-            database.execute("UPDATE experiments SET artifact_location = ?", [f"{root}/mlruns/0"])
-        return Project(root, f"sqlite:///{root}/mlflow.db")
-
-    return make
+    return lambda root: Project(copy_project(root), new_store(root, f"{root}/mlruns"))
 
 
 @pytest.fixture(scope="session")
@@ -193,13 +200,19 @@ def commit(folder: Path, message: str) -> None:
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path, *arguments: str, port: int | None = None, **env: str) -> Iterator[str]:
-    """A real `mlflow server` with its data in a folder."""
+def mlflow_server(
+    folder: Path, *arguments: str, port: int | None = None, artifacts: str = "mlflow-artifacts:", **env: str
+) -> Iterator[str]:
+    """A real `mlflow server` with its data in a folder, which may have them from an earlier one."""
     port = port or free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *arguments]
-    env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **env)
+    if not (folder / "mlflow.db").exists():
+        new_store(folder, artifacts)
+    roots = ("--default-artifact-root", f"{artifacts}/")
+    command = [f"{programs()}/mlflow", "server", "--port", str(port), "--workers", "1", *roots, *arguments]
     with (folder / "server.log").open("a") as log:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment(**env), stdout=log, stderr=log, start_new_session=True
+        )
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process)
         yield f"http://127.0.0.1:{port}"

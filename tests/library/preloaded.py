@@ -1,7 +1,8 @@
-"""`python -m steps.NAME` and `mlflow run` without their imports, which cost several times more than a small step.
+"""Python programs without their imports, which cost several times more than a small step.
 
-A server loads the packages once. `programs` makes a folder for PATH whose `python` and `mlflow` ask the server to fork. The
-forked process has the folder, environment, streams and arguments of the caller, and loads the modules of the project by itself.
+A server loads the packages once. `programs` makes a folder for PATH with programs like `python`, which ask the server to
+fork. The forked process has the folder, environment, streams and arguments of the caller, and loads the modules of the project
+by itself.
 """
 
 import atexit
@@ -30,7 +31,8 @@ PACKAGES = (
 )  # fmt: skip
 SCRIPT = """#!/bin/sh
 case "{module} $1 $2" in
-  " -m steps."*|" -m examples."*|" -m alacarte."*|" -m driver"*|" -m interrupted"*|"-m mlflow run"*|"-m mlflow artifacts"*)
+  " - "*|" -c "*|" -P "*|" "*".py "*|*"-m mlflow"*|*"-m uvicorn"*|*"-m alacarte"*|\\
+  " -m steps."*|" -m examples."*|" -m driver"*|" -m interrupted"*)
     exec {python} -S -E {file} {socket} {module} "$@";;
   *) exec {program} "$@";;
 esac
@@ -38,14 +40,16 @@ esac
 
 
 @cache
-def programs() -> str:
-    """A folder with the programs `python` and `mlflow`. Its server ends with this process."""
+def programs(python: str = sys.executable) -> str:
+    """A folder with the programs `python`, `mlflow`, `uvicorn` and `alacarte`. Its server ends with this process."""
+    own = Path(python).parent
     if sys.platform != "linux":
-        return str(Path(sys.executable).parent)
+        return str(own)
     folder = Path(tempfile.mkdtemp(prefix="preloaded"))
-    address, own = folder / "socket", Path(sys.executable).parent
-    for name, module in (("python", ""), ("mlflow", "-m mlflow")):
-        names = {"python": sys.executable, "file": __file__, "socket": address, "module": module, "program": own / name}
+    address = folder / "socket"
+    for name in ("python", "mlflow", "uvicorn", "alacarte"):
+        module = "" if name == "python" else f"-m {name}"
+        names = {"python": python, "file": __file__, "socket": address, "module": module, "program": own / name}
         (folder / name).write_text(SCRIPT.format(**names))
         (folder / name).chmod(0o755)
     env = {
@@ -54,9 +58,7 @@ def programs() -> str:
         "OMP_WAIT_POLICY": "PASSIVE",
         "KERAS_BACKEND": "torch",
     }  # as alacarte/__init__.py
-    server = subprocess.Popen(
-        [sys.executable, __file__, str(address)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    server = subprocess.Popen([python, __file__, str(address)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout and server.stdout.readline() == b"ready\n"
     atexit.register(server.terminate)
     return str(folder)
@@ -132,10 +134,9 @@ def run(folder: str, arguments: Sequence[str], env: dict[str, str]) -> None:
     os.environ.update(env)
     sys.path[:1] = [folder, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     sys.stdout.reconfigure(line_buffering="PYTHONUNBUFFERED" in env)  # type: ignore[union-attr]
-    _, module, *sys.argv[1:] = arguments
     code: object = 1
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        run_program(folder, arguments[0], arguments[1:])
         code = 0
     except SystemExit as stop:
         code = stop.code
@@ -150,6 +151,25 @@ def run(folder: str, arguments: Sequence[str], env: dict[str, str]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)
+
+
+def run_program(folder: str, first: str, rest: Sequence[str]) -> None:
+    """`python -m MODULE`, `python -c CODE`, `python -`, `python FILE` or, without its folder in `sys.path`, `python -P FILE`."""
+    if first == "-P":
+        sys.path.remove(folder)
+        first, *rest = rest
+    if first == "-m":
+        if rest[0] == "mlflow":  # it runs `python -m uvicorn`
+            sys.executable = str(Path(sys.argv[1]).with_name("python"))
+        sys.argv[1:] = rest[1:]
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first in ("-", "-c"):
+        code, *arguments = (sys.stdin.read(), *rest) if first == "-" else rest
+        sys.argv = [first, *arguments]
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = [first, *rest]
+        runpy.run_path(first, run_name="__main__")
 
 
 if __name__ == "__main__":

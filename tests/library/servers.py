@@ -133,10 +133,9 @@ def served_by_mlflow(model_uri: str, folder: Path, store: str = "") -> Iterator[
     port = free_port()
     command = ["mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local", "--port", str(port)]
     env = environment(**({"MLFLOW_TRACKING_URI": store} if store else {}))
+    env["PATH"] = f"{programs()}{os.pathsep}{env['PATH']}"
     with (folder / f"serve-{port}.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process, 180)
         yield Served(f"http://127.0.0.1:{port}", process)

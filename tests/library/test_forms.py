@@ -7,9 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
-from conftest import command_output, environment, free_port
+from conftest import Project, command_output, environment, free_port
 from registries import until
 
 SMALL = ("-P", "model=sklearn_sgd")
@@ -44,15 +43,15 @@ def test_a_fresh_clone_runs(repository: Path, tmp_path: Path):
 
 
 def test_a_git_url_runs_without_a_checkout(url: str, tmp_path: Path):
-    command_output(tmp_path, "mlflow", "run", url, "-v", "main", "-e", "train", "--env-manager", "local", *SMALL)
-    (run,) = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["0"])
+    project = Project(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+    project.run("mlflow", "run", url, "-v", "main", "-e", "train", "--env-manager", "local", *SMALL)
+    (run,) = project.client.search_runs(["0"])
     assert run.data.tags["git_dirty"] == "false" and "mlflow.source.git.commit" in run.data.tags
 
 
 def test_uv_makes_the_environment(repository: Path, tmp_path: Path):
     links = environment().get("PIP_FIND_LINKS", "")  # a folder of wheels that pip looks in; uv has its own name for it
     env = {"MLFLOW_ENV_ROOT": str(tmp_path), **({"UV_FIND_LINKS": links} if links else {})}
-    command = ("mlflow", "run", ".", "-e", "train", "--env-manager", "uv", *SMALL)
-    assert "run_id=" in command_output(
-        repository, *command, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db", **env
-    )
+    project = Project(repository, f"sqlite:///{tmp_path}/mlflow.db")
+    ended = project.run("mlflow", "run", ".", "-e", "train", "--env-manager", "uv", *SMALL, **env)
+    assert "run_id=" in ended.stdout

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from people import refusal
+from preloaded import programs
 
 from alacarte import arguments, launch
 from alacarte.help import help_text
@@ -50,7 +51,7 @@ def test_a_signal_in_a_callback_that_loses_exceptions_comes_back(tmp_path, lose,
         f"@launch.step('promote', run=False, offline=True)\ndef main(cfg):\n    {lose}\n"
         "    time.sleep(10)\n    print('lost')\n\n\nmain()\n"
     )
-    command = [sys.executable, str(tmp_path / "steps" / "greet.py")]
+    command = [f"{programs()}/python", str(tmp_path / "steps" / "greet.py")]
     env = environment(PYTHONPATH=str(ROOT))
     ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert ended.returncode == code and "lost" not in ended.stdout and "Traceback" not in ended.stderr, ended.stderr

@@ -19,7 +19,7 @@ from project.data import load_digits
 NAME = "served"
 SMALL = (f"registered_model_name={NAME}",)
 SIGNING = {verdicts.KEY: "key"}
-WEAK = (*SMALL, "model=sklearn_sgd", "model.max_iter=2", "explain=false", "gate.slices=null")
+WEAK = (*SMALL, "model=sklearn_sgd", "model.max_iter=2", "gate.slices=null")
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +43,18 @@ def report(run) -> dict:
     return json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/gate.json"))
 
 
-def newest(project: Project, step: str):
-    return project.runs(f"tags.step = '{step}'")[0]
-
-
 @pytest.fixture(scope="module")
 def promoted(remote: Project) -> str:
     """A weak version 1, and a better version 2, which is the champion. The gate signs both."""
     remote.run("mlflow", "run", ".", "--env-manager", "local", *(f"-P{key}" for key in WEAK), **SIGNING)
     assert aliases(remote)["champion"] == "1"
-    remote.step("pipeline", "model=sklearn_forest", *SMALL, **SIGNING)
+    remote.step("pipeline", "model=sklearn_forest", "explain=true", *SMALL, **SIGNING)
     return aliases(remote)["champion"]
 
 
 def test_promotion_by_proof_then_rollback_and_back(remote: Project, promoted: str):
     assert aliases(remote) == {"champion": "2", "challenger": "2", "previous_champion": "1"}
-    evaluated = newest(remote, "evaluate")
+    evaluated = remote.newest("evaluate")
     verdict = report(evaluated)
     assert is_signed(NAME, "1") and is_signed(NAME, "2")
     assert verdict["verdict"] == "PROMOTE" and verdict["comparison"]["low"] > 0
@@ -78,7 +74,7 @@ def test_promotion_by_proof_then_rollback_and_back(remote: Project, promoted: st
     remote.step("promote", "version=previous", SMALL[0])
     assert aliases(remote)["champion"] == "1" and aliases(remote)["previous_champion"] == "2"
     # The pipeline sees the rollback: the verdict no longer holds, so it decides again.
-    again = remote.step("pipeline", "model=sklearn_forest", *SMALL).stdout
+    again = remote.step("pipeline", "model=sklearn_forest", "explain=true", *SMALL).stdout
     assert "train: reused" in again and "the champion has changed since" in again
     assert aliases(remote)["champion"] == "2"
 
@@ -86,7 +82,7 @@ def test_promotion_by_proof_then_rollback_and_back(remote: Project, promoted: st
 def test_a_metric_of_the_team_decides_and_a_reject_moves_nothing(remote: Project, promoted: str):
     own = ("metrics=cost", "gate.metric=cost", "+gate.ceilings.cost=5", "gate.slices=[pixel_2_2]")
     result = remote.step("pipeline", *WEAK, "seed=5", *own).stdout
-    evaluated, trained = newest(remote, "evaluate"), newest(remote, "train")
+    evaluated, trained = remote.newest("evaluate"), remote.newest("train")
     assert evaluated.data.tags["gate.verdict"] == "REJECT" and aliases(remote)["champion"] == promoted
     verdict, metrics = report(evaluated), evaluated.data.metrics
     assert verdict["comparison"]["metric"] == "cost" and verdict["comparison"]["gain"] < 0
@@ -117,7 +113,7 @@ def test_a_function_that_does_not_exist_is_one_line_before_training(remote: Proj
 def test_what_moves_no_alias_and_registers_nothing(remote: Project, promoted: str):
     """The champion compared with itself, and a dry run below a floor."""
     before, versions = aliases(remote), len(remote.client.search_model_versions(f"name = '{NAME}'"))
-    result = remote.step("evaluate", f"model_uri=models:/{NAME}@champion", SMALL[0], "explain=false").stdout
+    result = remote.step("evaluate", f"model_uri=models:/{NAME}@champion", SMALL[0]).stdout
     assert "HOLD" in result and "this model is the champion" in result
     assert remote.client.get_model_version_by_alias(NAME, "champion").tags["gate.verdict"] == "PROMOTE"
     result = remote.step("pipeline", *WEAK, "gate.floors.accuracy=0.999", "gate.dry_run=true", "seed=8").stdout
@@ -127,8 +123,8 @@ def test_what_moves_no_alias_and_registers_nothing(remote: Project, promoted: st
 
 
 def test_every_kind_of_address_is_the_same_model_and_a_folder_is_logged_before_it_is_registered(remote: Project):
-    last = remote.step("train", *WEAK[:-2], "seed=21", "save_to=saved").stdout.splitlines()[-1]
-    run = newest(remote, "train")
+    last = remote.step("train", *WEAK[:-1], "seed=21", "save_to=saved").stdout.splitlines()[-1]
+    run = remote.newest("train")
     assert last == f"run_id={run.info.run_id}"
     uris = [
         str(remote.root / "saved"),
@@ -140,7 +136,7 @@ def test_every_kind_of_address_is_the_same_model_and_a_folder_is_logged_before_i
     X = load_digits(stop=50)
     assert len({tuple(learners.load(model.path).predict(X)) for model in models}) == 1
     assert "no model that can be read" in refusal(registry.locate, "models:/none@champion")
-    remote.step("evaluate", "model_uri=saved", "registered_model_name=from_folder", "explain=false")
+    remote.step("evaluate", "model_uri=saved", "registered_model_name=from_folder")
     version = remote.client.get_model_version_by_alias("from_folder", "champion")
     assert version.source.startswith("models:/m-")
 

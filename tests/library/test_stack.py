@@ -1,5 +1,6 @@
 """The services of a team: compose.yaml is valid, and its services run as processes with a real PostgreSQL and a real S3."""
 
+import os
 import re
 import secrets
 import shutil
@@ -16,6 +17,7 @@ import yaml
 from conftest import ROOT, Project, command_output, copy_project, environment, free_port, wait_for
 from cryptography.fernet import Fernet
 from parts import lacks, need
+from preloaded import programs
 from registries import until
 
 NAMES = re.findall(r"(?m)^(\w+)=$", (ROOT / "deploy" / "env.example").read_text())
@@ -141,6 +143,7 @@ def test_the_command_and_the_probes_of_kubernetes(tmp_path: Path):
         assert old in command
         command = command.replace(old, new)
     env = environment(MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
+    env["PATH"] = f"{programs()}{os.pathsep}{env['PATH']}"
     with subprocess.Popen(
         command.split(), cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:

@@ -4,6 +4,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +28,6 @@ def first(project: Project) -> str:
     return project.run("mlflow", "run", ".", *LOCAL, *parameters).stdout
 
 
-def newest(project: Project, step: str):
-    return project.runs(f"tags.step = '{step}'")[0]
-
-
 def test_two_runs_and_a_champion(project: Project, first: str):
     lines = first.strip().splitlines()
     rows = {line.split()[1]: line for line in lines if line.startswith("main: ")}
@@ -40,7 +37,7 @@ def test_two_runs_and_a_champion(project: Project, first: str):
     assert str(champion.version) == "1" and champion.tags["gate.verdict"] == "PROMOTE"
     assert project.client.get_model_version_by_alias("alacarte", "challenger").version == champion.version
 
-    parent, train, evaluate = (newest(project, step) for step in ("main", "train", "evaluate"))
+    parent, train, evaluate = (project.newest(step) for step in ("main", "train", "evaluate"))
     assert {run.info.status for run in (parent, train, evaluate)} == {"FINISHED"}
     assert train.data.tags["mlflow.parentRunId"] == evaluate.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert evaluate.data.tags["source_run_id"] == train.info.run_id == parent.data.tags["train_run_id"]
@@ -114,7 +111,7 @@ def test_a_mistake_is_one_line_and_a_failed_run(project: Project):
 def test_a_wrong_run_id_is_one_line(project: Project, first: str):
     failed = project.client.create_run("0", tags={"step": "train"}).info.run_id
     project.client.set_terminated(failed, "FAILED")
-    main = newest(project, "main").info.run_id
+    main = project.newest("main").info.run_id
     with tracking(project.uri):
         for run_id, line in (("0" * 32, "does not exist"), (main, "is a run of main"), (failed, "is FAILED")):
             assert line in refusal(model_uri_of, run_id, None)
@@ -135,7 +132,7 @@ def test_sigterm_ends_every_run_as_killed(project: Project):
         assert process.wait(60) == 128 + signal.SIGTERM
     finally:
         process.kill()
-    assert newest(project, "main").info.status == newest(project, "train").info.status == "KILLED"
+    assert project.newest("main").info.status == project.newest("train").info.status == "KILLED"
 
 
 def test_a_step_that_dies_leaves_every_record_right(project: Project):
@@ -147,13 +144,13 @@ def test_a_step_that_dies_leaves_every_record_right(project: Project):
         project.step("pipeline", "reuse=false", code=137)
     finally:
         source.write_text(text)
-    assert newest(project, "main").info.status == newest(project, "train").info.status == "FAILED"
+    assert project.newest("main").info.status == project.newest("train").info.status == "FAILED"
     assert not project.runs("attributes.status = 'RUNNING'")
 
 
 def test_multirun_is_one_parent_with_a_child_a_job(project: Project):
     project.step("train", "--multirun", *SMALL, "seed=11,12", "description=a, b")
-    sweep = newest(project, "train-sweep")
+    sweep = project.newest("train-sweep")
     jobs = project.runs(f"tags.`mlflow.parentRunId` = '{sweep.info.run_id}'")
     assert {job.data.params["seed"] for job in jobs} == {"11", "12"}
     assert {job.info.status for job in (sweep, *jobs)} == {"FINISHED"}
@@ -175,7 +172,7 @@ known = modules_of(["steps.train", "project.data.load_digits", "alacarte.learner
 used = {name for name in sys.modules if name.split(".")[0] in ("alacarte", "project", "steps")}
 assert "project.data" in used and used <= {*known, "alacarte.source"}, used - set(known)
 """
-    project.run("python", "-c", code)
+    project.run(sys.executable, "-c", code)  # nothing is preloaded
 
 
 @pytest.mark.nightly

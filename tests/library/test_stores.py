@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from preloaded import programs
 
 from alacarte import locks, stores
 from alacarte.errors import UserError
@@ -168,7 +169,7 @@ def test_a_store_that_breaks_later_is_one_line(tmp_path: Path):
 def test_four_processes_create_one_store_and_one_experiment(tmp_path: Path):
     program = "from alacarte import stores; stores.open_stores(); stores.use_experiment('new')"
     env = environment(MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/runs.db")
-    command = [sys.executable, "-c", program]
+    command = [f"{programs()}/python", "-c", program]
     processes = [subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, "\n".join(errors)

@@ -1,6 +1,7 @@
 """A checkout of the project and a workspace to send it to, as one who uses both has them."""
 
 import io
+import os
 import signal
 import subprocess
 from contextlib import redirect_stderr, redirect_stdout
@@ -11,6 +12,7 @@ import mlflow
 import pytest
 from conftest import environment
 from mlflow import MlflowClient
+from preloaded import programs
 from workspace import Workspace
 
 from alacarte.databricks import stage
@@ -31,6 +33,7 @@ class There:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         env = environment(**self.workspace.env())
+        env["PATH"] = f"{programs()}{os.pathsep}{env['PATH']}"
         result = subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, timeout=900)
         assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
         return result

@@ -217,8 +217,8 @@ def stand_in(folder: Path) -> Iterator[Workspace]:
     # By HTTP, as the storage of a cloud is: MLflow deletes what it downloaded once it has registered it, and what is on
     # this disk it does not download.
     place = f"http://127.0.0.1:{port}/api/2.0/mlflow-artifacts/artifacts"
-    artifacts = ("--artifacts-destination", str(folder / "artifacts"), "--default-artifact-root", place)
-    with mlflow_server(folder, *artifacts, port=port) as server:
+    destination = ("--artifacts-destination", str(folder / "artifacts"))
+    with mlflow_server(folder, *destination, port=port, artifacts=place) as server:
         workspace = Workspace(folder, server)
         try:
             yield workspace

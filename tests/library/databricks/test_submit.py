@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import mlflow
 import pytest
 from conftest import ROOT, environment
+from preloaded import programs
 from registries import until
 from there import EXPERIMENT, MODEL, SMALL, There
 
@@ -46,7 +46,7 @@ def test_mlflow_run_takes_every_form_there_that_it_takes_here(there: There):
 def task(there: There, *words: str, code: int = 0) -> str:
     """Run the boot script as a task does: the file itself, beside it, with whole words."""
     folder, env = there.root / "databricks", environment(**there.workspace.env())
-    command = (sys.executable, "-P", str(folder / "boot.py"), *words)
+    command = (f"{programs()}/python", "-P", str(folder / "boot.py"), *words)
     result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
     assert result.returncode == code, result.stdout + result.stderr
     return result.stdout + result.stderr
@@ -172,7 +172,7 @@ def test_whoever_stops_waiting_stops_the_job(there: There):
     program = "import sys; from alacarte.databricks import submit; submit.POLL_SECONDS = 0.1; sys.exit(submit.main(sys.argv[1:]))"
     slow = ("--experiment-name", EXPERIMENT, "model=sklearn_hgb", "model.max_iter=100000")
     env = environment(**there.workspace.env())
-    command = [sys.executable, "-c", program, "run", "train", *slow]
+    command = [f"{programs()}/python", "-c", program, "run", "train", *slow]
     process = subprocess.Popen(command, cwd=there.root, env=env, stdout=subprocess.PIPE, text=True)
     there.workspace.once_running = process.terminate
     output, _ = process.communicate(timeout=120)
