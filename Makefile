@@ -38,11 +38,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.done: requirements.txt | $(VENV)/bin/python
-	python -m pip install --quiet -r requirements.txt
+	python -m pip install --quiet --no-compile -r requirements.txt
 	touch $@
 
 $(VENV)/test.done: requirements-dev.txt requirements-extra.txt requirements.txt | $(VENV)/bin/python
-	python -m pip install --quiet -r requirements-dev.txt
+	python -m pip install --quiet --no-compile -r requirements-dev.txt
 	touch $@ $(VENV)/run.done
 
 databricks: $(VENV)/run.done
