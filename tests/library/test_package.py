@@ -1,5 +1,7 @@
-"""The installed library, in an environment of its own: the command `alacarte` in an empty folder and in a project."""
+"""The installed library, in an environment of its own: the command `alacarte` in an empty folder and in a project, and the
+parts that the pages show alone."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,10 +11,10 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import requests
 import yaml
-from conftest import ROOT, command_output, commit, environment, free_port, wait_for
+from conftest import ROOT, command_output, commit, environment, new_store
 from packaging.requirements import Requirement
+from preloaded import programs
 
 import alacarte
 
@@ -107,22 +109,11 @@ def test_a_missing_package_is_one_line_before_the_step_starts(installed: Path, t
         file.write_text(before)
 
 
-def test_an_empty_folder_trains_evaluates_and_serves(empty: Folder):
+def test_an_empty_folder_trains_evaluates_and_reuses(empty: Folder):
     arguments = ("main", "model=sklearn_sgd", "registered_model_name=first")
     assert "verdict   PROMOTE" in empty.run(*arguments)
     again = empty.run(*arguments)
     assert "train: reused run" in again and "evaluate: reused run" in again
-    port = free_port()
-    command = [empty.command, "serve", "registered_model_name=first", f"serve.port={port}"]
-    process = subprocess.Popen(command, cwd=empty.root, env=empty.env)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/readyz", process)
-        row = {f"pixel_{i // 8}_{i % 8}": 0.0 for i in range(64)}
-        answer = requests.post(f"http://127.0.0.1:{port}/invocations", json={"dataframe_records": [row]}, timeout=30)
-        assert answer.json()["model_version"] == "1" and len(answer.json()["predictions"]) == 1
-    finally:
-        process.terminate()
-        assert process.wait(60) == 0
 
 
 def test_a_folder_with_its_own_conf_and_project(installed: Path, tmp_path: Path):
@@ -167,3 +158,23 @@ def test_a_folder_with_its_own_steps(installed: Path, tmp_path: Path):
     (own.root / "conf" / "greet.yaml").write_text("defaults: [base, _self_]\nname: nobody\n")
     assert "  greet      say hello." in own.run()
     assert own.run("greet", "name=you") == "hello you\n"
+
+
+@pytest.mark.parametrize("part", ["projects", "models", "registry", "serving", "feedback", "monitoring", "databricks"])
+def test_a_part_alone(part: str, installed: Path, tmp_path: Path):
+    _, _, section = (ROOT / "docs" / f"{part}.md").read_text().partition("\n## This part alone\n")
+    rows = ["you get", "you need", "you can leave out", "to remove it"]
+    assert re.findall(r"^\| ([a-z ]+) \| .+ \|$", section, re.M) == rows
+    blocks = re.findall(r"^```bash alone\n(.*?)^```", section, re.M | re.S)
+    assert bool(blocks) == (part != "databricks")  # which says that it needs a clone
+    path = (
+        f"{programs(str(installed / 'bin' / 'python'))}{os.pathsep}{installed / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    )
+    uri = new_store(tmp_path, f"{tmp_path}/mlruns")
+    for block in blocks:
+        printed = command_output(tmp_path, "bash", "-euo", "pipefail", "-c", block, PATH=path, MLFLOW_TRACKING_URI=uri)
+    expected = {
+        "projects": "hello you", "models": "[0 1", "registry": "PROMOTE", "serving": '{"predictions":[0]', "monitoring": "True",
+        "feedback": "versicolor",
+    }  # fmt: skip
+    assert part == "databricks" or expected[part] in printed
