@@ -10,12 +10,8 @@ from conftest import ROOT, Project
 from workspace import checkout_at, stand_in
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-WITHOUT_COMMANDS = {"screenshots"}
-FOLLOWED_ELSEWHERE = {  # page -> the file that runs its commands and looks at the results
-    "kubernetes": "test_stack.py",
-    "stack": "test_stack.py",
-    "updating": "test_template.py",
-}
+# Pages without commands for bash. test_stack.py and test_template.py run what the last three show.
+WITHOUT_COMMANDS = {"screenshots", "kubernetes", "stack", "updating"}
 
 
 def follow(page: Path, project: Project, **env: str) -> None:
@@ -27,9 +23,7 @@ def follow(page: Path, project: Project, **env: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page.stem not in FOLLOWED_ELSEWHERE.keys() | WITHOUT_COMMANDS],
-    ids=lambda page: page.stem,
+    "page", [page for page in PAGES if page.stem not in WITHOUT_COMMANDS], ids=lambda page: page.stem
 )
 def test_page(page: Path, new_project: Callable[[Path], Project], tmp_path: Path):
     if page.stem == "databricks":
@@ -43,11 +37,6 @@ def test_page(page: Path, new_project: Callable[[Path], Project], tmp_path: Path
         assert len(versions) >= 3 and project.client.get_model_version_by_alias("orders", "champion")
         answers = pd.read_csv(project.root / "answers.csv")
         assert len(answers) == 4 and set(answers["prediction"]) <= {"yes", "no"}
-
-
-def test_the_other_pages_have_a_test():
-    for page, file in FOLLOWED_ELSEWHERE.items():
-        assert (ROOT / "docs" / f"{page}.md").exists() and Path(__file__).with_name(file).exists()
 
 
 def test_every_local_link_leads_somewhere():

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,24 +44,6 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("program", [WAITED_FOR, BESIDE], ids=["waited for", "beside"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
-def test_a_step_ends_with_the_process_that_started_it(tmp_path: Path, program: str, number: int):
-    root = copy_project(tmp_path / "project")
-    (root / "steps" / "slow.py").write_text(SLOW)
-    stop = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-    process = subprocess.Popen([sys.executable, "-c", stop + program], cwd=root, env=environment())
-    file = root / "pid"
-    try:
-        until(lambda: file.exists() and file.read_text())
-        pid = int(file.read_text())
-        os.kill(process.pid, number)
-        assert process.wait(60) == (143 if number == signal.SIGTERM else -number)
-        until(lambda: not is_running(pid))
-    finally:
-        process.kill()
-
-
 HALT = """
 import os, signal
 def after_fork():
@@ -67,23 +51,36 @@ def after_fork():
 """
 
 
-def test_a_signal_while_a_step_starts_ends_it(tmp_path: Path):
-    """The step runs, and the process that waits for it has not heard of it yet."""
-    root = copy_project(tmp_path / "project")
+@contextmanager
+def slow_step(root: Path, program: str) -> Iterator[tuple[subprocess.Popen, int]]:
+    """A program that started a step, and the number of the step's process, which must then have ended."""
+    copy_project(root)
     (root / "steps" / "slow.py").write_text(SLOW)
     (root / "steps" / "halt.py").write_text(HALT)
     stop = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-    program = stop + WAITED_FOR.replace("{})", '{}, ["steps.halt:after_fork"])')
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=root, env=environment())
-    file = root / "pid"
+    process, file = subprocess.Popen([sys.executable, "-c", stop + program], cwd=root, env=environment()), root / "pid"
     try:
         until(lambda: file.exists() and file.read_text())
         pid = int(file.read_text())
+        yield process, pid
+        until(lambda: not is_running(pid))
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("program", [WAITED_FOR, BESIDE], ids=["waited for", "beside"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_step_ends_with_the_process_that_started_it(tmp_path: Path, program: str, number: int):
+    with slow_step(tmp_path, program) as (process, _):
+        process.send_signal(number)
+        assert process.wait(60) == (143 if number == signal.SIGTERM else -number)
+
+
+def test_a_signal_while_a_step_starts_ends_it(tmp_path: Path):
+    """The step runs, and the process that waits for it has not heard of it yet."""
+    with slow_step(tmp_path, WAITED_FOR.replace("{})", '{}, ["steps.halt:after_fork"])')) as (process, pid):
         forking = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         process.terminate()
         time.sleep(0.5)
         os.kill(forking, signal.SIGCONT)
         assert process.wait(60) == 143
-        until(lambda: not is_running(pid))
-    finally:
-        process.kill()
