@@ -72,9 +72,8 @@ def test_a_challenger_and_a_champion_that_crash_loop_and_devour(project: Project
     point(project, "2", "challenger")
     with served_by(project, ".first") as served:  # a start with a challenger that crashes
         gone(served)
+        served.wait("/status", model_version="1", error=f"{REASONS['2']} (it is the challenger)")
         for failures, (version, reason) in enumerate(REASONS.items(), 1):
-            point(project, version, "challenger")
-            served.wait("/status", model_version="1", error=f"{reason} (it is the challenger)")
             point(project, version)
             served.wait("/status", model_version="1", failures=failures, error=reason)
             assert answers(served) == 1

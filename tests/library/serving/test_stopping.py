@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Project, environment
+from preloaded import programs
 from registries import until
 from servers import register_code, register_constant
 
@@ -58,9 +59,10 @@ def silent() -> Iterator[int]:
 class Started:
     """A server with its output in a file, which a signal does not close."""
 
-    def __init__(self, project: Project, folder: Path, *arguments: str, **env: str) -> None:
+    def __init__(self, project: Project, folder: Path, *arguments: str, preloaded: bool = True, **env: str) -> None:
         self._log = folder / "log"
-        whole = (sys.executable, "-m", "steps.serve", "serve.port=0", f"serve.cache={folder}/cache", *arguments)
+        python = f"{programs()}/python" if preloaded else sys.executable
+        whole = (python, "-m", "steps.serve", "serve.port=0", f"serve.cache={folder}/cache", *arguments)
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 whole, cwd=project.root, stdout=log, stderr=log, start_new_session=True,
@@ -91,14 +93,14 @@ class Started:
 
 @pytest.mark.parametrize(("number", "seconds"), [(signal.SIGTERM, 0.3), (signal.SIGINT, 1.5)])
 def test_in_its_imports(prepared: Project, tmp_path: Path, number: int, seconds: float):
-    started = Started(prepared, tmp_path, f"registered_model_name={NAME}")
+    started = Started(prepared, tmp_path, f"registered_model_name={NAME}", preloaded=False)
     time.sleep(seconds)
     assert started.stops(number) in (-number, 128 + number, 0) and "Traceback" not in started.printed
 
 
 @pytest.mark.parametrize(("number", "tell"), [(signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)])
 def test_once_it_has_said_where_it_listens(prepared: Project, tmp_path: Path, number: int, tell: Callable):
-    started = Started(prepared, tmp_path, f"registered_model_name={NAME}")
+    started = Started(prepared, tmp_path, f"registered_model_name={NAME}", preloaded=False)
     started.until(lambda: "serve: http" in started.printed)
     assert started.stops(number, tell) == 0 and "Traceback" not in started.printed
 
