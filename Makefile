@@ -7,6 +7,8 @@
 # make databricks   build/databricks, for `mlflow run build/databricks -b databricks`; see docs/databricks.md
 PYTHON ?= python3
 VENV := .venv
+# Python compiles the modules that it imports and keeps the result. pip would compile all, which takes a minute.
+COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),--compile,--no-compile)
 # `python` in MLproject's commands is the one of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help run demo test test-all check setup databricks init update stack stack-local doctor
@@ -38,11 +40,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.done: requirements.txt | $(VENV)/bin/python
-	python -m pip install --quiet --no-compile -r requirements.txt
+	python -m pip install --quiet $(COMPILE) -r requirements.txt
 	touch $@
 
 $(VENV)/test.done: requirements-dev.txt requirements-extra.txt requirements.txt | $(VENV)/bin/python
-	python -m pip install --quiet --no-compile -r requirements-dev.txt
+	python -m pip install --quiet $(COMPILE) -r requirements-dev.txt
 	touch $@ $(VENV)/run.done
 
 databricks: $(VENV)/run.done
