@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT, Project
+from mlflow import MlflowClient
 from workspace import checkout_at, stand_in
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -29,6 +30,11 @@ def test_page(page: Path, new_project: Callable[[Path], Project], tmp_path: Path
     if page.stem == "databricks":
         with stand_in(tmp_path) as workspace:
             follow(page, Project(checkout_at(tmp_path / "project"), ""), **workspace.env())
+            client = MlflowClient(workspace.server)
+            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+            tags = [run.data.tags for run in client.search_runs(experiments, "tags.step = 'evaluate'")]
+            assert all(each["source_run_id"] for each in tags)
+            assert ["mlflow.parentRunId" in each for each in tags] == [False, True]  # the job, and the pipeline's child
         return
     project = new_project(tmp_path / "project")
     follow(page, project)
