@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
-from conftest import ROOT, Project, command_output, environment, free_port, wait_for
+from conftest import ROOT, Project, command_output, environment, free_port, new_store, wait_for
 from cryptography.fernet import Fernet
 from parts import lacks, need
 from preloaded import programs
@@ -144,7 +144,7 @@ def test_the_command_and_the_probes_of_kubernetes(tmp_path: Path):
     for old, new in {**arguments, "feedback.url=postgresql+psycopg:///feedback": "feedback.url=null"}.items():
         assert old in command
         command = command.replace(old, new)
-    env = environment(MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")
+    env = environment(MLFLOW_TRACKING_URI=new_store(tmp_path, f"{tmp_path}/mlruns"))
     env["PATH"] = f"{programs()}{os.pathsep}{env['PATH']}"
     with subprocess.Popen(
         command.split(), cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
