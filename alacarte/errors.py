@@ -21,8 +21,8 @@ class StoreError(Exception):
 
 def check_number(key: str, value: Any, is_valid: Callable[[float], bool], expected: str) -> None:
     """UserError for the value of a key that is no finite number, or one that is not valid."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not (is_number and is_valid(value)):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and -math.inf < value < math.inf and is_valid(value)):
         raise UserError(f"{key}={value}: expected {expected}")
 
 

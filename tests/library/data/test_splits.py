@@ -45,7 +45,8 @@ def test_the_split_of_a_known_table_never_changes():
 
 def test_parts_have_their_shares_and_seeds_are_independent():
     hashes = hash_rows(pd.DataFrame({"a": range(100_000)}))
-    splits = [hash_split(hashes, val=0.2, test=0.2, seed=seed) for seed in (0, 1, 2, 10**9, -1)]
+    rules = [SplitRule.of({"val": 0.2, "test": 0.2, "seed": seed}) for seed in (0, 1, 2, 10**9, -1, 10**400)]
+    splits = [hash_split(hashes, **rule.fractions) for rule in rules]
     for split in splits:
         assert abs(np.mean(split == "test") - 0.2) < 0.006 and abs(np.mean(split == "val") - 0.2) < 0.006
     for other in splits[1:]:
