@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
-from conftest import ROOT, Project, command_output, environment, free_port, new_store, wait_for
+from conftest import ROOT, Project, command_output, copy_project, environment, free_port, new_store, wait_for
 from cryptography.fernet import Fernet
 from parts import lacks, need
 from preloaded import programs
@@ -71,10 +71,13 @@ def bearer(token: str) -> dict[str, str]:
 def test_a_model_goes_from_the_registry_to_an_answer(
     running: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Logged here, and not by a step: for each of a step's hundred requests the server hashes the password."""
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", running["MLFLOW_ADMIN_PASSWORD"])
-    register_constant(Project(tmp_path, running["mlflow"]), MODEL, 3)
+    """Promoted by a step, but logged here: for each of a training's hundred requests the server hashes the password."""
+    client = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": running["MLFLOW_ADMIN_PASSWORD"]}
+    for name, value in client.items():
+        monkeypatch.setenv(name, value)
+    project = Project(copy_project(tmp_path / "project"), running["mlflow"])
+    version = register_constant(project, MODEL, 3, champion=False)
+    project.step("promote", f"registered_model_name={MODEL}", f"version={version}", "force=true", **client)
     until(lambda: requests.get(f"{running['serve']}/readyz", timeout=10).ok)
     assert requests.post(f"{running['serve']}/invocations", json=ROWS, timeout=30).status_code == 401
     headers = bearer(running["SERVE_PREDICT_TOKEN"])
