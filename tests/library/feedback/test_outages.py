@@ -1,7 +1,9 @@
 """A store that is locked, full, gone, replaced or killed, and URLs that cannot be opened."""
 
+import json
 import os
 import shutil
+import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -166,19 +168,57 @@ for i in range(rounds):
 
 def test_processes_make_the_tables_and_write_at_once(url: str):
     rounds = 20
-    processes = [child(TOGETHER, url, str(label), str(rounds)) for label in (1, 2)]
+    processes = [child(TOGETHER, url, str(label), str(rounds)) for label in (1, 2, 3)]
     for process in processes:
         assert process.stdout and process.stdout.readline() == "ready\n"
     for process in processes:
         assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
     store = Store(url)
-    assert count(store, predictions) == 40 * rounds + 1 and count(store, feedback) == 40 * rounds + 2
+    assert count(store, predictions) == 60 * rounds + 1 and count(store, feedback) == 60 * rounds + 3
     assert count(store, schema_version) == count(store, input_schemas) == 1
     labels = store.get_feedback(NAME, request_id(1, 1))["labels"]
-    assert sorted(each["label"] for each in labels) == [1, 2] and {each["reason"] for each in labels} == {"conflict"}
+    assert sorted(each["label"] for each in labels) == [1, 2, 3] and {each["reason"] for each in labels} == {"conflict"}
+    store.close()
+
+
+KILLED = """
+import json, time
+from stores import *
+store = Store(sys.argv[1])
+log = PredictionLog(store, settings())
+log.start()
+while True:
+    ids, _ = record(log, 2)
+    print(json.dumps(["predicted", time.time(), ids]))
+    log.flush()
+    if store.add_feedback(NAME, [Feedback(ids[0], 3)], classes=CLASSES)[0].state == "accepted":
+        print(json.dumps(["acknowledged", time.time(), ids[0]]))
+    for _ in range(50):
+        print(json.dumps(["predicted", time.time(), record(log)[0]]))
+"""
+
+
+def test_a_kill_loses_no_feedback_and_the_last_second_at_most(url: str):
+    process = child(KILLED, url)
+    assert process.stdout
+    lines = [process.stdout.readline()]
+    end = time.monotonic() + 1.8
+    while time.monotonic() < end:
+        lines.append(process.stdout.readline())
+    process.send_signal(signal.SIGKILL)
+    killed = time.time()
+    lines += process.stdout.read().splitlines(keepends=True)
+    process.wait()
+    events = [json.loads(line) for line in lines if line.endswith("\n")]
+    acknowledged = {each for kind, _, each in events if kind == "acknowledged"}
+    predicted = {each for kind, at, ids in events if kind == "predicted" and at < killed - 1 for each in ids}
+    assert acknowledged and predicted
+    store = Store(url)
+    assert acknowledged <= set(store.accepted(NAME).about["prediction_id"])
+    assert predicted <= set(store.window(NAME, 0, 2e9).about["prediction_id"])
     store.close()
 
 

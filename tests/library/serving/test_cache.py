@@ -6,23 +6,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from registries import answers, following, load, local_registry, point, refuses, register, serves, until
+from conftest import tracking
+from registries import Registry, answers, following, load, own_registry, point, refuses, register, serves, until
 
-from alacarte import registry
 from alacarte.errors import UserError
 from alacarte.serving.follower import ModelFollower
 from alacarte.serving.model import ServedModel
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with local_registry(tmp_path_factory.mktemp("registry")):
-        yield
-
-
 @pytest.fixture
-def follow(tmp_path: Path) -> Iterator[Callable[..., ModelFollower]]:
-    with following(tmp_path / "cache") as start:
+def follow(server: str, tmp_path: Path) -> Iterator[Callable[..., ModelFollower]]:
+    with tracking(server), following(tmp_path / "cache") as start:
         yield start
 
 
@@ -54,19 +48,21 @@ def test_the_cache_keeps_few_and_mends_what_is_damaged(follow, tmp_path: Path):
     assert answers(again) == 6 and (copy / "model/model.skops").read_bytes() != b"damaged"
 
 
-def test_with_the_registry_down(follow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """test_survival.py has registries that are down and silent."""
+@pytest.fixture
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with own_registry(tmp_path_factory.mktemp("registry")) as made:
+        yield made
 
-    def is_down(name: str) -> None:
-        raise ConnectionError("no route to the registry")
 
+def test_with_the_registry_down(follow, tmp_path: Path, registry: Registry, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for label in (1, 2):
         register("down", label)
     point("down", "1")
     holder = follow("down")
     serves(holder, "1")
 
-    monkeypatch.setattr(registry, "champion_of", is_down)
+    registry.stop()
     until(lambda: "does not answer" in (holder.status()["last_error"] or ""), holder.status)
     assert answers(holder) == 1
     restarted = follow("down")
@@ -101,7 +97,7 @@ def test_with_the_registry_down(follow, tmp_path: Path, monkeypatch: pytest.Monk
     alone = follow("down")
     until(lambda: "no other version has served" in alone.reason(), alone.reason)
 
-    monkeypatch.undo()
+    registry.start()
     point("down", "2")
     for each in (holder, restarted, alone):
         serves(each, "2")

@@ -1,15 +1,17 @@
 """The numpy path against the models themselves: labels exactly, probabilities to the last bits."""
 
-import sys
+import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+import test_serve as contract
+from conftest import Project
 from learning import FAMILIES, fitted, learner, table
 from people import people
+from registries import until
+from servers import register_constant, serving
 from sklearn import datasets, ensemble, linear_model, naive_bayes, neural_network
 from sklearn.base import BaseEstimator, TransformerMixin, clone, is_classifier
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
@@ -19,7 +21,6 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 
 from alacarte.serving.fastpath import estimators
 from alacarte.serving.fastpath.transformers import compile_model
-from alacarte.serving.model import ServedModel
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -230,20 +231,18 @@ def test_threads_do_not_disturb_each_other():
         assert answers == [model.predict(part).tolist() for part in parts]
 
 
-def test_a_model_without_the_folder_stays_on_the_path_of_mlflow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
-):
-    X, _ = table("numeric", "classification")
-    fitted("sklearn_sgd", "numeric", "classification").save(tmp_path / "model", example=X.head(3), metadata={})
-    model = ServedModel.load(tmp_path / "model", trust_code=False)
-    for name in [name for name in sys.modules if name.startswith("alacarte.serving.fastpath")]:
-        monkeypatch.setitem(sys.modules, name, None)
-    model.find_fast_path()
-    assert model.path_in_use == "pyfunc" and len(model.predict_example() or []) == 3
-    assert "no fast path: ModuleNotFoundError" in caplog.text
-
-
-def test_nothing_else_imports_the_folder():
-    for path in (ROOT / "alacarte").rglob("*.py"):
-        uses = [line for line in path.read_text().splitlines() if "alacarte.serving.fastpath import" in line]
-        assert path.parent.name == "fastpath" or all(line.startswith("    ") for line in uses), path
+def test_a_server_without_the_folder_passes_the_contract_tests(project: Project):
+    shutil.rmtree(project.root / "alacarte/serving/fastpath")
+    register_constant(project, contract.NAME, 1)
+    with serving(project, f"registered_model_name={contract.NAME}", "feedback.audit_share=0.5") as server:
+        server.wait()
+        contract.test_an_answer_says_which_version_gave_it(server)
+        contract.test_every_route_answers(server)
+        contract.test_feedback_on_a_prediction_of_just_now(server)
+        contract.test_a_web_page_elsewhere_cannot_reach_an_open_server(server)
+        (cases,) = contract.test_a_bad_request_gets_one_line.pytestmark
+        for path, body, status in cases.args[1]:
+            contract.test_a_bad_request_gets_one_line(server, path, body, status)
+        assert server.ask("/status").body["path"] == "pyfunc"
+        output = "no fast path: ModuleNotFoundError"  # after the search was tried in a child process
+        until(lambda: any(output in line for line in server.lines), lambda: server.lines)

@@ -261,7 +261,7 @@ def test_the_registry_is_down(project: Project, polling: Served, registry: Regis
     assert status["model_version"] == "1" and polling.ask("/invocations", ROWS).body["predictions"] == [1, 1]
     idle = [socket.create_connection(("127.0.0.1", int(polling.url.rpartition(":")[2]))) for _ in range(50)]
     assert polling.stop() == 0 and idle
-    port = int(registry.uri.rpartition(":")[2])  # test_cache.py has damaged copies
+    port = int(registry.uri.rpartition(":")[2])  # test_cache.py has the restart where nobody listens there
     silent = socket.create_server(("127.0.0.1", port))  # takes connections, says nothing
     with silent, serving(project, *POLLING, MLFLOW_HTTP_REQUEST_TIMEOUT="1") as served:
         status = served.wait("/status", model_version="1")
