@@ -42,7 +42,7 @@ CONF = next(folder / "conf" for folder in (ROOT, TEMPLATE) if (folder / "conf").
 class Terminated(SystemExit):
     """SIGTERM arrived; 143 is what a shell reports for it."""
 
-    arrived: int | None = None  # the signal that told the step to end: a library may swallow or replace the exception
+    arrived: int | None = None  # the signal that told the step to end: a library may drop or replace the exception
 
 
 def step(
@@ -91,33 +91,32 @@ def step(
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt or Terminated. Wait while MLflow opens or closes a run, which has no owner at that time."""
+    """Raise KeyboardInterrupt or Terminated, again after 10 ms if a library has dropped or replaced the exception. Wait while
+    MLflow opens or closes a run, which has no owner at that time."""
+    if number != signal.SIGALRM:
+        Terminated.arrived = number
+        signal.signal(signal.SIGALRM, _end)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    elif _is_ending():
+        return
     while frame:
-        if (
-            frame.f_code.co_name in ("start_run", "end_run")
-            and frame.f_code.co_filename == mlflow.tracking.fluent.__file__
-        ):
-            _send_again(number)
+        code, frame = frame.f_code, frame.f_back
+        if code.co_name in ("start_run", "end_run") and code.co_filename == mlflow.tracking.fluent.__file__:
             return
-        frame = frame.f_back
-    Terminated.arrived = number
-    raise _exception(number)
+    raise KeyboardInterrupt if Terminated.arrived == signal.SIGINT else Terminated(128 + signal.SIGTERM)
 
 
-def _exception(number: int) -> BaseException:
-    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(128 + number)
-
-
-def _send_again(number: int) -> None:
-    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
+def _is_ending() -> bool:
+    """The code that runs is a `finally`, an `except` or an `__exit__` on the way of the exception to its end."""
+    error = sys.exception()
+    while error and not isinstance(error, Terminated | KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _report_lost(lost: "sys.UnraisableHookArgs") -> None:
-    """A finalizer, a callback of a weak reference and a hook of os.fork lose exceptions: a lost signal comes again."""
-    if Terminated.arrived and isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
-        _send_again(Terminated.arrived)
-    else:
+    """A finalizer, a callback of a weak reference or a hook of os.fork has dropped an exception. That of a signal comes again."""
+    if not isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
         sys.__unraisablehook__(lost)
 
 
@@ -130,8 +129,6 @@ def _launch(
         try:
             check(cfg, config_name)
             stores.find_relative_store() if offline else stores.open_stores()
-            if Terminated.arrived:
-                raise _exception(Terminated.arrived)
             with tracking.start_run(config_name, cfg) if tracked else contextlib.nullcontext():
                 function(cfg)
         except Exception as error:  # kept from Hydra, which adds lines of its own; a sweep goes on with its next job
@@ -163,6 +160,8 @@ def _launch(
         if isinstance(error, HydraException | OmegaConfBaseException):
             raise UserError(explain(error, config_name)) from error
         raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # from here on, no exception of a signal comes again
 
 
 def compose(config_name: str, tokens: Sequence[str]) -> DictConfig | None:

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from errno import EACCES, EADDRINUSE
 from functools import partial
 from socket import AF_INET, AF_INET6, create_server, socket
-from typing import Any
 
 import uvicorn
 
@@ -30,8 +29,6 @@ def run(settings: Settings) -> None:
 
     UserError if the address cannot be used, or the feedback store or the cache cannot be opened.
     """
-    server = _Server(settings)
-    server.end_start_on_signals()
     probe.start(settings.trust_code)  # forks before there is a socket, a database or a thread
     if settings.feedback.url:
         Store(settings.feedback.url).close()  # an error of the store ends the server here, in one line
@@ -41,7 +38,8 @@ def run(settings: Settings) -> None:
     host, port = listening.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     with webhooks.registered(settings, f"{url}/events") if settings.webhook else nullcontext():
-        server.serve_until_stopped(listening, f"serve: {url} for {settings.registered_model_name}, Ctrl-C stops it")
+        ready = f"serve: {url} for {settings.registered_model_name}, Ctrl-C stops it"
+        _Server(settings).serve_until_stopped(listening, ready)
     sys.stdout.flush()
     sys.stderr.flush()
     # A thread may still load a model. The normal end of Python would stop this thread anywhere, which aborts the process
@@ -50,7 +48,7 @@ def run(settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Looks at all connections once a second, and ends on a signal at any moment."""
+    """Looks at all connections once a second."""
 
     def __init__(self, settings: Settings) -> None:
         config = uvicorn.Config(
@@ -62,28 +60,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._body_seconds = settings.timeout
 
-    def end_start_on_signals(self) -> None:
-        """Let SIGTERM and Ctrl-C raise as before, and also make the server end.
-
-        Python drops an exception that a signal raises inside some callbacks, such as the callback of a weak reference.
-        """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous = signal.getsignal(number)
-
-            def stop(number: int, frame: Any, previous: Any = previous) -> None:
-                self.should_exit = True
-                if callable(previous):
-                    previous(number, frame)
-
-            signal.signal(number, stop)
-
     def serve_until_stopped(self, listening: socket, ready: str) -> None:
         """Serve. The signals belong to uvicorn before the line `ready` is printed: from then on no signal is lost."""
         for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn calls these again at the end, to no effect
             signal.signal(number, self.handle_exit)
         print(ready, flush=True)
-        if not self.should_exit:
-            self.run(sockets=[listening])
+        self.run(sockets=[listening])
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # uvicorn calls this ten times a second
