@@ -9,16 +9,13 @@ import functools
 import gc
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
-import mlflow.tracking.fluent
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -28,7 +25,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from alacarte import stores, tracking
+from alacarte import signals, stores, tracking
 from alacarte.arguments import TEXT, parse, to_overrides
 from alacarte.errors import UserError, nearest
 from alacarte.folders import ROOT, TEMPLATE
@@ -37,12 +34,6 @@ from alacarte.help import help_text
 __all__ = ["CONF", "compose", "instantiate", "keys_of", "part_of", "plain", "save_for", "step"]
 
 CONF = next(folder / "conf" for folder in (ROOT, TEMPLATE) if (folder / "conf").is_dir())
-
-
-class Terminated(SystemExit):
-    """SIGTERM arrived; 143 is what a shell reports for it."""
-
-    arrived: int | None = None  # the signal that told the step to end: a library may drop or replace the exception
 
 
 def step(
@@ -61,13 +52,10 @@ def step(
         def main(*more: object) -> NoReturn:
             if not sys.stderr.isatty():  # in a log file, a bar is a long line of noise
                 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-            sys.unraisablehook = _report_lost
-            signal.signal(signal.SIGTERM, _end)
-            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-                signal.signal(signal.SIGINT, _end)
             code, line = 0, None
             try:
-                _launch(lambda cfg: function(cfg, *more), config_name, run, offline, sys.argv[1:])
+                with signals.raised():
+                    _launch(lambda cfg: function(cfg, *more), config_name, run, offline, sys.argv[1:])
             except KeyboardInterrupt:
                 code = 130
             except SystemExit as stop:
@@ -76,8 +64,8 @@ def step(
                 code, line = 2, str(error)
             except Exception as error:
                 code, line = 1, stores.explain_failure(error)
-                if Terminated.arrived:
-                    code, line = 128 + Terminated.arrived, None
+                if signals.arrived:
+                    code, line = 128 + signals.arrived, None
                 elif line is None:
                     traceback.print_exc()
             if line:
@@ -88,36 +76,6 @@ def step(
         return main
 
     return decorate
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt or Terminated, again after 10 ms if a library has dropped or replaced the exception. Wait while
-    MLflow opens or closes a run, which has no owner at that time."""
-    if number != signal.SIGALRM:
-        Terminated.arrived = number
-        signal.signal(signal.SIGALRM, _end)
-        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-    elif _is_ending():
-        return
-    while frame:
-        code, frame = frame.f_code, frame.f_back
-        if code.co_name in ("start_run", "end_run") and code.co_filename == mlflow.tracking.fluent.__file__:
-            return
-    raise KeyboardInterrupt if Terminated.arrived == signal.SIGINT else Terminated(128 + signal.SIGTERM)
-
-
-def _is_ending() -> bool:
-    """The code that runs is a `finally`, an `except` or an `__exit__` on the way of the exception to its end."""
-    error = sys.exception()
-    while error and not isinstance(error, Terminated | KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
-
-
-def _report_lost(lost: "sys.UnraisableHookArgs") -> None:
-    """A finalizer, a callback of a weak reference or a hook of os.fork has dropped an exception. That of a signal comes again."""
-    if not isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
-        sys.__unraisablehook__(lost)
 
 
 def _launch(
@@ -160,8 +118,6 @@ def _launch(
         if isinstance(error, HydraException | OmegaConfBaseException):
             raise UserError(explain(error, config_name)) from error
         raise
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # from here on, no exception of a signal comes again
 
 
 def compose(config_name: str, tokens: Sequence[str]) -> DictConfig | None:

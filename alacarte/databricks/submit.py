@@ -10,7 +10,6 @@ step begins, its MLflow run stays RUNNING. Here this program closes the run, or 
 import argparse
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from mlflow.projects._project_spec import load_project
 from mlflow.projects.databricks import DatabricksJobRunner
 from mlflow.utils import mlflow_tags
 
-from alacarte import launch, registry
+from alacarte import launch, registry, signals
 from alacarte.databricks import stage
 from alacarte.errors import UserError, first_line
 from alacarte.source import git_tags
@@ -106,6 +105,7 @@ def open_experiment(name: str) -> str:
     return experiment.experiment_id if experiment else MlflowClient().create_experiment(name)
 
 
+@signals.raised()
 def run(entry_point: str, tokens: Sequence[str], cluster: dict[str, Any], experiment: str) -> int:
     """Run an entry point to its end; its exit code. Its MLflow run never stays RUNNING."""
     check_arguments(entry_point, tokens)
@@ -123,7 +123,6 @@ def run(entry_point: str, tokens: Sequence[str], cluster: dict[str, Any], experi
     run_id = client.create_run(experiment_id, tags={**tags, **git_tags()}).info.run_id
     job: int | None = None
     staged = str(stage.ROOT / stage.STAGED)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         job = runner.run_databricks_spark_job(
             project_uri=staged, work_dir=staged, experiment_id=experiment_id, cluster_spec=cluster, run_id=run_id,
@@ -131,12 +130,12 @@ def run(entry_point: str, tokens: Sequence[str], cluster: dict[str, Any], experi
         )  # fmt: skip
         client.set_tag(run_id, JOB_TAG, job)
         follow(runner, job, run_id)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, signals.Terminated) as stop:
         if job is not None:
             runner.jobs_runs_cancel(job)
         client.set_terminated(run_id, "KILLED")
         print(f"databricks: stopped, and its job with it\nrun_id={run_id}")
-        return 130
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
     except BaseException:
         if job is None or _has_ended(runner, job):  # otherwise the step continues, and closes its run itself
             _close(run_id)

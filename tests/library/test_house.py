@@ -21,6 +21,7 @@ LAYERS = [
         "help",
         "own_code",
         "registry",
+        "signals",
         "template",
     ],
     ["learners", "evaluation", "tracking"],

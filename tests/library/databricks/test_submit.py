@@ -176,6 +176,6 @@ def test_whoever_stops_waiting_stops_the_job(there: There):
     process = subprocess.Popen(command, cwd=there.root, env=env, stdout=subprocess.PIPE, text=True)
     there.workspace.once_running = process.terminate
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "its job with it" in output, output
+    assert process.returncode == 143 and "its job with it" in output, output
     assert there.runs()[0].info.status == "KILLED"
     assert there.workspace.jobs[max(there.workspace.jobs)].state["result_state"] == "CANCELED"
