@@ -1,7 +1,7 @@
-"""End a program on SIGTERM and Ctrl-C by an exception, whatever library runs at that moment.
+"""End a program on SIGTERM and Ctrl-C by an exception, whatever code runs at that moment.
 
-Libraries drop or replace exceptions: Python itself in a finalizer, in a callback of a weak reference and in a hook of os.fork,
-SQLite's module while it binds the values of a statement.
+Python drops an exception in a finalizer, in a callback of a weak reference and in a hook of os.fork. Libraries catch all
+exceptions, or fail while they handle one, which replaces it.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
-import mlflow.tracking.fluent
+RUN_CHANGES = {("mlflow.tracking.fluent", "start_run"), ("mlflow.tracking.fluent", "end_run")}
 
 arrived: int | None = None  # the signal that told the program to end
 
@@ -36,7 +36,11 @@ def raised() -> Iterator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Raise the exception, except while MLflow opens or closes a run, which has no owner at that time."""
+    """Raise the exception, or let it wait for some milliseconds.
+
+    It waits while MLflow opens or closes a run, which has no owner at that time, and while SQLAlchemy works: the traceback would
+    keep the cursor of a query, and the cursor a lock on SQLite's file.
+    """
     global arrived
     if number != signal.SIGALRM:
         arrived = number
@@ -45,9 +49,10 @@ def _end(number: int, frame: FrameType | None) -> None:
     elif _is_ending():
         return
     while frame:
-        code, frame = frame.f_code, frame.f_back
-        if code.co_name in ("start_run", "end_run") and code.co_filename == mlflow.tracking.fluent.__file__:
+        module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if module.startswith("sqlalchemy.") or (module, function) in RUN_CHANGES:
             return
+        frame = frame.f_back
     raise KeyboardInterrupt if arrived == signal.SIGINT else Terminated(128 + signal.SIGTERM)
 
 

@@ -24,7 +24,7 @@ from mlflow.utils.mlflow_tags import (
 )
 from omegaconf import DictConfig, OmegaConf
 
-from alacarte import stores
+from alacarte import signals, stores
 from alacarte.errors import UserError, first_line
 from alacarte.source import git_tags, source_hash, source_of
 
@@ -71,8 +71,8 @@ def start_run(step: str, cfg: DictConfig | None) -> Iterator[Run]:
         code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code or 0
         status = "FINISHED" if code == 0 else "KILLED" if code in (130, 143) else "FAILED"
         raise
-    finally:
-        mlflow.end_run(status)
+    finally:  # without one of these exceptions too: a library may replace it
+        mlflow.end_run("KILLED" if signals.arrived and status == "FAILED" else status)
 
 
 def active_run() -> Run:

@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, environment, new_store
 from hydra import compose, initialize_config_dir
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from people import refusal
 from preloaded import programs
@@ -57,6 +58,25 @@ def test_a_signal_whose_exception_is_dropped_comes_back(tmp_path, lose, number, 
     env = environment(PYTHONPATH=str(ROOT))
     ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (code, "closed\n") and "Traceback" not in ended.stderr, ended.stderr
+
+
+def test_a_signal_inside_a_query_ends_the_run(tmp_path):
+    """An exception there keeps its cursor in the traceback, which keeps SQLite's file locked: then the run cannot be closed."""
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "greet.py").write_text(
+        "import os, signal, time\n\nimport mlflow\nfrom sqlalchemy import Engine, event\n\n"
+        "from alacarte import launch, signals\n\n\n"
+        "@launch.step('promote')\ndef main(cfg):\n"
+        "    event.listen(Engine, 'after_cursor_execute', tell)\n    mlflow.log_metric('loss', 1)\n    time.sleep(10)\n\n\n"
+        "def tell(connection, cursor, statement, *_):\n    if 'SELECT' in statement and not signals.arrived:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n\n\nmain()\n"
+    )
+    store = new_store(tmp_path, f"{tmp_path}/mlruns")
+    env = environment(PYTHONPATH=str(ROOT), MLFLOW_TRACKING_URI=store)
+    command = [f"{programs()}/python", str(tmp_path / "steps" / "greet.py")]
+    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    (run,) = MlflowClient(store).search_runs(["0"])
+    assert (ended.returncode, ended.stdout, ended.stderr, run.info.status) == (143, "", "", "KILLED")
 
 
 def test_version_is_a_key_where_it_has_a_value():
