@@ -60,14 +60,15 @@ def step(
                 code = 130
             except SystemExit as stop:
                 code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-            except UserError as error:
-                code, line = 2, str(error)
             except Exception as error:
-                code, line = 1, stores.explain_failure(error)
-                if signals.arrived:
-                    code, line = 128 + signals.arrived, None
-                elif line is None:
-                    traceback.print_exc()
+                if signals.arrived:  # a library may replace the exception of a signal
+                    code = 128 + signals.arrived
+                elif isinstance(error, UserError):
+                    code, line = 2, str(error)
+                else:
+                    code, line = 1, stores.explain_failure(error)
+                    if line is None:
+                        traceback.print_exc()
             if line:
                 print(f"{config_name}: {line}", file=sys.stderr)
             gc.freeze()  # otherwise the interpreter searches all objects of the libraries for cycles at its end: seconds

@@ -130,13 +130,13 @@ def run(entry_point: str, tokens: Sequence[str], cluster: dict[str, Any], experi
         )  # fmt: skip
         client.set_tag(run_id, JOB_TAG, job)
         follow(runner, job, run_id)
-    except (KeyboardInterrupt, signals.Terminated) as stop:
-        if job is not None:
-            runner.jobs_runs_cancel(job)
-        client.set_terminated(run_id, "KILLED")
-        print(f"databricks: stopped, and its job with it\nrun_id={run_id}")
-        return 130 if isinstance(stop, KeyboardInterrupt) else 143
     except BaseException:
+        if signals.arrived:  # a library may replace the exception of a signal
+            if job is not None:
+                runner.jobs_runs_cancel(job)
+            client.set_terminated(run_id, "KILLED")
+            print(f"databricks: stopped, and its job with it\nrun_id={run_id}")
+            return 128 + signals.arrived
         if job is None or _has_ended(runner, job):  # otherwise the step continues, and closes its run itself
             _close(run_id)
         raise

@@ -62,7 +62,8 @@ class _Server(uvicorn.Server):
 
     def serve_until_stopped(self, listening: socket, ready: str) -> None:
         """Serve. The signals belong to uvicorn before the line `ready` is printed: from then on no signal is lost."""
-        for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn calls these again at the end, to no effect
+        # SIGALRM repeats a signal of the start (signals.py). uvicorn calls the handler again at the end, to no effect.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
             signal.signal(number, self.handle_exit)
         print(ready, flush=True)
         self.run(sockets=[listening])

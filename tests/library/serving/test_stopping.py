@@ -120,3 +120,23 @@ def test_while_the_registry_is_silent(prepared: Project, tmp_path: Path, silent:
     time.sleep(0 if line else 3)
     assert started.stops(signal.SIGTERM) in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
     assert "Traceback" not in started.printed
+
+
+LATE = """
+import os, runpy, sys
+from alacarte.serving import server
+inside = {"__name__": "sqlalchemy.forced", "os": os}
+exec(f"def tell(): os.kill(os.getpid(), {sys.argv.pop(1)})", inside)
+serve = server._Server.serve_until_stopped
+server._Server.serve_until_stopped = lambda *of: (inside["tell"](), serve(*of))
+runpy.run_module("steps.serve", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_waited_for_a_query_until_it_listens(prepared: Project, tmp_path: Path, number: int):
+    command = [f"{programs()}/python", "-c", LATE, str(int(number)), f"registered_model_name={NAME}", "serve.port=0"]
+    env = environment(MLFLOW_TRACKING_URI=prepared.uri)
+    more = f"serve.cache={tmp_path}/cache"
+    ended = subprocess.run([*command, more], cwd=prepared.root, env=env, capture_output=True, text=True, timeout=BOUND)
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr, ended.stderr
